@@ -1,0 +1,1 @@
+"""RSNA Intracranial Hemorrhage Detection: from DICOM to a submission."""
