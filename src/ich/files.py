@@ -22,8 +22,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        raise IchError(f"cannot write {path}: {error.strerror or error}; make room or rights for it, then run again") from error
+        raise IchError(
+            f"cannot write {path}: {error.strerror or error}; make room or rights for it, then run again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

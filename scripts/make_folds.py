@@ -1,0 +1,54 @@
+"""Split the patients into folds, all six labels balanced, and audit the result.
+
+    python scripts/make_folds.py configs/baseline.yaml
+
+Reads the slice table of data.images and the label CSV (data.labels, or the one in data.sources), writes data.folds: a
+row a train slice with its patient, fold and labels. Every later stage takes labels and folds from there.
+"""
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
+    arguments = parser.parse_args(argv)
+
+    from ich import archive, config, folds, labels, runs, slices
+    from ich.errors import IchError
+
+    settings = config.load(arguments.config, arguments.overrides)
+    table = runs.slice_table(settings)
+    if settings.data.labels is not None:
+        frame, merged = labels.read_labels(settings.data.labels)
+    else:
+        with archive.open_table(settings.data.sources, "_train.csv") as file:
+            frame, merged = labels.read_labels(file)
+    if merged:
+        print(f"{merged:,} image(s) are listed more than once, with equal labels")
+
+    train = table[table["split"] == "train"].set_index("SOPInstanceUID")
+    for found, lack in (
+        (frame.index.difference(train.index), "label(s) without a slice"),
+        (train.index.difference(frame.index), "slice(s) without a label"),
+    ):
+        if len(found) and not settings.folds.allow_unmatched:
+            raise IchError(
+                f"{len(found):,} {lack}: {labels.name_some(found)}; give the sources and the label file that belong"
+                " together, or set folds.allow_unmatched=true to work with what both have"
+            )
+        if len(found):
+            print(f"left out: {len(found):,} {lack}")
+
+    usable = slices.readable(table, "train").join(frame, how="inner")
+    made = folds.make_folds(usable, n_folds=settings.folds.n, seed=settings.folds.seed)
+    path = settings.data.folds_path
+    if path.exists() and not folds.read_folds(path).equals(made):
+        raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
+    folds.write_folds(path, made)
+    print(folds.audit(made))
+    print(f"folds: {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

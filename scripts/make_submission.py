@@ -1,0 +1,51 @@
+"""Write the predictions of a run as the CSV that the competition accepts, checked row by row.
+
+    python scripts/make_submission.py runs/baseline
+
+Writes submissions/<run>.csv in the order of the sample submission (data.sample_submission, or the one in
+data.sources), and submissions/<run>.json, which says where it comes from.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("run", type=Path, help="a directory of runs/")
+    parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
+    arguments = parser.parse_args(argv)
+
+    import json
+
+    from ich import archive, runs, submission
+
+    run = runs.Run.open(arguments.run)
+    data = run.config.data
+    predictions = runs.read_predictions(run.predictions_path)
+    sample = archive.open_table(data.sources, "_sample_submission.csv")
+    with nullcontext(data.sample_submission) if data.sample_submission else sample as source:
+        rows = submission.make_submission(predictions, source)
+    score = json.loads(run.score_path.read_text())
+    path = arguments.out / f"{run.config.name}.csv"
+    provenance = {
+        "run": str(run.path),
+        "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
+        "prevalence_weighted_log_loss": score["of_prevalence"],
+        "trained_at": json.loads(run.environment_path.read_text())["commit"],
+        "config": run.config.model_dump(mode="json"),
+    }
+    submission.write_submission(rows, path, provenance)
+    print(f"""
+images         {data.images}
+folds          {data.folds_path}
+run            {run.path}
+out-of-fold    weighted log loss {score["weighted_log_loss"]:.4f}; prevalence alone scores {score["of_prevalence"]:.4f}
+submission     {path} ({len(rows):,} rows, checked against the sample submission)
+provenance     {path.with_suffix(".json")}""")
+
+
+if __name__ == "__main__":
+    cli.run(main)

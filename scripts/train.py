@@ -1,0 +1,25 @@
+"""Train one fold.
+
+    python scripts/train.py configs/baseline.yaml --fold 0
+
+Writes runs/<name>/fold<k>: model.keras, history.csv, oof.parquet. A fold that is finished is not trained again.
+"""
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
+    parser.add_argument("--fold", type=int, required=True, help="0 to folds.n - 1")
+    arguments = parser.parse_args(argv)
+
+    from ich import config, runs, training
+
+    run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
+    training.train_fold(run, arguments.fold)
+    print(f"fold {arguments.fold}: {run.fold(arguments.fold)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,37 @@
+"""What every script shares: how it ends, and how it is told its config."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ich.errors import IchError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main; say an IchError as a sentence on stderr and exit with status 1, Ctrl-C with 130."""
+    try:
+        main()
+    except IchError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring as it stands."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config(arguments: argparse.ArgumentParser) -> None:
+    """Add CONFIG and --set, as every stage up to the training takes them."""
+    arguments.add_argument("config", type=Path, help="a YAML file of configs/")
+    arguments.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one value of the config; may be given several times",
+    )

@@ -1,0 +1,216 @@
+"""A run's directory: what lies in it, and whose results it may hold."""
+
+import json
+import os
+import platform
+import subprocess
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ich import convert, folds, metrics, slices, windows
+from ich.config import Config, differences, load
+from ich.convert import Settings
+from ich.errors import IchError
+from ich.files import replacing
+from ich.labels import INDEX_NAME, LABELS
+
+RUNS = Path("runs")
+
+_PACKAGES = ("albumentations", "keras", "numpy", "opencv-python-headless", "pandas", "pydicom", "tensorflow")
+
+
+class Run:
+    """The files of one run, `runs/<name>/`.
+
+    config.yaml and environment.json are written when it begins; `fold<k>/` and what follows by the stages.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def begin(cls, config: Config, root: Path = RUNS) -> "Run":
+        """Make the run's directory, or go on with it if it is of the same config and the same folds.
+
+        Raises:
+            IchError: it is of another config or of other folds; the message shows the difference.
+        """
+        run = cls(root / config.name, config)
+        if run.config_path.exists():
+            theirs = load(run.config_path)
+            changed = differences(theirs, config)
+            if changed:
+                raise IchError(
+                    f"{run.path} belongs to another config (its own / this one: {'; '.join(changed)});"
+                    " give this one another name, or delete the directory"
+                )
+            stored = json.loads(run.environment_path.read_text())["folds_sha256"]
+            if stored != _digest(config.data.folds_path):
+                raise IchError(
+                    f"{run.path} was trained on other folds than {config.data.folds_path} now holds;"
+                    " restore the file, or give the run another name"
+                )
+            return run
+        with replacing(run.environment_path) as temporary:
+            temporary.write_text(
+                json.dumps(environment() | {"folds_sha256": _digest(config.data.folds_path)}, indent=2) + "\n"
+            )
+        with replacing(run.config_path) as temporary:
+            temporary.write_text(config.resolved())
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open a run that exists.
+
+        Raises:
+            IchError: there is none.
+        """
+        if not (path / "config.yaml").is_file():
+            raise IchError(f"{path} is no run: it has no config.yaml; expected a directory that scripts/train.py made")
+        return cls(path, load(path / "config.yaml"))
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def oof_path(self) -> Path:
+        """Out-of-fold predictions of all folds."""
+        return self.path / "oof.parquet"
+
+    @property
+    def score_path(self) -> Path:
+        return self.path / "score.json"
+
+    @property
+    def predictions_path(self) -> Path:
+        """Predictions of the test set, the mean of the folds."""
+        return self.path / "predictions_test.parquet"
+
+    def fold(self, k: int) -> Path:
+        return self.path / f"fold{k}"
+
+    def finished_folds(self) -> list[int]:
+        """The folds whose training ended: their out-of-fold predictions are written last."""
+        return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
+
+    def score(self) -> dict:
+        """Score all folds' out-of-fold predictions, write them as one file and the score beside it.
+
+        Raises:
+            IchError: a fold is missing, or its predictions are not those of its slices.
+        """
+        missing = sorted(set(range(self.config.folds.n)) - set(self.finished_folds()))
+        if missing:
+            raise IchError(f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first")
+        oof = pd.concat([read_predictions(self.fold(k) / "oof.parquet") for k in self.finished_folds()])
+        table = folds.read_folds(self.config.data.folds_path)
+        if len(oof) != len(table) or not oof.index.is_unique or not oof.index.isin(table.index).all():
+            raise IchError(
+                f"{self.path} has {len(oof):,} out-of-fold predictions, {self.config.data.folds_path} lists"
+                f" {len(table):,} slices, and they are not the same; delete the run's fold directories and train again"
+            )
+        oof = oof.loc[table.index]
+        y, p = table[list(LABELS)].to_numpy(), oof.to_numpy()
+        score = {
+            "weighted_log_loss": metrics.weighted_log_loss(y, p),
+            "of_prevalence": metrics.prevalence_log_loss(y),
+            "by_label": dict(zip(LABELS, metrics.log_loss_by_label(y, p).tolist(), strict=True)),
+            "slices": len(table),
+        }
+        write_predictions(oof, self.oof_path)
+        with replacing(self.score_path) as temporary:
+            temporary.write_text(json.dumps(score, indent=2) + "\n")
+        return score
+
+
+def settings(config: Config) -> Settings:
+    """The config's preprocess section as settings of the conversion."""
+    section = config.preprocess
+    return Settings(
+        windows=tuple(
+            windows.preset(w) if isinstance(w, str) else windows.Window(center=w.center, width=w.width)
+            for w in section.windows
+        ),
+        size=section.size,
+        fit=section.fit,
+    )
+
+
+def slice_table(config: Config) -> pd.DataFrame:
+    """The slice table of the config's images, which must be of the config's settings.
+
+    Raises:
+        IchError: not converted yet, or of other settings.
+    """
+    table = slices.read_table(config.data.images / "slices.parquet")
+    convert.check_settings(config.data.images, settings(config))
+    return table
+
+
+def write_predictions(frame: pd.DataFrame, path: Path) -> None:
+    """Write six float32 probabilities a slice, indexed by SOPInstanceUID."""
+    with replacing(path) as temporary:
+        frame.astype("float32").to_parquet(temporary)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        IchError: the file is missing, no Parquet, or has other columns.
+    """
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IchError(f"predictions {path} cannot be read ({error}); make them again") from error
+    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME:
+        raise IchError(
+            f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
+            f" {frame.index.name}, expected {', '.join(LABELS)} under {INDEX_NAME}; make them again"
+        )
+    return frame
+
+
+def environment() -> dict:
+    """What a result depends on beside config and data: versions, the code's commit, the hardware."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code, with `-dirty` if it was changed since; None outside a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise IchError(f"cannot read {path}: {error.strerror or error}; make it with scripts/make_folds.py") from error
