@@ -1,6 +1,8 @@
 """What every script shares: how it ends, and how it is told its config."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,9 @@ from ich.errors import IchError
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; say an IchError as a sentence on stderr and exit with status 1, Ctrl-C with 130."""
+    # TensorFlow tells of its own build at each start, and takes a smaller last batch, compiled anew, for a mistake.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         main()
     except IchError as error:

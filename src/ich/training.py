@@ -1,10 +1,5 @@
 """Training: one fold of a run, and its out-of-fold predictions."""
 
-import logging
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes about its own build
-
 import keras
 import numpy as np
 import pandas as pd
@@ -16,9 +11,6 @@ from ich.files import replacing
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
 from ich.losses import WeightedBinaryCrossentropy, WeightedLogLoss
-
-# A last batch that is smaller than the others is compiled once more, which TensorFlow takes for a mistake.
-logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def train_fold(run: runs.Run, k: int) -> None:

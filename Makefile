@@ -1,0 +1,41 @@
+# make install | demo | test | test-slow | lint | bench | clean-demo
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/demo.yaml
+DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
+
+.PHONY: install demo test test-slow lint bench clean-demo
+
+install: $(VENV)/installed
+
+# constraints.txt holds the versions that the tests ran with.
+$(VENV)/installed: requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 13) or sys.exit(f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: install
+	$(BIN)/python scripts/make_demo_data.py $(DEMO_ARCHIVE)
+	$(BIN)/python scripts/preprocess.py $(CONFIG)
+	$(BIN)/python scripts/make_folds.py $(CONFIG)
+	$(BIN)/python scripts/train_kfold.py $(CONFIG)
+	$(BIN)/python scripts/predict.py runs/demo
+	$(BIN)/python scripts/make_submission.py runs/demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: install
+	$(BIN)/python benchmarks/bench_labels.py
+
+clean-demo:
+	rm -rf data/demo images/demo runs/demo submissions/demo.csv submissions/demo.json
