@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from ich import archive, config, folds, labels, runs, slices
-    from ich.errors import IchError
+    from ich.errors import IchError, name_some
 
     settings = config.load(arguments.config, arguments.overrides)
     table = runs.slice_table(settings)
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         if len(found) and not settings.folds.allow_unmatched:
             raise IchError(
-                f"{len(found):,} {lack}: {labels.name_some(found)}; give the sources and the label file that belong"
+                f"{len(found):,} {lack}: {name_some(found)}; give the sources and the label file that belong"
                 " together, or set folds.allow_unmatched=true to work with what both have"
             )
         if len(found):

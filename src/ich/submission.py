@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import pandas as pd
 
-from ich.errors import IchError
+from ich.errors import IchError, name_some
 from ich.files import replacing
-from ich.labels import LABELS, name_some, read_ids, to_long
+from ich.labels import LABELS, read_ids, to_long
 
 
 def make_submission(predictions: pd.DataFrame, sample: str | Path | BinaryIO) -> pd.DataFrame:
@@ -27,17 +27,16 @@ def make_submission(predictions: pd.DataFrame, sample: str | Path | BinaryIO) ->
             [0, 1]; nothing is filled in.
     """
     rows, images = read_ids(sample)
-    name = str(sample if isinstance(sample, str | Path) else getattr(sample, "name", "the sample submission"))
     without = images.difference(predictions.index)
     if len(without):
         raise IchError(
-            f"{name_some(without)} of {name} have no prediction; the slice table says why their slices could not be"
-            " read, or predict the test set that belongs to this sample submission"
+            f"the sample submission asks for {name_some(without)}, of which there are no predictions; nothing is filled"
+            " in: the slice table says which slices could not be read, or this is the sample of another test set"
         )
     foreign = predictions.index.difference(images)
     if len(foreign):
         raise IchError(
-            f"there are predictions of {name_some(foreign)}, which {name} does not ask for; give the sample submission"
+            f"there are predictions of {name_some(foreign)}, for which the sample submission does not ask; give the one"
             " that belongs to this test set"
         )
     values = predictions[list(LABELS)].to_numpy()

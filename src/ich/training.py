@@ -1,5 +1,7 @@
 """Training: one fold of a run, and its out-of-fold predictions."""
 
+import sys
+
 import keras
 import numpy as np
 import pandas as pd
@@ -54,7 +56,12 @@ def train_fold(run: runs.Run, k: int) -> None:
         metrics=[WeightedLogLoss()],
     )
     history = model.fit(
-        train, validation_data=held_out, epochs=config.train.epochs, callbacks=[keras.callbacks.TerminateOnNaN()]
+        train,
+        validation_data=held_out,
+        epochs=config.train.epochs,
+        shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+        verbose=_verbose(),
     )
     if len(history.epoch) < config.train.epochs or not np.isfinite(history.history["loss"][-1]):
         raise IchError(
@@ -74,7 +81,7 @@ def predict(model: keras.Model, samples: DataGenerator) -> pd.DataFrame:
     Returns:
         Six float32 columns, indexed by the generator's ids in their order.
     """
-    logits = model.predict(samples)
+    logits = model.predict(samples, verbose=_verbose())
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return pd.DataFrame(probabilities.astype(np.float32), index=samples.ids.rename(INDEX_NAME), columns=list(LABELS))
 
@@ -82,6 +89,11 @@ def predict(model: keras.Model, samples: DataGenerator) -> pd.DataFrame:
 def generator_options(config: Config) -> dict:
     """Where images lie and how many workers read them, as arguments of DataGenerator."""
     return {"workers": config.machine.workers, "use_multiprocessing": config.machine.processes, "max_queue_size": 16}
+
+
+def _verbose() -> str | int:
+    """Keras's progress bar in a terminal; in a log, a line an epoch."""
+    return "auto" if sys.stderr.isatty() else 2
 
 
 def _generators(config: Config, table: pd.DataFrame, k: int) -> tuple[DataGenerator, DataGenerator]:
