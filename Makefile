@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/demo.yaml
 DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
 
 .PHONY: install demo test test-slow lint bench clean-demo
@@ -13,14 +12,14 @@ install: $(VENV)/installed
 $(VENV)/installed: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 13) or sys.exit(f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
 demo: install
 	$(BIN)/python scripts/make_demo_data.py $(DEMO_ARCHIVE)
-	$(BIN)/python scripts/preprocess.py $(CONFIG)
-	$(BIN)/python scripts/make_folds.py $(CONFIG)
-	$(BIN)/python scripts/train_kfold.py $(CONFIG)
+	$(BIN)/python scripts/preprocess.py configs/demo.yaml
+	$(BIN)/python scripts/make_folds.py configs/demo.yaml
+	$(BIN)/python scripts/train_kfold.py configs/demo.yaml
 	$(BIN)/python scripts/predict.py runs/demo
 	$(BIN)/python scripts/make_submission.py runs/demo
 
@@ -36,6 +35,7 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/bench_labels.py
+	$(BIN)/python benchmarks/bench_demo.py
 
 clean-demo:
 	rm -rf data/demo images/demo runs/demo submissions/demo.csv submissions/demo.json

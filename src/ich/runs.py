@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,7 @@ _PACKAGES = ("albumentations", "keras", "numpy", "opencv-python-headless", "pand
 class Run:
     """The files of one run, `runs/<name>/`.
 
-    config.yaml and environment.json are written when it begins; `fold<k>/` and what follows by the stages.
+    config.yaml and environment.json are written when the first training starts; `fold<k>/` and the rest by the stages.
     """
 
     def __init__(self, path: Path, config: Config):
@@ -36,34 +36,46 @@ class Run:
 
     @classmethod
     def begin(cls, config: Config, root: Path = RUNS) -> "Run":
-        """Make the run's directory, or go on with it if it is of the same config and the same folds.
+        """A run to train: a new one, of which nothing is written yet, or one of this config and these folds to go on.
 
         Raises:
-            IchError: it is of another config or of other folds; the message shows the difference.
+            IchError: its directory is of another config or of other folds, and the message shows the difference; or
+                nothing tells of which folds it is.
         """
         run = cls(root / config.name, config)
-        if run.config_path.exists():
-            theirs = load(run.config_path)
-            changed = differences(theirs, config)
-            if changed:
-                raise IchError(
-                    f"{run.path} belongs to another config (its own / this one: {'; '.join(changed)});"
-                    " give this one another name, or delete the directory"
-                )
-            stored = json.loads(run.environment_path.read_text())["folds_sha256"]
-            if stored != _digest(config.data.folds_path):
-                raise IchError(
-                    f"{run.path} was trained on other folds than {config.data.folds_path} now holds;"
-                    " restore the file, or give the run another name"
-                )
+        folds_now = _digest(config.data.folds_path)
+        if not run.config_path.exists():
             return run
-        with replacing(run.environment_path) as temporary:
-            temporary.write_text(
-                json.dumps(environment() | {"folds_sha256": _digest(config.data.folds_path)}, indent=2) + "\n"
+        changed = differences(load(run.config_path), config)
+        if changed:
+            raise IchError(
+                f"{run.path} belongs to another config (its own / this one: {'; '.join(changed)});"
+                " give this one another name, or delete the directory"
             )
-        with replacing(run.config_path) as temporary:
-            temporary.write_text(config.resolved())
+        try:
+            folds_then = json.loads(run.environment_path.read_text())["folds_sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise IchError(
+                f"{run.environment_path} does not say which folds the run was trained on ({error!r});"
+                " give this one another name, or delete the directory"
+            ) from error
+        if folds_then != folds_now:
+            raise IchError(
+                f"{run.path} was trained on other folds than {config.data.folds_path} now holds;"
+                " restore the file, or give the run another name"
+            )
         return run
+
+    def claim(self) -> None:
+        """Make the directory this config's own. To be called when all that could be wrong with the config was checked,
+        so that a mistake leaves no directory which then refuses the config without it."""
+        if self.config_path.exists():
+            return
+        facts = environment() | {"folds_sha256": _digest(self.config.data.folds_path)}
+        with replacing(self.environment_path) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        with replacing(self.config_path) as temporary:
+            temporary.write_text(self.config.resolved())
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -187,11 +199,19 @@ def environment() -> dict:
     """What a result depends on beside config and data: versions, the code's commit, the hardware."""
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where another package takes its place: opencv-python, another backend of Keras."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -1,6 +1,9 @@
 """Training: one fold of a run, and its out-of-fold predictions."""
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -55,14 +58,16 @@ def train_fold(run: runs.Run, k: int) -> None:
         loss=WeightedBinaryCrossentropy(config.train.label_weights),
         metrics=[WeightedLogLoss()],
     )
-    history = model.fit(
-        train,
-        validation_data=held_out,
-        epochs=config.train.epochs,
-        shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
-        callbacks=[keras.callbacks.TerminateOnNaN()],
-        verbose=_verbose(),
-    )
+    run.claim()
+    with _unwrapped():
+        history = model.fit(
+            train,
+            validation_data=held_out,
+            epochs=config.train.epochs,
+            shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
+            callbacks=[keras.callbacks.TerminateOnNaN()],
+            verbose=_verbose(),
+        )
     if len(history.epoch) < config.train.epochs or not np.isfinite(history.history["loss"][-1]):
         raise IchError(
             f"the loss of fold {k} is no number any more in epoch {len(history.epoch)}; lower train.learning_rate"
@@ -80,10 +85,28 @@ def predict(model: keras.Model, samples: DataGenerator) -> pd.DataFrame:
 
     Returns:
         Six float32 columns, indexed by the generator's ids in their order.
+
+    Raises:
+        IchError: an image cannot be read.
     """
-    logits = model.predict(samples, verbose=_verbose())
+    with _unwrapped():
+        logits = model.predict(samples, verbose=_verbose())
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return pd.DataFrame(probabilities.astype(np.float32), index=samples.ids.rename(INDEX_NAME), columns=list(LABELS))
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise a generator's IchError as what it is: TensorFlow hands its text on, within an error of its own."""
+    try:
+        yield
+    except IchError:
+        raise
+    except Exception as error:
+        told = re.search(r"\bIchError: (.*)", str(error))
+        if told is None:
+            raise
+        raise IchError(told[1]) from error
 
 
 def generator_options(config: Config) -> dict:

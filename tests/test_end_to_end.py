@@ -1,0 +1,254 @@
+"""The real scripts, one after the other, on a tiny simulated archive; and what they say to input that is wrong."""
+
+import importlib.util
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from ich import cli
+from ich.labels import LABELS, read_ids, read_labels
+from ich.synthetic import FOLDER, write_archive
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+ARCHIVE = "archive.zip"
+
+
+def script(name: str) -> Callable[[list[str]], None]:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write_config(path: Path = Path("tiny.yaml"), **sections) -> str:
+    content = {
+        "name": "tiny",
+        "data": {"sources": ARCHIVE, "images": "images"},
+        "preprocess": {"windows": ["brain", "subdural", "bone"], "size": 32},
+        "folds": {"n": 2},
+        "model": {"name": "small_cnn", "weights": None},
+        "train": {"epochs": 1, "batch_size": 16},
+        "machine": {"jobs": 1, "workers": 1},
+    }
+    path.write_text(yaml.safe_dump(content | sections))
+    return str(path)
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / ARCHIVE
+    # Eight train patients are the fewest that show all oddities of the competition's files.
+    write_archive(path, patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(archive, tmp_path_factory) -> Path:
+    """A folder in which every stage has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(archive, folder / ARCHIVE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_all()
+    return folder
+
+
+@pytest.fixture
+def workplace(archive, tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, with the archive."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(archive, tmp_path / ARCHIVE)
+    return tmp_path
+
+
+def run_all(config: str | None = None) -> None:
+    config = config or write_config()
+    for stage in ("preprocess", "make_folds", "train_kfold"):
+        script(stage)([config])
+    for stage in ("predict", "make_submission"):
+        script(stage)(["runs/tiny"])
+
+
+def test_every_slice_arrives_once_with_its_own_label_in_one_fold(finished):
+    with zipfile.ZipFile(finished / ARCHIVE) as source:
+        names = [Path(n) for n in source.namelist() if n.endswith(".dcm")]
+        truth, _ = read_labels(source.open(f"{FOLDER}/stage_2_train.csv"))
+    table = pd.read_parquet(finished / "images" / "slices.parquet").set_index("SOPInstanceUID")
+    assert sorted(table.index) == sorted(n.stem for n in names)
+    assert (
+        table["split"] == pd.Series({n.stem: n.parent.name.removeprefix("stage_2_") for n in names})[table.index]
+    ).all()
+    readable = table[table["status"] == "ok"]
+    assert {str(p.relative_to(finished / "images")) for p in finished.glob("images/*/*.png")} == set(readable["path"])
+    assert table.loc[table["status"] != "ok", "status"].tolist() == ["truncated"]
+
+    folds = pd.read_csv(finished / "images" / "folds.csv", index_col=0)
+    assert sorted(folds.index) == sorted(readable.index[readable["split"] == "train"])
+    pd.testing.assert_frame_equal(folds[list(LABELS)], truth.loc[folds.index].astype("int64"), check_names=False)
+    assert folds.groupby("PatientID")["fold"].nunique().max() == 1
+
+    oof = pd.read_parquet(finished / "runs" / "tiny" / "oof.parquet")
+    assert oof.index.equals(folds.index)
+    for k in (0, 1):
+        part = pd.read_parquet(finished / "runs" / "tiny" / f"fold{k}" / "oof.parquet")
+        assert set(part.index) == set(folds.index[folds["fold"] == k])
+        assert (oof.loc[part.index] == part).all(axis=None)
+
+
+def test_the_submission_has_the_rows_of_the_sample_and_the_mean_of_the_folds(finished):
+    with zipfile.ZipFile(finished / ARCHIVE) as source:
+        rows, images = read_ids(io.BytesIO(source.read(f"{FOLDER}/stage_2_sample_submission.csv")))
+    made = pd.read_csv(finished / "submissions" / "tiny.csv")
+    assert made["ID"].tolist() == rows.tolist()
+    assert made["Label"].between(0, 1).all()
+    run = finished / "runs" / "tiny"
+    folds = [pd.read_parquet(run / f"fold{k}" / "predictions_test.parquet") for k in (0, 1)]
+    mean = (folds[0] + folds[1]) / 2
+    assert made["Label"].to_numpy() == pytest.approx(mean.loc[images].to_numpy().ravel(), abs=1e-6)
+    manifest = json.loads((finished / "submissions" / "tiny.json").read_text())
+    assert manifest["rows"] == len(rows)
+    assert (
+        manifest["out_of_fold_weighted_log_loss"] == json.loads((run / "score.json").read_text())["weighted_log_loss"]
+    )
+
+
+def test_a_second_run_converts_trains_and_predicts_nothing(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    before = files(finished)
+    run_all("tiny.yaml")
+    rewritten = {name for name, changed in files(finished).items() if before.get(name) != changed}
+    summaries = {
+        "images/folds.csv",
+        "runs/tiny/oof.parquet",
+        "runs/tiny/score.json",
+        "runs/tiny/predictions_test.parquet",
+    }
+    assert rewritten <= summaries | {"submissions/tiny.csv", "submissions/tiny.json"}
+
+
+def complaint(stage: str, *arguments: str) -> str:
+    """What the script says on its way out with status 1."""
+    with pytest.raises(SystemExit) as exit:
+        cli.run(lambda: script(stage)(list(arguments)))
+    assert isinstance(exit.value.code, str)
+    assert exit.value.code.startswith("error: ")
+    return exit.value.code
+
+
+def new_zip(path: str, keep: Callable[[str], bool] = lambda name: True, **changed: str) -> str:
+    """The archive once more, with some members left out or changed."""
+    with zipfile.ZipFile(ARCHIVE) as source, zipfile.ZipFile(path, "w") as target:
+        for name in filter(keep, source.namelist()):
+            target.writestr(name, changed.get(Path(name).stem, source.read(name)))
+    return path
+
+
+def test_a_missing_source_is_told_and_nothing_written(workplace):
+    config = write_config(data={"sources": "nowhere", "images": "images"})
+    assert "nowhere does not exist" in complaint("preprocess", config)
+    assert not (workplace / "images").exists()
+
+
+def test_an_archive_without_slices_is_told_and_nothing_written(workplace):
+    empty = new_zip("empty.zip", keep=lambda name: name.endswith(".csv"))
+    config = write_config(data={"sources": empty, "images": "images"})
+    assert "empty.zip holds no .dcm files" in complaint("preprocess", config)
+    assert not (workplace / "images").exists()
+
+
+def test_a_misspelt_key_is_told_by_its_path(workplace):
+    config = write_config(preprocess={"windos": ["brain"]})
+    message = complaint("preprocess", config)
+    assert "preprocess.windos is no known key; there are windows, size, fit" in message
+    assert not (workplace / "images").exists()
+
+
+def test_labels_and_slices_that_do_not_belong_together_are_told(workplace):
+    config = write_config()
+    script("preprocess")([config])
+    with zipfile.ZipFile(ARCHIVE) as source:
+        lines = source.read(f"{FOLDER}/stage_2_train.csv").decode().splitlines()
+    first = lines[1].rpartition("_")[0]
+    Path("less.csv").write_text("\n".join([lines[0], *(line for line in lines[1:] if not line.startswith(first))]))
+    Path("more.csv").write_text("\n".join([*lines, *(f"ID_feed_{label},0" for label in LABELS)]))
+    images = {"sources": ARCHIVE, "images": "images"}
+    assert f"1 slice(s) without a label: {first}" in complaint("make_folds", config, "--set", "data.labels=less.csv")
+    assert "1 label(s) without a slice: ID_feed" in complaint("make_folds", config, "--set", "data.labels=more.csv")
+    assert not (workplace / "images" / "folds.csv").exists()
+    script("make_folds")([write_config(data=images | {"labels": "less.csv"}, folds={"n": 2, "allow_unmatched": True})])
+    assert first not in (workplace / "images" / "folds.csv").read_text()
+
+
+def test_one_patient_cannot_be_folded(workplace):
+    script("preprocess")([write_config()])
+    table = pd.read_parquet("images/slices.parquet")
+    one = (
+        table[(table["split"] == "train") & (table["status"] == "ok")]
+        .groupby("PatientID")
+        .get_group(table.loc[table["status"] == "ok", "PatientID"].iloc[-1])
+    )
+    alone = new_zip("alone.zip", keep=lambda name: Path(name).stem in set(one["SOPInstanceUID"]) | {"stage_2_train"})
+    config = write_config(data={"sources": alone, "images": "alone"}, folds={"n": 5, "allow_unmatched": True})
+    script("preprocess")([config])
+    assert "1 patient is too few for 5 folds" in complaint("make_folds", config)
+    assert not (workplace / "alone" / "folds.csv").exists()
+
+
+def test_a_run_of_another_config_is_refused_with_the_difference(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    before = files(finished)
+    message = complaint("train_kfold", "tiny.yaml", "--set", "train.epochs=2")
+    assert "runs/tiny belongs to another config" in message
+    assert "train.epochs: 1 / 2" in message
+    assert files(finished) == before
+
+
+def test_images_of_other_settings_are_refused(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    before = files(finished)
+    for stage in ("preprocess", "make_folds"):
+        message = complaint(stage, "tiny.yaml", "--set", "preprocess.size=48")
+        assert "size: 32 there, 48 here" in message
+    assert files(finished) == before
+
+
+def test_a_sample_submission_of_other_slices_is_refused(finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(finished)
+    other = tmp_path / "other.csv"
+    other.write_text("ID,Label\n" + "".join(f"ID_feed_{label},0.5\n" for label in LABELS))
+    config = yaml.safe_load(Path("runs/tiny/config.yaml").read_text())
+    config["data"]["sample_submission"] = str(other)
+    run = tmp_path / "run"
+    shutil.copytree("runs/tiny", run)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    message = complaint("make_submission", str(run), "--out", str(tmp_path / "out"))
+    assert "asks for ID_feed, of which there are no predictions" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_leaves_no_run_that_would_refuse_the_corrected_config(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    wrong = {"model.name=resnet": "no model is called 'resnet'", "folds.n=3": "has 2 folds, the config 3"}
+    wrong |= {"train.augment=hevy": "no augmentation is called 'hevy'", "model.weights=a.h5": "a.h5 are no file"}
+    for override, expected in wrong.items():
+        assert expected in complaint("train", "tiny.yaml", "--fold", "0", "--set", "name=new", "--set", override)
+        assert not (finished / "runs" / "new").exists()
+
+
+def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workplace):
+    config = write_config()
+    assert "run scripts/preprocess.py" in complaint("make_folds", config)
+    assert "scripts/make_folds.py" in complaint("train", config, "--fold", "0")
+    assert "runs/tiny is no run" in complaint("predict", "runs/tiny")
+    assert not (workplace / "runs").exists()
