@@ -18,7 +18,7 @@ from ich import dicom, slices
 from ich.archive import SPLITS, Member, members
 from ich.dicom import DicomError
 from ich.errors import IchError
-from ich.files import replacing
+from ich.files import replacing, sweep
 from ich.windows import Window, apply_windows
 
 STATUSES: dict[str, str] = {
@@ -105,11 +105,15 @@ def convert(
     found = members(sources, split)
     _claim(out, settings)
     table_path, parts = out / "slices.parquet", out / "parts"
-    done = [slices.read_table(path) for path in [table_path, *sorted(parts.glob("*.parquet"))] if path.exists()]
-    rows = _still_valid(pd.concat(done, ignore_index=True), found, out) if done else slices.to_frame([])
+    sweep(out)
+    images = {f"{split}/{name}" for split in SPLITS for name in sweep(out / split)}
+    pieces = [parts / name for name in sorted(sweep(parts))]
+    done = [slices.read_table(path) for path in [table_path, *pieces] if path.exists()]
+    earlier = pd.concat(done, ignore_index=True) if done else slices.to_frame([])
+    rows = _still_valid(earlier, found, images, out)
     finished = set(rows["SOPInstanceUID"])
     todo = [member for member in found if member.id not in finished]
-    if not todo and table_path.exists():
+    if not todo and not pieces and table_path.exists():
         return slices.read_table(table_path)
 
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
@@ -124,6 +128,8 @@ def convert(
             fresh.append(part)
             bar.update(len(part))
     table = slices.scan_order(pd.concat([rows, *fresh], ignore_index=True))
+    for path in images.intersection(earlier["path"]).difference(table["path"]):  # of a slice that changed its split
+        _remove(out / path)
     slices.write_table(table, table_path)
     shutil.rmtree(parts, ignore_errors=True)
     return slices.read_table(table_path)
@@ -138,7 +144,7 @@ def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
     """Convert one slice; its row of the slice table, without z and order.
 
     Raises:
-        IchError: the PNG cannot be written.
+        IchError: the PNG cannot be written, or that of an earlier run not removed.
     """
     row = {"SOPInstanceUID": member.id, "split": member.split, "size": member.size, "repaired": "", "reason": ""}
     if not _ID.fullmatch(member.id):
@@ -146,25 +152,36 @@ def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
             "status": "bad_id",
             "reason": f"{member.id!r:.200} is no id of letters, digits and ._-, 64 at most",
         }
+    path = f"{member.split}/{member.id}.png"
     try:
-        data = member.read()
+        hu, header = dicom.read(member.read())
     except IchError as error:
-        return row | {"status": "unreadable", "reason": str(error)}
-    try:
-        hu, header = dicom.read(data)
-    except DicomError as error:
-        return row | {"status": error.kind, "reason": error.reason}
+        _remove(out / path)  # there is one if the slice was whole in an earlier run
+        kind = error.kind if isinstance(error, DicomError) else "unreadable"
+        return row | {"status": kind, "reason": _writable(str(error))}
     row |= {name: getattr(header, name) for name in slices.SCHEMA.names if hasattr(header, name)}
     row |= {"SOPInstanceUID": member.id, "repaired": ",".join(header.repaired)}
     if header.SOPInstanceUID != member.id:
+        _remove(out / path)
         return row | {"status": "wrong_id", "reason": f"the file says it is {header.SOPInstanceUID!r:.200}"}
-    path = f"{member.split}/{member.id}.png"
     image = render(hu, settings)
     # cv2 stores blue first; reversed, the first window is a viewer's red.
     _, png = cv2.imencode(".png", image[..., ::-1], _PNG)
     with replacing(out / path) as temporary:
         temporary.write_bytes(png.tobytes())
     return row | {"status": "ok", "path": path}
+
+
+def _writable(text: str) -> str:
+    # Names in another encoding than the system's hold surrogates, which no table takes.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise IchError(f"cannot remove {path}: {error.strerror or error}; its slice is no longer readable") from error
 
 
 def check_settings(out: Path, settings: Settings) -> None:
@@ -174,14 +191,15 @@ def check_settings(out: Path, settings: Settings) -> None:
         IchError: they are, or nothing tells what they are of.
     """
     try:
-        theirs = json.loads((out / "settings.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        theirs = dict(json.loads((out / "settings.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise IchError(
             f"{out} lacks a readable settings.json that says what made its images ({error});"
             " convert into another folder, or delete this one"
         ) from error
     ours = _as_json(settings)
-    differing = [f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
+    keys = dict.fromkeys([*ours, *theirs])  # theirs may be of a later version, with settings unknown here
+    differing = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in keys if theirs.get(k) != ours.get(k)]
     if differing:
         raise IchError(
             f"{out} holds images of other settings ({'; '.join(differing)}); name another folder, or delete it"
@@ -201,17 +219,20 @@ def _as_json(settings: Settings) -> dict:
     return json.loads(json.dumps(asdict(settings)))  # as it comes back from a file: lists for tuples
 
 
-def _still_valid(rows: pd.DataFrame, found: list[Member], out: Path) -> pd.DataFrame:
-    """The rows of slices that the sources hold unchanged, each once."""
-    rows = rows.drop_duplicates("SOPInstanceUID", keep="last")
-    sizes = pd.Series({member.id: member.size for member in found}, dtype="int64")
-    foreign = rows[~rows["SOPInstanceUID"].isin(sizes.index)]
+def _still_valid(rows: pd.DataFrame, found: list[Member], images: set[str], out: Path) -> pd.DataFrame:
+    """The rows of slices that the sources hold unchanged, and whose images are there, each once."""
+    now = pd.DataFrame({"size": [m.size for m in found], "split": [m.split for m in found]}, [m.id for m in found])
+    foreign = rows[~rows["SOPInstanceUID"].isin(now.index)]
     if len(foreign):
         raise IchError(
             f"{out} holds {len(foreign):,} slice(s) that the sources do not, such as"
             f" {foreign['SOPInstanceUID'].iloc[0]}; name all sources of a folder together, or another folder"
         )
-    return rows[rows["size"].to_numpy() == sizes[rows["SOPInstanceUID"]].to_numpy()]
+    now = now.loc[rows["SOPInstanceUID"]]
+    valid = (rows["size"].to_numpy() == now["size"].to_numpy()) & (rows["split"].to_numpy() == now["split"].to_numpy())
+    # What the system did not let us read (rights, a disk that was away) may be readable by now.
+    valid &= (rows["status"].ne("unreadable") & (rows["status"].ne("ok") | rows["path"].isin(images))).to_numpy()
+    return rows[valid].drop_duplicates("SOPInstanceUID", keep="last")
 
 
 def summary(table: pd.DataFrame) -> str:

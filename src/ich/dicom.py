@@ -5,16 +5,16 @@ Section numbers are those of the DICOM standard, PS3.3 (objects) and PS3.5 (enco
 
 import io
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID
 
 from ich.errors import IchError
@@ -40,6 +40,7 @@ AIR = -1024
 MAX_SIDE = 4096
 """Pixels; more Rows or Columns than any CT has are a damaged header, and are refused before memory is taken."""
 
+_TOP = np.iinfo(np.int16).max  # HU
 _WRAP = 4096  # a 12-bit pixel holds values below this
 _WRAPPED_SHARE = 0.01  # share of pixels; a head CT has far more air than this, metal above 3,000 HU far less
 
@@ -113,15 +114,19 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
     modality = _text(ds, "Modality")
     if modality not in (None, "CT"):
         raise DicomError("not_ct", f"Modality is {modality!r}, expected CT")
+    if "PixelData" not in ds:  # first, as a file that is cut early lacks much else, which would not tell why
+        raise DicomError("no_pixels", "there is no PixelData element; the file may have been cut before it")
     slope, intercept = _number(ds, "RescaleSlope"), _number(ds, "RescaleIntercept")
-    if slope == 0:
-        raise DicomError("bad_tag", "RescaleSlope is 0, which makes every pixel the same")
+    if not (0 < abs(slope) <= _TOP and abs(intercept) <= _TOP):
+        raise DicomError(
+            "bad_tag", f"RescaleSlope {slope} and RescaleIntercept {intercept} make no Hounsfield units of the pixels"
+        )
     uid = _text(ds, "SOPInstanceUID")
     if uid is None:
         raise DicomError("missing_tag", "SOPInstanceUID is missing or empty, so that the slice has no name")
     bits, signed = _integer(ds, "BitsStored"), _integer(ds, "PixelRepresentation")
     stored, repaired = _stored_values(ds, bits, signed)
-    if bits == 12 and not signed and intercept > -100 and _has_wrapped_air(stored):
+    if bits == 12 and not signed and slope == 1 and abs(intercept) < 100 and _has_wrapped_air(stored):
         stored = (stored + np.uint16(1000)) % _WRAP
         intercept = -1000.0
         repaired = (*repaired, "wrapped")
@@ -137,7 +142,7 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
         Columns=stored.shape[1],
         BitsStored=bits,
         PixelRepresentation=signed,
-        PhotometricInterpretation=str(ds.PhotometricInterpretation),
+        PhotometricInterpretation=_text(ds, "PhotometricInterpretation"),
         RescaleIntercept=intercept,
         RescaleSlope=slope,
         WindowCenter=_numbers(ds, "WindowCenter"),
@@ -151,14 +156,15 @@ def _parse(source: str | Path | bytes | BinaryIO) -> FileDataset:
     try:
         if isinstance(source, (str, Path)):
             source = Path(source).read_bytes()
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return pydicom.dcmread(file)
+        data = source if isinstance(source, bytes) else source.read()
+    except OSError as error:
+        raise DicomError("unreadable", f"cannot be read: {error.strerror or error}") from error
+    try:
+        return pydicom.dcmread(io.BytesIO(data))
     except InvalidDicomError as error:
         raise DicomError(
             "not_dicom", "no DICM mark after the first 128 bytes, expected a DICOM file (PS3.10, 7.1)"
         ) from error
-    except OSError as error:
-        raise DicomError("unreadable", f"cannot be read: {error.strerror or error}") from error
     except EOFError as error:
         raise DicomError("truncated", "the file ends inside an element before the pixel data") from error
     except Exception as error:  # pydicom meets damaged bytes with whatever its parser tripped over
@@ -167,8 +173,6 @@ def _parse(source: str | Path | bytes | BinaryIO) -> FileDataset:
 
 def _stored_values(ds: FileDataset, bits: int, signed: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """The pixel values as stored, checked against the header; and what was mended."""
-    if "PixelData" not in ds:
-        raise DicomError("no_pixels", "there is no PixelData element; the file may have been cut before it")
     rows, columns = _integer(ds, "Rows"), _integer(ds, "Columns")
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise DicomError("bad_tag", f"the image is {rows} × {columns}, expected 1 to {MAX_SIDE} rows and columns")
@@ -185,20 +189,25 @@ def _stored_values(ds: FileDataset, bits: int, signed: int) -> tuple[np.ndarray,
             f"BitsAllocated {allocated}, BitsStored {bits}, PixelRepresentation {signed}; expected 8, 16 or 32 bits"
             " allocated, no more stored than allocated and than 16, and 0 or 1",
         )
-    syntax = ds.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
+    name = _text(ds.file_meta, "TransferSyntaxUID")
+    if name is None:
         raise DicomError("missing_tag", "TransferSyntaxUID is missing, so that the encoding of the pixels is unknown")
-    if UID(syntax).is_private or not UID(syntax).is_transfer_syntax:
-        raise DicomError("unsupported", f"TransferSyntaxUID {syntax} is no transfer syntax of the standard")
+    syntax = UID(name)
+    if syntax.is_private or not syntax.is_transfer_syntax:
+        raise DicomError("unsupported", f"TransferSyntaxUID {name} is no transfer syntax of the standard")
     shape = (rows, columns)
-    raw = _decode_compressed(ds, shape) if UID(syntax).is_compressed else _decode_native(ds, shape, allocated, signed)
+    # Of the uncompressed ones, bytes in big-endian words are left to pydicom too: they come in swapped pairs.
+    native = not syntax.is_compressed and (syntax.is_little_endian or allocated > 8)
+    raw = _decode_native(ds, shape, allocated, signed) if native else _decode(ds, shape, syntax)
     return _fit_bits(raw, bits, signed)
 
 
 def _decode_native(ds: FileDataset, shape: tuple[int, int], allocated: int, signed: int) -> np.ndarray:
-    data, expected = ds.PixelData, shape[0] * shape[1] * allocated // 8
-    if not isinstance(data, bytes):
+    data, expected = _value(ds, "PixelData"), shape[0] * shape[1] * allocated // 8
+    if data is None:
         raise DicomError("no_pixels", "the PixelData element is empty")
+    if not isinstance(data, bytes):
+        raise DicomError("bad_tag", f"PixelData is of type {ds['PixelData'].VR}, expected bytes (OB or OW)")
     if len(data) < expected:
         raise DicomError("truncated", f"{len(data):,} bytes of pixel data, expected {expected:,}")
     if len(data) > expected + expected % 2:  # an odd number of bytes is padded to an even one (PS3.5, 7.1.1)
@@ -208,13 +217,18 @@ def _decode_native(ds: FileDataset, shape: tuple[int, int], allocated: int, sign
     return np.frombuffer(data, dtype, count=shape[0] * shape[1]).reshape(shape)
 
 
-def _decode_compressed(ds: FileDataset, shape: tuple[int, int]) -> np.ndarray:
+def _decode(ds: FileDataset, shape: tuple[int, int], syntax: UID) -> np.ndarray:
     try:
-        raw = ds.pixel_array
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise DicomError("unsupported", f"nothing installed here decodes {syntax.name}")
+    try:
+        # Unused bits stay as they are: to cut them off would turn padding of -3000 into 1096, which is bone.
+        raw = pixel_array(ds, correct_unused_bits=False)
     except Exception as error:  # each decoder library has errors of its own
-        raise DicomError(
-            "bad_pixels", f"{ds.file_meta.TransferSyntaxUID.name} does not decode ({type(error).__name__}: {error})"
-        ) from error
+        raise DicomError("bad_pixels", f"{syntax.name} does not decode ({type(error).__name__}: {error})") from error
     if raw.shape != shape:
         raise DicomError("bad_pixels", f"decoded to {raw.shape}, expected {shape}")
     return raw
@@ -225,7 +239,8 @@ def _fit_bits(raw: np.ndarray, bits: int, signed: int) -> tuple[np.ndarray, tupl
     low, high = int(raw.min()), int(raw.max())
     if signed:
         if low >= 0 and 2 ** (bits - 1) <= high < 2**bits:
-            return np.where(raw < 2 ** (bits - 1), raw, raw - 2**bits).astype(np.int16), ("sign",)
+            wide = raw.astype(np.int32)  # 2**bits may be beyond the pixels' own type
+            return np.where(wide < 2 ** (bits - 1), wide, wide - 2**bits).astype(np.int16), ("sign",)
         # Below the range lies padding, which is clipped; above it nothing has a meaning.
         fits = low >= -(2**15) and high < 2 ** (bits - 1)
     else:
@@ -240,29 +255,31 @@ def _has_wrapped_air(stored: np.ndarray) -> bool:
 
 
 def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    top = np.iinfo(np.int16).max
-    if slope == 1 and intercept.is_integer() and abs(intercept) <= top:
+    if slope == 1 and intercept.is_integer():
         hu = stored.astype(np.int32)
         hu += int(intercept)
     else:
         hu = np.rint(stored * slope + intercept)
-    return np.clip(hu, AIR, top).astype(np.int16)
+    return np.clip(hu, AIR, _TOP).astype(np.int16)
 
 
-def _value(ds: FileDataset, keyword: str) -> Any:
+def _value(ds: Dataset, keyword: str) -> Any:
     """The element's value; None where it is missing or empty."""
     try:
         value = ds.get(keyword)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, struct.error, OverflowError) as error:
-        raise DicomError("bad_tag", f"{keyword} cannot be parsed ({error})") from error
-    if value is None or (isinstance(value, (str, bytes, MultiValue)) and len(value) == 0):
+    except Exception as error:  # pydicom parses an element when it is asked for, and damaged ones fail in any way
+        raise DicomError("bad_tag", f"{keyword} cannot be parsed ({type(error).__name__}: {error})") from error
+    if value is None or (isinstance(value, (str, bytes, list, MultiValue)) and len(value) == 0):
         return None
     return value
 
 
-def _text(ds: FileDataset, keyword: str) -> str | None:
+def _text(ds: Dataset, keyword: str) -> str | None:
     value = _value(ds, keyword)
-    return None if value is None else str(value).strip() or None
+    if value is None:
+        return None
+    # Some character sets decode to surrogates, which no table takes.
+    return str(value).encode("utf-8", "replace").decode().strip() or None
 
 
 def _number(ds: FileDataset, keyword: str) -> float:
@@ -270,10 +287,10 @@ def _number(ds: FileDataset, keyword: str) -> float:
     value = _value(ds, keyword)
     if value is None:
         raise DicomError("missing_tag", f"{keyword} is missing or empty, expected a number")
-    values = set(value) if isinstance(value, MultiValue) else {value}
+    values = value if isinstance(value, (MultiValue, list)) else [value]
     try:
         (number,) = {float(v) for v in values}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DicomError("bad_tag", f"{keyword} is {value!r}, expected a number") from error
     if not math.isfinite(number):
         raise DicomError("bad_tag", f"{keyword} is {number}, expected a finite number")
@@ -293,7 +310,7 @@ def _numbers(ds: FileDataset, keyword: str, count: int | None = None) -> tuple[f
     """All numbers of an element; None where there are not `count` of them, or one is not finite."""
     try:
         value = _value(ds, keyword)
-        numbers = tuple(float(v) for v in (value if isinstance(value, MultiValue) else [value]))
-    except (DicomError, ValueError, TypeError):
+        numbers = tuple(float(v) for v in (value if isinstance(value, (MultiValue, list)) else [value]))
+    except (DicomError, ValueError, TypeError, OverflowError):
         return None
     return numbers if all(map(math.isfinite, numbers)) and count in (None, len(numbers)) else None

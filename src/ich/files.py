@@ -1,11 +1,14 @@
 """Writing files so that a reader sees the old one or the new one, never half of one."""
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ich.errors import IchError
+
+_LEFTOVER = re.compile(r"\..+\.\d+(\.[^.]+)?")
 
 
 @contextmanager
@@ -28,4 +31,31 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; make room or rights for it, then run again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder could not be made or entered, nothing was left in it
+            temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove the temporary files that killed processes left in a folder which nobody else is writing to.
+
+    Returns:
+        The names of the other files; none where there is no folder.
+
+    Raises:
+        IchError: the system refuses.
+    """
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _LEFTOVER.fullmatch(entry.name):
+                    Path(entry).unlink(missing_ok=True)
+                else:
+                    names.append(entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise IchError(
+            f"cannot tidy {folder}: {error.strerror or error}; make it a folder with rights to write"
+        ) from error
+    return names

@@ -22,8 +22,9 @@ def _read_cv2(path: Path) -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
         raise IchError(f"{path} holds no array that can be read without unpickling ({error})") from error
     if array.ndim not in (2, 3):
         raise IchError(f"{path} holds an array of shape {array.shape}, expected (height, width[, channels])")

@@ -55,13 +55,16 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
     position, orientation = (
         _stack(table[k], n) for k, n in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6))
     )
-    normal = pd.DataFrame(np.cross(orientation[:, :3], orientation[:, 3:]))
+    normal = np.cross(orientation[:, :3], orientation[:, 3:])
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    length[length == 0] = np.nan  # a row along its column, or no direction at all: there is no normal
+    normal = pd.DataFrame(normal / length)
     series = table["SeriesInstanceUID"]
-    normal = normal.groupby(series).transform("first").reindex(table.index)
+    normal = normal.groupby(series).first().reindex(series)
     table["z"] = (position * normal.to_numpy()).sum(axis=1)  # NaN where either is unknown
     table = table.sort_values(["split", "SeriesInstanceUID", "z", "SOPInstanceUID"], ignore_index=True)
     placed = table["z"].notna()
-    order = table[placed].groupby("SeriesInstanceUID").cumcount()
+    order = table[placed].groupby(["split", "SeriesInstanceUID"]).cumcount()
     table["order"] = order.reindex(table.index).astype("Int32")
     return table
 
@@ -79,7 +82,8 @@ def to_frame(rows: list[dict]) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write the table as Parquet, in the columns and types of `SCHEMA`."""
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pandas(table, SCHEMA, preserve_index=False), temporary)
+        # Without the metadata of pandas, which tell in which types the columns came: equal tables are equal bytes.
+        pq.write_table(pa.Table.from_pandas(table, SCHEMA, preserve_index=False).replace_schema_metadata(), temporary)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -92,14 +96,19 @@ def read_table(path: Path) -> pd.DataFrame:
         raise IchError(f"{path} does not exist; run scripts/preprocess.py with this config first")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise IchError(f"{path} is no slice table ({error}); delete it and run scripts/preprocess.py again") from error
     missing = set(SCHEMA.names) - set(table.column_names)
     if missing:
         raise IchError(
             f"{path} lacks {', '.join(sorted(missing))}; it is of another version: convert into a new folder"
         )
-    frame = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+    try:
+        frame = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+    except pa.ArrowException as error:
+        raise IchError(
+            f"{path} holds other types ({error}); it is of another version: convert into a new folder"
+        ) from error
     twice = frame["SOPInstanceUID"][frame["SOPInstanceUID"].duplicated()]
     if len(twice):
         raise IchError(f"{path} lists {twice.iloc[0]} twice; delete it and run scripts/preprocess.py again")

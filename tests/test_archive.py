@@ -1,0 +1,379 @@
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich import archive
+from ich.archive import members, open_table
+from ich.errors import IchError
+
+FILES = {
+    "rsna/stage_2_train/ID_0000000a1.dcm": b"one" * 300,
+    "rsna/stage_2_train/ID_0000000a2.dcm": os.urandom(777),
+    "rsna/stage_2_test/ID_0000000b1.dcm": b"",
+    "rsna/stage_2_train.csv": b"ID,Label\n",
+    "rsna/readme.txt": b"no slice",
+}
+SLICES = {Path(name).stem: (name, data) for name, data in FILES.items() if name.endswith(".dcm")}
+
+
+def as_folder(place, files=FILES):
+    for name, data in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    return place
+
+
+def as_zip(path, files=FILES, method=zipfile.ZIP_DEFLATED, **options):
+    with zipfile.ZipFile(path, "w", method, **options) as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+    return path
+
+
+class Pipe(io.BytesIO):
+    """What can only be written on and on."""
+
+    def tell(self):
+        raise io.UnsupportedOperation
+
+    seek = tell
+
+
+def ids(found):
+    return [member.id for member in found]
+
+
+# -------------------------------------------------------------------------------------------------- what is there
+
+
+@pytest.mark.parametrize("kind", ["folder", "stored", "deflated"])
+def test_each_slice_is_found_once_with_its_bytes_and_split(tmp_path, kind):
+    if kind == "folder":
+        source = as_folder(tmp_path / "data")
+    else:
+        source = as_zip(tmp_path / "data.zip", method=getattr(zipfile, f"ZIP_{kind.upper()}"))
+    found = members([source])
+    assert ids(found) == sorted(SLICES)
+    for member in found:
+        name, data = SLICES[member.id]
+        assert (member.name, member.size, member.read()) == (name, len(data), data)
+        assert member.split == ("test" if "test" in name else "train")
+
+
+def test_folder_zip_and_several_of_them_give_the_same(tmp_path):
+    train = {name: data for name, data in FILES.items() if "train" in name}
+    test = {name: data for name, data in FILES.items() if "test" in name}
+    together = members([as_folder(tmp_path / "a", train), as_zip(tmp_path / "b.zip", test)])
+    assert [(m.id, m.split, m.read()) for m in together] == [
+        (m.id, m.split, m.read()) for m in members([as_zip(tmp_path / "all.zip")])
+    ]
+
+
+def test_a_zip_behind_other_bytes_and_one_of_zip64_are_read(tmp_path):
+    plain = as_zip(tmp_path / "plain.zip")
+    (tmp_path / "shifted.zip").write_bytes(b"#!/bin/sh\n" * 50 + plain.read_bytes())
+    with zipfile.ZipFile(tmp_path / "zip64.zip", "w") as file:
+        for name, data in FILES.items():
+            with file.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    # Written to a stream, sizes follow the data and the local headers hold none.
+    stream = Pipe()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in FILES.items():
+            file.writestr(name, data)
+    (tmp_path / "streamed.zip").write_bytes(stream.getvalue())
+    for name in ("shifted.zip", "zip64.zip", "streamed.zip"):
+        assert {m.id: m.read() for m in members([tmp_path / name])} == {k: data for k, (_, data) in SLICES.items()}
+
+
+@pytest.mark.parametrize("pack", [as_folder, lambda place, files: as_zip(place.with_suffix(".zip"), files)])
+def test_capital_suffix_counts_and_what_macos_adds_does_not(tmp_path, pack):
+    files = {
+        "train/ID_a.DCM": b"a",
+        "train/ID_b.Dcm": b"b",
+        "__MACOSX/train/._ID_a.dcm": b"junk",
+        "train/._ID_b.dcm": b"junk",
+        "train/ID_c.dcm.txt": b"no",
+        "train/dcm": b"no",
+        "test/._x.csv": b"no",
+    }
+    assert ids(members([pack(tmp_path / "data", files)])) == ["ID_a", "ID_b"]
+
+
+def test_odd_names_are_kept_apart_and_can_be_read(tmp_path):
+    names = ["ID a", "ID_ä漢", "..", "a\nb", "x" * 240, "ID_1.2", "%2e%2e"]
+    files = {f"train/{name}.dcm": name.encode() for name in names}
+    for source in (as_folder(tmp_path / "data", files), as_zip(tmp_path / "data.zip", files)):
+        assert {m.id: m.read() for m in members([source])} == {name: name.encode() for name in names}
+
+
+def test_a_name_in_another_encoding_becomes_an_id_that_a_table_takes(tmp_path):
+    folder = os.fsencode(tmp_path / "train")
+    os.mkdir(folder)  # noqa: PTH102 - bytes
+    try:
+        with open(folder + b"/ID_\xff.dcm", "wb") as file:  # noqa: PTH123
+            file.write(b"slice")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (member,) = members([tmp_path / "train"])
+    assert member.id == "ID_\\udcff"
+    assert member.read() == b"slice"
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    elsewhere = as_folder(tmp_path / "disk", {"deep/ID_a.dcm": b"a"})
+    source = tmp_path / "data"
+    as_folder(source, {"test/ID_b.dcm": b"b"})
+    (source / "stage_2_train").symlink_to(elsewhere)
+    (source / "test" / "round").symlink_to(source)
+    (elsewhere / "deep" / "self").symlink_to(elsewhere / "deep")
+    assert [(m.id, m.split) for m in members([source])] == [("ID_a", "train"), ("ID_b", "test")]
+
+
+def test_what_cannot_be_opened_has_its_member_and_is_told_on_reading(tmp_path):
+    source = as_folder(tmp_path / "train", {"ID_a.dcm": b"a", "folder.dcm/ID_b.dcm": b"b"})
+    (source / "ID_c.dcm").symlink_to(tmp_path / "nothing")
+    os.mkfifo(source / "ID_d.dcm")  # reading it would wait for ever
+    found = members([source])
+    assert ids(found) == ["ID_a", "ID_b", "ID_c"]
+    with pytest.raises(IchError, match=r"ID_c\.dcm cannot be read: No such file"):
+        found[2].read()
+    (source / "ID_a.dcm").unlink()
+    with pytest.raises(IchError, match=r"train: ID_a\.dcm cannot be read: No such file"):
+        found[0].read()
+
+
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
+    source = as_folder(tmp_path / "data", {"train/ID_a.dcm": b"a", "train/shut/ID_b.dcm": b"b"})
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(archive.os, "scandir", scandir)
+    with pytest.raises(IchError, match="shut cannot be read: Permission denied"):
+        members([source])
+
+
+# --------------------------------------------------------------------------------------------------- train or test
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("stage_2_train/x.dcm", "train"),
+        ("stage_2_train_images/x.dcm", "train"),
+        ("stage_1_test_images/a/b/x.dcm", "test"),
+        ("rsna-train/train/x.dcm", "train"),
+        ("train/old/test/x.dcm", "test"),  # the nearest folder tells
+        ("test.dcm/train/test.dcm", "train"),  # the file's own name does not
+    ],
+)
+def test_the_nearest_folder_tells_the_split(tmp_path, name, split):
+    for source in (as_folder(tmp_path / "data", {name: b""}), as_zip(tmp_path / "data.zip", {name: b""})):
+        assert [m.split for m in members([source])] == [split]
+        assert [m.split for m in members([source], "test")] == ["test"]
+
+
+def test_the_name_of_the_source_tells_the_split(tmp_path):
+    assert members([as_folder(tmp_path / "stage_2_test", {"x.dcm": b""})])[0].split == "test"
+    assert members([as_zip(tmp_path / "stage_2_train.zip", {"a/y.dcm": b""})])[0].split == "train"
+
+
+@pytest.mark.parametrize("folder", ["training", "contest", "latest", "data"])
+def test_a_split_that_nothing_tells_is_asked_for(tmp_path, folder):
+    with pytest.raises(IchError, match=r"no folder of .*x\.dcm has `train` or `test`.*say which"):
+        members([as_folder(tmp_path / "data", {f"{folder}/x.dcm": b""})])
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_missing_an_empty_and_a_senseless_source_are_told(tmp_path):
+    with pytest.raises(IchError, match="nowhere does not exist; expected a folder or a"):
+        members([tmp_path / "nowhere"])
+    with pytest.raises(IchError, match="x" * 300 + " cannot be read: File name too long"):
+        members([tmp_path / ("x" * 300)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IchError, match=r"empty holds no \.dcm files"):
+        members([tmp_path / "empty"])
+    with pytest.raises(IchError, match=r"empty\.zip holds no \.dcm files"):
+        members([as_zip(tmp_path / "empty.zip", {})])
+    with pytest.raises(IchError, match=r"empty holds no \.dcm files"):  # one of several
+        members([as_folder(tmp_path / "data"), tmp_path / "empty"])
+    (tmp_path / "text.zip").write_text("not a zip")
+    with pytest.raises(IchError, match=r"text\.zip is no readable zip .*download it again"):
+        members([tmp_path / "text.zip"])
+
+
+def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
+    source = as_folder(tmp_path / "data", {"train/ID_a.dcm": b"1", "test/ID_a.dcm": b"2", "train/ID_b.dcm": b"3"})
+    with pytest.raises(IchError, match=r"1 slice\(s\) stand twice .* ID_a as .*test/ID_a\.dcm and .*train/ID_a\.dcm"):
+        members([source])
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as file:
+        file.writestr("train/ID_a.dcm", b"1")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("train/ID_a.dcm", b"2")
+    with pytest.raises(IchError, match="stand twice"):
+        members([tmp_path / "twice.zip"])
+
+
+def test_a_cut_zip_is_told(tmp_path):
+    path = as_zip(tmp_path / "data.zip")
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 29):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(IchError, match="no readable zip"):
+            members([path])
+
+
+def first_of(path):
+    return members([path])[0]
+
+
+def patched(path, at, data):
+    whole = bytearray(path.read_bytes())
+    whole[at : at + len(data)] = data
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_changed_byte_is_noticed(tmp_path, method):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": os.urandom(500)}, method)
+    patched(path, 30 + len("train/x.dcm") + 200, b"....")
+    with pytest.raises(IchError, match=r"data\.zip: train/x\.dcm is damaged"):
+        first_of(path).read()
+
+
+def test_a_member_that_is_not_where_the_directory_says_is_told(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
+    member = first_of(path)
+    patched(path, 0, b"????")
+    with pytest.raises(IchError, match="is not where the zip's directory says"):
+        member.read()
+    path.write_bytes(b"PK")
+    with pytest.raises(IchError, match="is damaged"):
+        member.read()
+    path.unlink()
+    with pytest.raises(IchError, match="cannot be read: No such file"):
+        member.read()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_another_packing_is_told(tmp_path, method):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x" * 100}, method)
+    with pytest.raises(IchError, match=f"packed by method {method}, expected deflate or none"):
+        first_of(path).read()
+
+
+def test_encryption_is_told(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x" * 100})
+    at_directory = path.read_bytes().index(b"PK\x01\x02")
+    patched(path, 6, b"\x01")
+    patched(path, at_directory + 8, b"\x01")
+    with pytest.raises(IchError, match=r"x\.dcm is encrypted; unpack it"):
+        first_of(path).read()
+
+
+def test_a_member_larger_than_any_slice_is_refused_before_it_takes_memory(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x" * 100})
+    at = path.read_bytes().index(b"PK\x01\x02")
+    for field in (20, 24):  # packed and unpacked size
+        patched(path, at + field, struct.pack("<I", 2**31))
+        with pytest.raises(IchError, match="more than any slice"):
+            first_of(path).read()
+
+
+def test_a_zip_bomb_does_not_unpack(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": bytes(50_000_000)})
+    at = path.read_bytes().index(b"PK\x01\x02")
+    patched(path, at + 24, struct.pack("<I", 1000))
+    with pytest.raises(IchError, match="checksum differs"):
+        first_of(path).read()
+
+
+@settings(max_examples=300, deadline=2000)
+@given(
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([0, 255, None]), st.integers(0, 255)),
+        min_size=1,
+        max_size=6,
+    )
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_zip_gives_its_slices_or_an_error_and_nothing_else(tmp_path_factory, changes):
+    path = as_zip(tmp_path_factory.getbasetemp() / "damaged.zip")
+    whole = bytearray(path.read_bytes())
+    for place, extreme, byte in changes:
+        whole[int(place * len(whole))] = byte if extreme is None else extreme
+    path.write_bytes(whole)
+    contents = {data for _, data in SLICES.values()}
+    try:
+        for member in members([path], split="train"):
+            data = member.read()
+            assert data in contents or zlib.crc32(data) == member.crc
+    except IchError as error:
+        told = str(error)
+        assert "damaged.zip" in told
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("pack", [as_folder, lambda place, files: as_zip(place.with_suffix(".zip"), files)])
+def test_the_one_table_is_opened(tmp_path, pack):
+    files = {"rsna/stage_2_train.csv": b"ID,Label\n", "__MACOSX/rsna/._stage_2_train.csv": b"junk", "other.csv": b""}
+    with open_table([pack(tmp_path / "data", files)], "_train.csv") as file:
+        assert file.read() == b"ID,Label\n"
+
+
+def test_none_and_several_tables_are_told(tmp_path):
+    first = as_folder(tmp_path / "a", {"stage_2_train.csv": b""})
+    second = as_zip(tmp_path / "b.zip", {"stage_1_train.csv": b""})
+    with (
+        pytest.raises(IchError, match=r"one file …_submission\.csv in .*b\.zip, found none"),
+        open_table([first, second], "_submission.csv"),
+    ):
+        pass
+    with (
+        pytest.raises(IchError, match=r"found .*stage_2_train\.csv, .*stage_1_train\.csv; name the file"),
+        open_table([first, second], "_train.csv"),
+    ):
+        pass
+    with pytest.raises(IchError, match="does not exist"), open_table([tmp_path / "c"], "_train.csv"):
+        pass
+
+
+def test_a_table_that_cannot_be_read_is_told(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"stage_2_train.csv": os.urandom(500)}, zipfile.ZIP_STORED)
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")
+    patched(path, 100, b"....")
+    with pytest.raises(IchError, match=r"stage_2_train\.csv is damaged .*CRC"), open_table([path], ".csv") as file:
+        file.read()
+    for field, value, said in ((8, b"\x01", "encrypted"), (10, b"\x63", "compression")):
+        path.write_bytes(whole)
+        patched(path, at + field, value)
+        patched(path, field - 2, value)
+        with pytest.raises(IchError, match=f"stage_2_train.csv cannot be read .*{said}"), open_table([path], ".csv"):
+            pass
+    folder = as_folder(tmp_path / "data", {})
+    folder.mkdir()
+    (folder / "x_train.csv").symlink_to(tmp_path / "nothing")
+    with pytest.raises(IchError, match=r"x_train\.csv cannot be read"), open_table([folder], "_train.csv"):
+        pass
+
+
+def test_an_error_of_the_reader_passes_as_it_is(tmp_path):
+    source = as_folder(tmp_path / "data")
+    with pytest.raises(ZeroDivisionError), open_table([source], "_train.csv"):
+        1 / 0  # noqa: B018

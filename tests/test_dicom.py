@@ -1,0 +1,563 @@
+import io
+import logging
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from conftest import UID_A, make_dicom
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.pixels import apply_modality_lut
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from ich import dicom
+from ich.dicom import AIR, KINDS, DicomError, read
+from ich.windows import PRESETS, apply_window
+
+SYNTAXES = [
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+]
+# As in the competition: bits stored, signed, intercept, range of the values.
+STORED_AS = [(12, False, -1024), (12, False, -1000), (12, True, 0), (16, True, -1024), (16, True, 0)]
+
+
+def values(bits=12, signed=False, shape=(32, 24), seed=0, low=None, high=None):
+    """Random stored values over the range of so many bits, its two ends among them."""
+    low = (-(2 ** (bits - 1)) if signed else 0) if low is None else low
+    high = (2 ** (bits - (1 if signed else 0)) - 1) if high is None else high
+    dtype = np.dtype(f"{'i' if signed else 'u'}{1 if bits <= 8 else 2}")
+    stored = np.random.default_rng(seed).integers(low, high, shape, endpoint=True).astype(dtype)
+    stored.flat[:2] = low, high
+    return stored
+
+
+def oracle_hu(data):
+    """pydicom's own way, in float64, and then what this project promises on top: whole units, none below air."""
+    ds = pydicom.dcmread(io.BytesIO(data))
+    return np.clip(np.rint(np.asarray(apply_modality_lut(ds.pixel_array, ds), np.float64)), AIR, 32767)
+
+
+def failure(data):
+    with pytest.raises(DicomError) as caught:
+        read(data)
+    assert caught.value.kind in KINDS
+    assert str(caught.value) == caught.value.reason
+    return caught.value
+
+
+def refused(data, kind, *said):
+    """`data` is refused as `kind`, with a sentence that says each of `said`."""
+    error = failure(data)
+    assert error.kind == kind, error.reason
+    for word in said:
+        assert str(word) in error.reason
+
+
+# ---------------------------------------------------------------------------------------------- Hounsfield units
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
+@pytest.mark.parametrize(("bits", "signed", "intercept"), STORED_AS)
+def test_agrees_with_pydicom_in_every_encoding(syntax, bits, signed, intercept):
+    data = make_dicom(values(bits, signed), syntax=syntax, BitsStored=bits, RescaleIntercept=intercept)
+    hu, header = read(data)
+    assert hu.dtype == np.int16
+    np.testing.assert_array_equal(hu, oracle_hu(data))
+    assert header.repaired == ()
+    assert (header.BitsStored, header.PixelRepresentation) == (bits, int(signed))
+    ds = pydicom.dcmread(io.BytesIO(data))
+    real = np.asarray(apply_modality_lut(ds.pixel_array, ds), np.float64)
+    for window in PRESETS.values():
+        share = np.clip((real - (window.center - window.width / 2)) / window.width, 0, 1)
+        assert np.abs(apply_window(hu, window) - np.rint(share * 255)).max() <= 1
+
+
+@given(
+    bits=st.integers(1, 16),
+    signed=st.booleans(),
+    wide=st.booleans(),
+    slope=st.sampled_from([1, 1.0, 2, 0.5, 0.1, 1.25, 2.44140625, -1]),
+    intercept=st.sampled_from([-1024, -1000, -8192, 0.5, -1023.5, 1000]),
+    seed=st.integers(0, 99),
+)
+def test_agrees_with_pydicom_at_any_depth_and_scale(bits, signed, wide, slope, intercept, seed):
+    stored = values(bits, signed, (6, 5), seed)
+    if wide:
+        stored = stored.astype(stored.dtype.kind + "4")
+    data = make_dicom(stored, BitsStored=bits, RescaleSlope=slope, RescaleIntercept=intercept)
+    hu, header = read(data)
+    np.testing.assert_array_equal(hu, oracle_hu(data))
+    assert (header.RescaleSlope, header.RescaleIntercept) == (slope, intercept)
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda s: s.name)
+def test_bytes_come_in_the_order_that_pydicom_gives(vr, syntax):
+    stored = values(8, shape=(8, 8))
+    data = make_dicom(stored, syntax=syntax, BitsStored=8)
+    if vr == "OW":  # of big-endian words, the bytes are swapped in pairs (PS3.5, 7.3)
+        data = data.replace(
+            b"\x7f\xe0\x00\x10OB" if syntax == ExplicitVRBigEndian else b"\xe0\x7f\x10\x00OB", b"@@@@@@"
+        )
+        data = data.replace(
+            b"@@@@@@", b"\x7f\xe0\x00\x10OW" if syntax == ExplicitVRBigEndian else b"\xe0\x7f\x10\x00OW"
+        )
+    assert vr == pydicom.dcmread(io.BytesIO(data))["PixelData"].VR
+    np.testing.assert_array_equal(read(data)[0], oracle_hu(data))
+
+
+@pytest.mark.parametrize("codec", ["JPEGLSLossless", "JPEG2000Lossless", "JPEGLosslessProcess14_1"])
+@pytest.mark.parametrize(("bits", "signed", "intercept"), [(12, False, -1024), (16, True, -1024)])
+def test_lossless_jpeg_gives_the_same_units(tmp_path, codec, bits, signed, intercept):
+    gdcm = pytest.importorskip("gdcm")
+    stored = values(bits, signed, low=-2000 if signed else 0, high=4000)
+    plain = make_dicom(stored, BitsStored=bits, RescaleIntercept=intercept)
+    (tmp_path / "plain.dcm").write_bytes(plain)
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(tmp_path / "plain.dcm"))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, codec)))
+    change.SetInput(reader.GetImage())
+    if not change.Change():
+        pytest.skip(f"this gdcm does not encode {codec}")
+    writer = gdcm.ImageWriter()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(tmp_path / "packed.dcm"))
+    assert writer.Write()
+    packed = (tmp_path / "packed.dcm").read_bytes()
+    assert pydicom.dcmread(io.BytesIO(packed)).file_meta.TransferSyntaxUID.is_compressed
+    np.testing.assert_array_equal(read(packed)[0], read(plain)[0])
+    # Damaged or cut, it is refused or read, and never anything else.
+    start = packed.index(b"\xff\xd8") if codec != "JPEG2000Lossless" else packed.index(b"\xff\x4f")
+    for cut in (start + 2, start + 40, (start + len(packed)) // 2):
+        assert failure(packed[:cut]).kind in ("bad_pixels", "truncated", "no_pixels", "not_dicom", "bad_tag")
+
+
+def test_monochrome1_changes_how_values_are_shown_not_what_they_mean():
+    plain, inverted = make_dicom(), make_dicom(PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read(inverted)[0], read(plain)[0])
+    assert read(inverted)[1].PhotometricInterpretation == "MONOCHROME1"
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=lambda s: s.name)
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("padding", [-2000, -3024, -32768])
+def test_padding_becomes_air(syntax, bits, padding):
+    # -3024 in 12 bits is not what 12 bits hold: masked to them it would read as 1072 HU, which is bone.
+    stored = values(bits, True, low=-1024, high=2000)
+    expected = stored.copy()
+    stored[:, :5], expected[:, :5] = padding, AIR
+    hu, header = read(make_dicom(stored, syntax=syntax, BitsStored=bits, RescaleIntercept=0))
+    np.testing.assert_array_equal(hu, expected)
+    assert header.repaired == ()
+
+
+def test_what_int16_does_not_hold_is_clipped_not_wrapped():
+    stored = np.array([[0, 1000], [30000, 65535]], np.uint16)
+    hu, _ = read(make_dicom(stored, BitsStored=16, RescaleSlope=2, RescaleIntercept=0))
+    assert hu.tolist() == [[0, 2000], [32767, 32767]]
+
+
+# -------------------------------------------------------------------------------------------------------- repairs
+
+
+def wrapped(hu):
+    """Stored as the 123 odd files of the competition are: HU modulo 4096 in 12 bits, intercept about 0."""
+    return (hu.astype(np.int32) % 4096).astype(np.uint16)
+
+
+def head(air_share=0.4, low=-1000):
+    hu = np.random.default_rng(1).integers(-50, 90, (40, 40)).astype(np.int16)
+    hu = abs(hu) if air_share == 0 else hu
+    hu[: int(40 * air_share)] = low
+    hu[-2:] = 1800  # bone
+    return hu
+
+
+@pytest.mark.parametrize("intercept", [0, 1])
+def test_wrapped_files_are_unwrapped_and_told(intercept):
+    hu, header = read(make_dicom(wrapped(head()), RescaleIntercept=intercept))
+    np.testing.assert_array_equal(hu, head())
+    assert header.repaired == ("wrapped",)
+    assert header.RescaleIntercept == -1000
+
+
+@pytest.mark.parametrize(
+    ("why", "stored", "tags"),
+    [
+        ("the usual intercept", values(), {"RescaleIntercept": -1024}),
+        ("another usual intercept", values(), {"RescaleIntercept": -1000}),
+        ("signed", values(12, True), {"RescaleIntercept": 0}),
+        ("16 bits", wrapped(head()), {"RescaleIntercept": 0, "BitsStored": 16}),
+        ("no air that wrapped, but a little metal", wrapped(head(0)), {"RescaleIntercept": 0}),
+        ("an intercept far from 0", wrapped(head()), {"RescaleIntercept": 1000}),
+        ("another slope", wrapped(head()), {"RescaleIntercept": 0, "RescaleSlope": 0.5}),
+        ("blank", np.zeros((16, 16), np.uint16), {"RescaleIntercept": 0}),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_look_alikes_of_wrapped_files_are_untouched(why, stored, tags):
+    if "metal" in why:
+        stored[0, :10] = 4000  # 10 pixels of 1,600
+    data = make_dicom(stored, **tags)
+    hu, header = read(data)
+    assert header.repaired == ()
+    np.testing.assert_array_equal(hu, oracle_hu(data))
+
+
+@pytest.mark.parametrize("bits", [7, 11, 12, 13, 15])
+def test_missing_sign_bits_are_mended_and_told(bits):
+    stored = values(bits, True)
+    bare = stored & (2**bits - 1)  # the unused high bits are 0
+    hu, header = read(make_dicom(bare.astype(stored.dtype), BitsStored=bits, RescaleIntercept=0))
+    np.testing.assert_array_equal(hu, np.maximum(stored.astype(int), AIR))
+    assert header.repaired == ("sign",)
+
+
+@pytest.mark.parametrize(
+    ("stored", "bits"),
+    [
+        (np.array([[0, 4096]], np.uint16), 12),
+        (np.array([[-1, 2048]], np.int16), 12),
+        (np.array([[0, 4096]], np.int16), 12),
+        (np.array([[0, 70000]], np.uint32), 16),
+        (np.array([[-40000, 0]], np.int32), 16),
+    ],
+)
+def test_values_beyond_the_stored_bits_are_refused(stored, bits):
+    refused(make_dicom(stored, BitsStored=bits), "bad_pixels", stored.min(), stored.max(), f"{bits} bits")
+
+
+# --------------------------------------------------------------------------------------------------------- header
+
+
+def test_header_is_typed_and_complete():
+    data = make_dicom(WindowCenter=["00036", "00036"], WindowWidth=80, PixelSpacing=["0.488281", "0.488281"])
+    assert read(data)[1] == dicom.Header(
+        SOPInstanceUID=UID_A,
+        PatientID="ID_aaaaaaaa1",
+        StudyInstanceUID="ID_bbbbbbbbb1",
+        SeriesInstanceUID="ID_ccccccccc1",
+        ImagePositionPatient=(-125.0, -100.0, 20.0),
+        ImageOrientationPatient=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        PixelSpacing=(0.488281, 0.488281),
+        Rows=32,
+        Columns=32,
+        BitsStored=12,
+        PixelRepresentation=0,
+        PhotometricInterpretation="MONOCHROME2",
+        RescaleIntercept=-1024.0,
+        RescaleSlope=1.0,
+        WindowCenter=(36.0, 36.0),
+        WindowWidth=(80.0,),
+        repaired=(),
+    )
+    for value in read(data)[1].ImagePositionPatient:
+        assert type(value) is float  # not one of pydicom's
+
+
+OPTIONAL = [
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "WindowCenter",
+    "WindowWidth",
+]
+
+
+@pytest.mark.parametrize("keyword", OPTIONAL)
+def test_a_missing_or_empty_optional_element_is_none(keyword):
+    for data in (make_dicom(drop=[keyword]), make_dicom(raw={keyword: b""}), make_dicom(raw={keyword: b"  "})):
+        hu, header = read(data)
+        assert getattr(header, keyword) is None
+        np.testing.assert_array_equal(hu, read(make_dicom())[0])
+
+
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize("value", [b"abc ", b"1\\2\\3\\4 ", b"nan\\nan\\nan", b"1e999\\0\\0", b"1\\\\2", b"\\\\"])
+def test_geometry_that_is_no_set_of_numbers_is_none(keyword, value):
+    assert getattr(read(make_dicom(raw={keyword: value}))[1], keyword) is None
+
+
+def test_values_given_several_times_count_if_they_agree():
+    assert read(make_dicom(RescaleIntercept=[-1024, -1024], RescaleSlope=[1, 1]))[1].RescaleIntercept == -1024
+    refused(make_dicom(RescaleIntercept=[-1024, 0]), "bad_tag", "RescaleIntercept", "-1024", "0")
+
+
+@pytest.mark.parametrize("keyword", ["SamplesPerPixel", "Modality", "HighBit"])
+def test_elements_that_have_an_obvious_default_may_be_missing(keyword):
+    np.testing.assert_array_equal(read(make_dicom(drop=[keyword]))[0], read(make_dicom())[0])
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "SOPInstanceUID",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "TransferSyntaxUID",
+    ],
+)
+def test_a_missing_element_is_named(keyword):
+    refused(make_dicom(drop=[keyword]), "missing_tag", keyword, "missing")
+
+
+@pytest.mark.parametrize("value", [b"abc ", b"1;0 ", b"nan ", b"inf ", b"1e999 ", b"1\\2 ", b"\xff\xfe"])
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept", "NumberOfFrames"])
+def test_a_nonsensical_number_is_named(keyword, value):
+    refused(make_dicom(raw={keyword: value}), "bad_tag", keyword)
+
+
+@pytest.mark.parametrize(
+    ("tags", "kind", "said"),
+    [
+        ({"RescaleSlope": 0}, "bad_tag", "RescaleSlope 0"),
+        ({"RescaleSlope": "1e30"}, "bad_tag", "no Hounsfield units"),
+        ({"RescaleIntercept": "1e9"}, "bad_tag", "no Hounsfield units"),
+        ({"Modality": "MR"}, "not_ct", "'MR', expected CT"),
+        ({"Rows": 0}, "bad_tag", "0 × 32"),
+        ({"Rows": 65535, "Columns": 65535}, "bad_tag", "65535 × 65535, expected 1 to 4096"),
+        ({"NumberOfFrames": 2}, "unsupported", "2 frame(s)"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "unsupported", "3 sample(s) a pixel"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "unsupported", "PALETTE COLOR"),
+        ({"PhotometricInterpretation": ""}, "unsupported", "None"),
+        ({"BitsAllocated": 12}, "bad_tag", "BitsAllocated 12"),
+        ({"BitsAllocated": 64, "BitsStored": 64}, "bad_tag", "BitsAllocated 64"),
+        ({"BitsStored": 0}, "bad_tag", "BitsStored 0"),
+        ({"BitsStored": 17}, "bad_tag", "BitsStored 17"),
+        ({"PixelRepresentation": 2}, "bad_tag", "PixelRepresentation 2"),
+        ({"Rows": 33}, "truncated", "2,048 bytes of pixel data, expected 2,112"),
+        ({"Rows": 31}, "bad_pixels", "2,048 bytes of pixel data, more than the 1,984"),
+        ({"raw": {"Rows": b"\x20"}}, "bad_tag", "Rows"),
+        ({"raw": {"Rows": b"\x20\x00\x21\x00"}}, "bad_tag", "Rows is [32, 33]"),
+        ({"raw": {"NumberOfFrames": b"1.5 "}}, "bad_tag", "NumberOfFrames"),
+        ({"raw": {"NumberOfFrames": b"9" * 400}}, "bad_tag", "NumberOfFrames"),
+        ({"raw": {"SOPInstanceUID": b""}}, "missing_tag", "no name"),
+        ({"drop": ["PixelData"]}, "no_pixels", "no PixelData"),
+        ({"raw": {"PixelData": b""}}, "no_pixels", "empty"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tags, kind, said):
+    refused(make_dicom(**tags), kind, said)
+
+
+def test_a_number_in_parts_is_named():
+    # A sequence where a number belongs.
+    data = make_dicom().replace(b"\x28\x00\x53\x10DS", b"\x28\x00\x53\x10SQ")
+    assert failure(data).kind in ("bad_tag", "not_dicom", "missing_tag", "no_pixels")
+
+
+def test_pixel_data_of_another_type_are_told():
+    data = make_dicom().replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00UT")
+    refused(data, "bad_tag", "PixelData is of type UT")
+
+
+@pytest.mark.parametrize("uid", ["1.2.3.4", "nonsense", "1.2.840.10008.1.2.4.9999", "1.2.840.10008.1.1"])
+def test_an_unknown_transfer_syntax_is_named(uid):
+    old, new = (u.encode() + b"\0" * (len(u) % 2) for u in (str(ExplicitVRLittleEndian), uid))
+    header = b"\x02\x00\x10\x00UI"
+    data = make_dicom()
+    assert header + bytes([len(old), 0]) + old in data
+    data = data.replace(header + bytes([len(old), 0]) + old, header + bytes([len(new), 0]) + new)
+    refused(data, "unsupported", uid)
+
+
+def test_a_transfer_syntax_without_a_decoder_is_named(monkeypatch):
+    def none(syntax):
+        raise NotImplementedError
+
+    monkeypatch.setattr(dicom, "get_decoder", none)
+    refused(make_dicom(syntax=RLELossless), "unsupported", "decodes RLE Lossless")
+    monkeypatch.undo()
+    if not pydicom.pixels.get_decoder(HTJ2KLossless).is_available:
+        ds = pydicom.dcmread(io.BytesIO(make_dicom(syntax=RLELossless)))
+        ds.file_meta.TransferSyntaxUID = HTJ2KLossless
+        file = io.BytesIO()
+        ds.save_as(file)
+        refused(file.getvalue(), "unsupported", "High-Throughput JPEG 2000")
+
+
+def test_compressed_pixels_that_do_not_decode_are_told():
+    data = make_dicom(syntax=RLELossless)
+    at = data.index(b"\xe0\x7f\x10\x00OB") + 12 + 8 + 8
+    refused(data[:at] + b"\xff" * 64 + data[at + 64 :], "bad_pixels", "RLE Lossless does not decode")
+    refused(data[: at + 100], "no_pixels", "may have been cut")
+
+
+def test_decoded_to_another_shape_is_told(monkeypatch):
+    monkeypatch.setattr(dicom, "pixel_array", lambda ds, **_: np.zeros((2, 32, 32), np.uint16))
+    refused(make_dicom(syntax=RLELossless), "bad_pixels", "(2, 32, 32), expected (32, 32)")
+
+
+@pytest.mark.parametrize("data", [b"", b"DICM", b"\0" * 500, b"<html>no such file</html>" * 20, b"\x89PNG\r\n\x1a\n"])
+def test_other_files_are_not_dicom(data):
+    refused(data, "not_dicom", "DICM")
+
+
+def test_damaged_elements_are_not_dicom():
+    data = make_dicom(syntax=DeflatedExplicitVRLittleEndian)
+    refused(data[:-20], "not_dicom", "cannot be parsed")
+
+
+def test_an_element_cut_in_two_is_told(monkeypatch):
+    def cut(file):
+        raise EOFError("unexpected end of file")
+
+    monkeypatch.setattr(pydicom, "dcmread", cut)
+    refused(make_dicom(), "truncated", "ends inside an element")
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    refused(tmp_path / "missing.dcm", "unreadable", "No such file")
+    refused(tmp_path, "unreadable", "Is a directory")
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
+def test_cut_anywhere_it_is_refused(syntax):
+    data = make_dicom(syntax=syntax)
+    kinds = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for cut in [*range(0, len(data) - 2100, 7), *range(max(0, len(data) - 2100), len(data) - 16, 53)]:
+            try:
+                hu, _ = read(data[:cut])
+            except DicomError as error:
+                kinds.setdefault(error.kind, error)
+            else:  # not all of a deflated stream's or a fragment's end is needed
+                np.testing.assert_array_equal(hu, read(data)[0])
+                assert syntax in (RLELossless, DeflatedExplicitVRLittleEndian)
+    assert set(kinds) <= {"not_dicom", "truncated", "no_pixels", "bad_pixels", "missing_tag", "unsupported", "bad_tag"}
+    if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        assert {"not_dicom", "truncated", "no_pixels"} <= set(kinds)
+
+
+MUTATED = [make_dicom(syntax=syntax) for syntax in SYNTAXES] + [
+    make_dicom(SpecificCharacterSet="ISO_IR 100", NumberOfFrames=1, PatientName="A^B", RescaleSlope=[1, 1])
+]
+
+
+@settings(max_examples=600, deadline=2000)
+@given(
+    data=st.sampled_from(MUTATED),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([0, 255, None]), st.integers(0, 255)), max_size=6
+    ),
+    cut=st.none() | st.floats(0, 1),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_are_read_or_refused_and_nothing_else(data, changes, cut):
+    damaged = bytearray(data)
+    head = max(140, len(data) - 2048)  # where most of what can go wrong lies
+    for place, extreme, byte in changes:
+        damaged[132 + int(place * (head - 132))] = byte if extreme is None else extreme
+    if cut is not None:
+        del damaged[int(cut * len(data)) :]
+    try:
+        hu, header = read(bytes(damaged))
+    except DicomError as error:
+        told = error
+        assert told.kind in KINDS
+        assert told.reason
+    else:
+        assert hu.dtype == np.int16
+        assert hu.shape == (header.Rows, header.Columns)
+        assert hu.min() >= AIR
+
+
+@settings(max_examples=300, deadline=2000)
+@given(
+    keyword=st.sampled_from([*OPTIONAL, "Modality", "SOPInstanceUID", "RescaleSlope", "RescaleIntercept", "Rows",
+                             "BitsStored", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"]),
+    value=st.binary(max_size=24) | st.text(alphabet="0123456789.-+eE\\ ", max_size=16).map(str.encode),
+    charset=st.sampled_from([b"ISO_IR 192", b"nonsense", b"utf-7", b"ISO 2022 87", b"rot13", b"zlib", b""]),
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_any_value_in_any_element_is_read_or_refused(keyword, value, charset):
+    data = make_dicom(raw={keyword: value + b"\0" * (len(value) % 2)}, SpecificCharacterSet="ISO_IR 192")
+    data = data.replace(b"ISO_IR 192", charset[:10].ljust(10))
+    try:
+        hu, header = read(data)
+    except DicomError as error:
+        error.reason.encode(errors="backslashreplace")
+    else:
+        assert hu.shape == (header.Rows, header.Columns)
+        for text in (header.SOPInstanceUID, header.PatientID, header.StudyInstanceUID, header.SeriesInstanceUID):
+            (text or "").encode()  # a table takes it
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_text_that_no_table_takes_is_made_harmless():
+    data = make_dicom(raw={"PatientID": b"ID+2AA-"}, SpecificCharacterSet="ISO_IR 192")
+    assert read(data.replace(b"ISO_IR 192", b"utf-7     "))[1].PatientID == "ID?"  # half of a surrogate pair
+
+
+def test_random_bytes_after_the_mark_are_refused():
+    generator = random.Random(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for length in range(0, 3000, 97):
+            failure(b"\0" * 128 + b"DICM" + generator.randbytes(length))
+
+
+def test_the_error_survives_the_way_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(DicomError("truncated", "12 bytes, expected 24")))
+    assert (type(error), error.kind, error.reason) == (DicomError, "truncated", "12 bytes, expected 24")
+    assert str(error) == "12 bytes, expected 24"
+
+
+# ------------------------------------------------------------------------------------------------ how it is called
+
+
+def test_path_text_bytes_and_file_give_the_same(tmp_path):
+    data = make_dicom()
+    path = tmp_path / "slice.dcm"
+    path.write_bytes(data)
+    hu, header = read(data)
+    for source in (path, str(path), io.BytesIO(data)):
+        again, other = read(source)
+        np.testing.assert_array_equal(again, hu)
+        assert other == header
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(read(file)[0], hu)
+        assert not file.closed
+
+
+def test_ids_that_are_no_valid_uids_are_read_in_silence(caplog, recwarn):
+    data = make_dicom()
+    recwarn.clear()
+    with caplog.at_level(logging.DEBUG):
+        assert read(data)[1].StudyInstanceUID == "ID_bbbbbbbbb1"
+    assert not caplog.records
+    assert not recwarn.list
+
+
+def test_the_result_can_be_written_to():
+    hu, _ = read(make_dicom(values(16, True), BitsStored=16, RescaleIntercept=0))
+    hu[0, 0] = 1  # not a view of the file's bytes

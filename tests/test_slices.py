@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich.errors import IchError
+from ich.slices import SCHEMA, read_table, readable, scan_order, to_frame, write_table
+
+AXIAL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+FLIPPED = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
+
+
+def row(name, position, orientation=AXIAL, series="ID_s1", split="train", **more):
+    return {
+        "SOPInstanceUID": name,
+        "SeriesInstanceUID": series,
+        "split": split,
+        "ImagePositionPatient": position,
+        "ImageOrientationPatient": orientation,
+        "repaired": "",
+        "status": "ok",
+        "reason": "",
+        "size": 1,
+    } | more
+
+
+def ordered(*rows):
+    return scan_order(to_frame(list(rows)))
+
+
+def tilted(degrees):
+    """Row and column directions of a gantry tilted about the patient's left-right axis."""
+    a = math.radians(degrees)
+    return [1.0, 0.0, 0.0, 0.0, math.cos(a), math.sin(a)]
+
+
+@given(
+    degrees=st.floats(-35, 35),
+    gap=st.floats(0.5, 10),
+    shuffled=st.permutations(range(12)),
+    drift=st.floats(-300, 300),
+)
+def test_tilted_slices_are_ordered_along_their_normal(degrees, gap, shuffled, drift):
+    a = math.radians(degrees)
+    normal = np.array([0, -math.sin(a), math.cos(a)])
+    column = np.array([0, math.cos(a), math.sin(a)])
+    # The table moves the origin within the slices' plane too, which moves the third coordinate.
+    rows = [
+        row(f"ID_{i:03}", list(k * gap * normal + k * drift * column), tilted(degrees)) for i, k in enumerate(shuffled)
+    ]
+    table = ordered(*rows)
+    np.testing.assert_allclose(table["z"], gap * np.arange(12), atol=1e-6)
+    assert table["order"].tolist() == list(range(12))
+    assert table["SOPInstanceUID"].tolist() == [f"ID_{shuffled.index(k):03}" for k in range(12)]
+
+
+def test_the_third_coordinate_alone_would_be_wrong():
+    a = math.radians(20)
+    normal, column = np.array([0, -math.sin(a), math.cos(a)]), np.array([0, math.cos(a), math.sin(a)])
+    rows = [row(f"ID_{k}", list(5 * k * normal - 30 * k * column), tilted(20)) for k in range(5)]
+    assert (np.diff([r["ImagePositionPatient"][2] for r in rows]) < 0).all()
+    assert ordered(*rows)["SOPInstanceUID"].tolist() == [f"ID_{k}" for k in range(5)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 3.0])
+def test_z_is_in_millimetres_whatever_the_length_of_the_directions(scale):
+    table = ordered(*(row(f"ID_{k}", [0.0, 0.0, 5.0 * k], [scale * v for v in AXIAL]) for k in range(3)))
+    assert table["z"].tolist() == [0, 5, 10]
+
+
+def test_slices_at_one_z_are_ordered_by_id():
+    table = ordered(row("ID_c", [0, 0, 5]), row("ID_a", [1, 1, 5]), row("ID_b", [0, 0, 0]), row("ID_d", [0, 0, 9]))
+    assert table["SOPInstanceUID"].tolist() == ["ID_b", "ID_a", "ID_c", "ID_d"]
+    assert table["order"].tolist() == [0, 1, 2, 3]
+
+
+def test_one_normal_serves_a_series_of_mixed_orientation():
+    rows = [row(f"ID_{k}", [0, 0, 5.0 * k], AXIAL if k % 2 == 0 else FLIPPED) for k in range(6)]
+    assert ordered(*rows)["z"].tolist() == [0, 5, 10, 15, 20, 25]
+    # The normal is that of the first slice by id, wherever it stands in the table.
+    assert ordered(*reversed(rows))["z"].tolist() == [0, 5, 10, 15, 20, 25]
+    assert ordered(*rows[1:])["z"].tolist() == [-25, -20, -15, -10, -5]
+
+
+@pytest.mark.parametrize("orientation", [[0.0] * 6, [1.0, 0, 0, 1.0, 0, 0], None])
+def test_a_slice_without_a_direction_takes_that_of_its_series(orientation):
+    table = ordered(row("ID_a", [0, 0, 3], orientation), row("ID_b", [0, 0, 1]), row("ID_c", [0, 0, 2]))
+    assert table["SOPInstanceUID"].tolist() == ["ID_b", "ID_c", "ID_a"]
+
+
+@pytest.mark.parametrize("orientation", [[0.0] * 6, [1.0, 0, 0, 1.0, 0, 0], None])
+def test_a_series_without_any_direction_has_no_order(orientation):
+    table = ordered(row("ID_a", [0, 0, 3], orientation), row("ID_b", [0, 0, 1], orientation))
+    assert table["z"].isna().all()
+    assert table["order"].isna().all()
+    assert table["SOPInstanceUID"].tolist() == ["ID_a", "ID_b"]
+
+
+def test_without_a_position_or_series_there_is_no_place_but_a_row():
+    table = ordered(
+        row("ID_a", None), row("ID_b", [0, 0, 7]), row("ID_c", [0, 0, 2], series=None), row("ID_d", [0, 0, 1])
+    ).set_index("SOPInstanceUID")
+    assert table.loc[["ID_d", "ID_b"], "order"].tolist() == [0, 1]
+    assert table.loc[["ID_a", "ID_c"], ["z", "order"]].isna().all(axis=None)
+    assert len(table) == 4
+
+
+def test_each_series_counts_for_itself_and_splits_stay_together():
+    rows = [
+        row(f"ID_{s}{k}", [0, 0, k], series=f"ID_s{s}", split="test" if s == 1 else "train")
+        for s in (2, 1, 0)
+        for k in (1, 0)
+    ]
+    table = ordered(*rows)
+    assert table["split"].tolist() == ["test"] * 2 + ["train"] * 4
+    assert table["order"].tolist() == [0, 1] * 3
+    assert table["SeriesInstanceUID"].tolist() == ["ID_s1"] * 2 + ["ID_s0"] * 2 + ["ID_s2"] * 2
+
+
+def test_a_series_in_both_splits_is_counted_in_each():
+    table = ordered(*(row(f"ID_{k}", [0, 0, k], split=("train", "test")[k % 2]) for k in range(4)))
+    assert table["order"].tolist() == [0, 1, 0, 1]
+
+
+def test_all_unread_and_none_at_all():
+    bad = {"SOPInstanceUID": "ID_a", "split": "train", "status": "truncated", "reason": "cut", "size": 3}
+    table = ordered(bad)
+    assert table.loc[0, "status"] == "truncated"
+    assert table[["z", "order", "Rows"]].isna().all(axis=None)
+    assert len(ordered()) == 0
+
+
+@given(st.permutations(range(6)))
+def test_the_order_of_the_rows_does_not_matter(permutation):
+    rows = [row(f"ID_{k}", [0, 0, (k * 7) % 3]) for k in range(5)] + [row("ID_5", None, None, series=None)]
+    pd.testing.assert_frame_equal(ordered(*(rows[k] for k in permutation)), ordered(*rows))
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def test_round_trip_keeps_every_column_and_its_type(tmp_path):
+    whole = row(
+        "ID_b", [1.5, -2, 3.25], PatientID="ID_p", StudyInstanceUID="ID_t", PixelSpacing=[0.5, 0.25], Rows=512,
+        Columns=500, BitsStored=12, PixelRepresentation=0, RescaleIntercept=-1024.0, RescaleSlope=1.0,
+        path="train/ID_b.png",
+    )  # fmt: skip
+    bad = {"SOPInstanceUID": "ID_a", "split": "train", "status": "truncated", "reason": "cut;\n“so”", "size": 3}
+    path = tmp_path / "folder" / "slices.parquet"
+    table = ordered(whole, bad)
+    write_table(table, path)
+    assert pq.read_schema(path).equals(SCHEMA)
+    back = read_table(path)
+    assert back["SOPInstanceUID"].tolist() == ["ID_b", "ID_a"]
+    rows = pq.read_table(path).to_pylist()
+    assert rows[0] == whole | {"z": 3.25, "order": 0}
+    assert rows[1] == dict.fromkeys(SCHEMA.names) | bad
+    write_table(back, tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
+
+
+def test_the_same_rows_are_the_same_bytes_however_they_came(tmp_path):
+    rows = [row(f"ID_{k}", [0, 0, k], Rows=4, path=f"train/ID_{k}.png") for k in range(3)]
+    bad = {"SOPInstanceUID": "ID_x", "split": "train", "status": "truncated", "reason": "cut", "size": 3}
+    at_once = to_frame(rows)
+    # Beside a row without numbers, integers become floats: they must come back as they were.
+    beside = to_frame([*rows, bad]).iloc[:3]
+    assert at_once["Rows"].dtype != beside["Rows"].dtype
+    pieces = pd.concat([to_frame(rows[:1]), to_frame([bad]), to_frame(rows[1:])])
+    pieces = pieces[pieces["status"] == "ok"]
+    written = []
+    for number, table in enumerate((at_once, beside, pieces)):
+        path = tmp_path / f"{number}.parquet"
+        write_table(scan_order(table), path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_missing_table_says_what_to_run(tmp_path):
+    with pytest.raises(IchError, match=r"slices\.parquet does not exist; run scripts/preprocess\.py"):
+        read_table(tmp_path / "slices.parquet")
+
+
+def test_what_is_no_table_is_told(tmp_path):
+    path = tmp_path / "slices.parquet"
+    write_table(ordered(row("ID_a", [0, 0, 0])), path)
+    whole = path.read_bytes()
+    for data in (b"", b"SOPInstanceUID,z\n", whole[:-9], whole[len(whole) // 2 :]):
+        path.write_bytes(data)
+        with pytest.raises(IchError, match=r"slices\.parquet is no slice table .*; delete it"):
+            read_table(path)
+
+
+def test_a_lacking_column_is_named(tmp_path):
+    path = tmp_path / "slices.parquet"
+    pq.write_table(pa.Table.from_pylist([row("ID_a", None)], SCHEMA).drop_columns(["z", "order"]), path)
+    with pytest.raises(IchError, match=r"lacks order, z; .*another version"):
+        read_table(path)
+
+
+def test_other_types_are_told_and_further_columns_are_left_out(tmp_path):
+    path = tmp_path / "slices.parquet"
+    table = pa.Table.from_pylist([row("ID_a", None)], SCHEMA)
+    pq.write_table(table.append_column("crop", [[1]]), path)
+    assert read_table(path).columns.tolist() == SCHEMA.names
+    at = SCHEMA.names.index("z")
+    pq.write_table(table.set_column(at, "z", [["up"]]), path)
+    with pytest.raises(IchError, match=r"slices\.parquet holds other types .*another version"):
+        read_table(path)
+
+
+def test_a_slice_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "slices.parquet"
+    write_table(to_frame([row("ID_a", None), row("ID_b", None), row("ID_b", None)]), path)
+    with pytest.raises(IchError, match="lists ID_b twice"):
+        read_table(path)
+
+
+def test_readable_are_those_of_the_split_with_an_image():
+    table = ordered(
+        row("ID_a", [0, 0, 0]), row("ID_b", [0, 0, 1], status="truncated"), row("ID_c", [0, 0, 2], split="test")
+    )
+    assert readable(table, "train").index.tolist() == ["ID_a"]
+    assert readable(table, "test").index.tolist() == ["ID_c"]
+    assert readable(table, "train").index.name == "SOPInstanceUID"
