@@ -230,12 +230,18 @@ def test_missing_sign_bits_are_mended_and_told(bits):
     assert header.repaired == ("sign",)
 
 
+def test_metal_beyond_the_stored_bits_is_metal_where_the_sign_is_carried_through():
+    hu, header = read(make_dicom(np.array([[-1000, 3071]], np.int16), BitsStored=12, RescaleIntercept=0))
+    assert hu.tolist() == [[-1000, 3071]]
+    assert header.repaired == ()
+
+
 @pytest.mark.parametrize(
     ("stored", "bits"),
     [
         (np.array([[0, 4096]], np.uint16), 12),
-        (np.array([[-1, 2048]], np.int16), 12),
         (np.array([[0, 4096]], np.int16), 12),
+        (np.array([[-1, 40000]], np.int32), 16),
         (np.array([[0, 70000]], np.uint32), 16),
         (np.array([[-40000, 0]], np.int32), 16),
     ],

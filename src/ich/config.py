@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ich.errors import IchError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _as_list(value: Any) -> Any:
@@ -21,6 +21,14 @@ def _as_list(value: Any) -> Any:
 class WindowConfig(_Section):
     center: float  # HU
     width: float = Field(gt=0)  # HU
+
+
+# pydantic names the kind of a window in the place of an error, where the file has no such step: the bar tells it from a
+# key. Without kinds, an error in a mapping would come with the complaint that it is no preset's name.
+_AnyWindow = Annotated[
+    Annotated[str, Tag("|preset")] | Annotated[WindowConfig, Tag("|window")],
+    Discriminator(lambda value: "|preset" if isinstance(value, str) else "|window"),
+]
 
 
 class Data(_Section):
@@ -44,7 +52,7 @@ class Data(_Section):
 
 class Preprocess(_Section):
     # One window gives grey images, three give three channels: a preset's name, or {center: , width: }.
-    windows: list[str | WindowConfig] = ["brain"]
+    windows: list[_AnyWindow] = ["brain"]
     # Pixels a side; null keeps the slices' own.
     size: int | None = Field(None, ge=16)
     # What becomes of slices that are not square: pad with air, or stretch.
@@ -178,14 +186,21 @@ def _set(content: dict, override: str) -> None:
 
 
 def _complaint(error: dict) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    loc = [part for part in error["loc"] if part not in ("|preset", "|window")]
+    where = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in error["loc"][:-1]:
-            field = getattr(section, "model_fields", {}).get(part)
-            section = field.annotation if field else None
-        known = f"; there are {', '.join(section.model_fields)}" if hasattr(section, "model_fields") else ""
-        return f"{where} is no known key{known}"
+        section = Config
+        for part in loc[:-1]:
+            if isinstance(part, str):  # else it is a place in a list
+                section = _section_within(section.model_fields[part].annotation)
+        return f"{where} is no known key; there are {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {error['input']!r}: {error['msg']}"
+
+
+def _section_within(annotation: Any) -> type[_Section] | None:
+    """The section that a field holds, be it in a list or among other types."""
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+    return next(filter(None, map(_section_within, get_args(annotation))), None)

@@ -241,8 +241,9 @@ def _fit_bits(raw: np.ndarray, bits: int, signed: int) -> tuple[np.ndarray, tupl
         if low >= 0 and 2 ** (bits - 1) <= high < 2**bits:
             wide = raw.astype(np.int32)  # 2**bits may be beyond the pixels' own type
             return np.where(wide < 2 ** (bits - 1), wide, wide - 2**bits).astype(np.int16), ("sign",)
-        # Below the range lies padding, which is clipped; above it nothing has a meaning.
-        fits = low >= -(2**15) and high < 2 ** (bits - 1)
+        # Where negative values carry their sign through the unused bits, those beyond the range mean what they say:
+        # padding below it, metal above.
+        fits = low >= -(2**15) and high < (2**15 if low < 0 else 2 ** (bits - 1))
     else:
         fits = high < 2**bits
     if not fits:

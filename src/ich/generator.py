@@ -37,7 +37,7 @@ class DataGenerator(keras.utils.PyDataset):
 
     Raises:
         IchError: no ids, ids twice, ids without labels, labels that are not finite, shuffle without labels, a batch
-            size below 1; at reading, an image that cannot be read or whose shape differs from the first one's.
+            size below 1; at reading, an image that cannot be read, is not uint8, or differs in shape from the first.
 
     Example:
         >>> train = DataGenerator(ids, labels, image_dir="images/brain/train", shuffle=True, augment=compose)
@@ -78,6 +78,7 @@ class DataGenerator(keras.utils.PyDataset):
         self.suffix = suffix
         self._local = threading.local()
         self._shape: tuple[int, ...] | None = None
+        self._begun = False
         self.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -92,9 +93,18 @@ class DataGenerator(keras.utils.PyDataset):
         batch = np.stack([self._image(self.ids[row], epoch) for row in rows])
         return batch if self.labels is None else (batch, self.labels[rows])
 
+    def on_epoch_begin(self) -> None:
+        """Keras calls it, after workers of the epoch have started."""
+        self._begun = True
+
     def on_epoch_end(self) -> None:
-        """Go to the next epoch. Keras calls it; workers of the next epoch start after it."""
-        self.set_epoch(self._plan[0] + 1)
+        """Go to the next epoch. Keras calls it; workers of the next epoch start after it.
+
+        `fit` calls it once before the first epoch too: what has not begun does not end, or epochs would be off by one.
+        A loop of one's own calls `set_epoch`.
+        """
+        if self._begun:
+            self.set_epoch(self._plan[0] + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next batches those of this epoch (0-based)."""
@@ -102,10 +112,13 @@ class DataGenerator(keras.utils.PyDataset):
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         self._plan = epoch, order  # one assignment, so that no thread sees the order of another epoch
+        self._begun = False
 
     def _image(self, id: str, epoch: int) -> np.ndarray:
         path = self.image_dir / f"{id}{self.suffix}"
         image = images.read(path)
+        if image.dtype != np.uint8:
+            raise IchError(f"{path} holds {image.dtype}, expected uint8, 0 to 255; convert it")
         if self.augment is not None:
             augment = self._augment_of_thread()
             augment.set_random_seed(_sample_seed(self.seed, epoch, id))

@@ -19,7 +19,7 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
     path = run.fold(k) / "model.keras"
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
         raise IchError(
             f"the model {path} cannot be read ({error}); delete {path.parent} and train the fold again"
         ) from error
@@ -41,7 +41,7 @@ def predict_test(run: runs.Run) -> pd.DataFrame:
         raise IchError(f"{run.config.data.images} holds no test slices; convert sources that have some")
     folds = [_predict_fold(run, k, ids) for k in range(run.config.folds.n)]
     probabilities = np.mean([fold.to_numpy() for fold in folds], axis=0, dtype=np.float64)
-    mean = pd.DataFrame(probabilities, index=folds[0].index, columns=folds[0].columns)
+    mean = pd.DataFrame(probabilities.astype(np.float32), index=folds[0].index, columns=folds[0].columns)
     runs.write_predictions(mean, run.predictions_path)
     return mean
 

@@ -1,5 +1,6 @@
 """The competition's metric as a Keras loss and as a streaming Keras metric, both on logits."""
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -11,16 +12,21 @@ from ich.labels import LABELS, METRIC_WEIGHTS
 
 def _checked(weights: Sequence[float] | None) -> list[float]:
     weights = list(METRIC_WEIGHTS.values()) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(LABELS) or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != len(LABELS) or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
         raise IchError(
-            f"expected {len(LABELS)} weights of at least 0, not all 0, in the order {', '.join(LABELS)}, got {weights}"
+            f"expected {len(LABELS)} finite weights of at least 0, not all 0, in the order {', '.join(LABELS)},"
+            f" got {weights}"
         )
     return weights
 
 
 def _log_loss(y_true, logits):
-    """Log loss of each value: max(x, 0) - x·y + log(1 + exp(-|x|)), which no logit overflows."""
-    return ops.maximum(logits, 0.0) - logits * y_true + ops.log1p(ops.exp(-ops.abs(logits)))
+    """Log loss of each value, max(x, 0) - x·y + log(1 + exp(-|x|)), which no logit overflows.
+
+    By Keras's own function: written out, the gradient at a logit of exactly 0 is not 1/2 - y, but what each backend
+    takes for the slopes of max and abs there.
+    """
+    return ops.binary_crossentropy(y_true, logits, from_logits=True)
 
 
 @keras.saving.register_keras_serializable("ich")
@@ -36,7 +42,7 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
         y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6). A sample's loss has shape (batch,).
 
     Raises:
-        IchError: weights that are not six, negative or all 0.
+        IchError: weights that are not six, negative, not finite or all 0.
     """
 
     def __init__(self, weights: Sequence[float] | None = None, name: str = "weighted_binary_crossentropy", **kwargs):

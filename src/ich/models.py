@@ -31,7 +31,10 @@ def small_cnn(images: keras.KerasTensor, weights: str | None) -> keras.KerasTens
         if index:
             x = layers.MaxPooling2D()(x)
     # A bleed covers a small part of the slice: the maximum sees it, the mean sees how much there is.
-    return layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
+    features = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
+    if weights is not None:
+        keras.Model(images, features).load_weights(weights)
+    return features
 
 
 # How each family of keras.applications wants 0 to 255 scaled, as (scale, offset). Its colour channels' own means and
@@ -164,3 +167,6 @@ def _transplant(donor: keras.Model, model: keras.Model, gain: float) -> None:
                 value *= theirs.shape[axis] / channels
         ours.assign(value * gain if first and kernel else value)
         first = first and not kernel
+    for layer in model.layers:
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights, taken here

@@ -54,7 +54,7 @@ class Run:
             )
         try:
             folds_then = json.loads(run.environment_path.read_text())["folds_sha256"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise IchError(
                 f"{run.environment_path} does not say which folds the run was trained on ({error!r});"
                 " give this one another name, or delete the directory"
