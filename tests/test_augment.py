@@ -1,0 +1,103 @@
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from ich import augment
+from ich.errors import IchError
+
+HEIGHT, WIDTH = 40, 48
+
+
+def phantom(channels):
+    """A bright disc beside the middle on black, so that a move shows."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    disc = ((y - 18) ** 2 + (x - 28) ** 2 < 100) * (100 + 2 * x)
+    return np.repeat(disc[..., None].astype(np.uint8), channels, axis=2)
+
+
+def draw(compose, image, seed):
+    compose.set_random_seed(seed)
+    return compose(image=image)["image"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 9])
+@pytest.mark.parametrize("name", [name for name in augment.PIPELINES if name != "none"])
+def test_shape_and_dtype_stay_and_the_seed_alone_decides(name, channels):
+    image = phantom(channels)
+    before = image.copy()
+    compose = augment.pipeline(name, HEIGHT, WIDTH)
+    first = [draw(compose, image, seed) for seed in range(20)]
+    again = [draw(copy.deepcopy(compose), image, seed) for seed in reversed(range(20))][::-1]
+    for one, other in zip(first, again, strict=True):
+        assert one.shape == image.shape
+        assert one.dtype == np.uint8
+        np.testing.assert_array_equal(one, other)
+    assert len({one.tobytes() for one in first}) > 10
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("name", [name for name in augment.PIPELINES if name != "none"])
+def test_all_channels_move_alike(name):
+    image = phantom(9)
+    compose = augment.pipeline(name, HEIGHT, WIDTH)
+    for seed in range(20):
+        out = draw(compose, image, seed)
+        assert (out == out[..., :1]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in augment.PIPELINES if name != "none"])
+def test_beyond_the_edge_is_air(name):
+    """A wholly bright image shows what is filled in: black, never a copy of what is inside."""
+    compose = augment.pipeline(name, HEIGHT, WIDTH)
+    image = np.full((HEIGHT, WIDTH, 1), 200, dtype=np.uint8)
+    corners = {int(draw(compose, image, seed)[0, 0, 0]) for seed in range(40)}
+    assert min(corners) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in augment.PIPELINES if name != "none"])
+def test_the_head_stays_in_the_image(name):
+    compose = augment.pipeline(name, HEIGHT, WIDTH)
+    image = phantom(1)
+    for seed in range(40):
+        assert (draw(compose, image, seed) > 60).sum() > (image > 60).sum() / 2
+
+
+@pytest.mark.parametrize("name", [name for name in augment.PIPELINES if name != "none"])
+def test_pickled_and_in_threads_the_same(name):
+    image = phantom(3)
+    compose = augment.pipeline(name, HEIGHT, WIDTH)
+    expected = [draw(compose, image, seed) for seed in range(16)]
+    pickled = pickle.loads(pickle.dumps(compose))
+    assert all(np.array_equal(draw(pickled, image, seed), expected[seed]) for seed in range(16))
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda seed: draw(copy.deepcopy(compose), image, seed), range(16))
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_none_is_no_pipeline():
+    assert augment.pipeline("none", HEIGHT, WIDTH) is None
+
+
+def test_an_unknown_name_is_refused_with_the_list():
+    with pytest.raises(IchError, match="no augmentation is called 'hevy'; there are none, light, heavy"):
+        augment.pipeline("hevy", HEIGHT, WIDTH)
+
+
+def test_the_import_does_not_ask_the_network_for_a_newer_version():
+    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    code = """
+import urllib.request
+def refuse(*args, **kwargs): raise SystemExit("the network was asked")
+urllib.request.OpenerDirector.open = refuse
+import ich.augment, os
+print(os.environ["NO_ALBUMENTATIONS_UPDATE"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"

@@ -1,0 +1,256 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich.config import Config, WindowConfig, differences, load
+from ich.errors import IchError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+LEAST = {"name": "one", "data": {"sources": "a.zip", "images": "images/one"}}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content, **sections):
+        path = tmp_path / "one.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump({**content, **sections}))
+        return path
+
+    return write
+
+
+def config(**sections):
+    return Config.model_validate({**LEAST, **sections})
+
+
+def refusal(path, *overrides):
+    with pytest.raises(IchError) as caught:
+        load(path, overrides)
+    message = str(caught.value)
+    assert "Traceback" not in message
+    return message.replace(str(path), "FILE")
+
+
+# ------------------------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_is_valid_and_named_after_its_file(path):
+    assert load(path).name == path.stem
+
+
+def test_the_least_config_has_defaults_for_all_else(written):
+    found = load(written(LEAST))
+    assert found.data.sources == [Path("a.zip")]
+    assert found.data.folds_path == Path("images/one/folds.csv")
+    assert found.preprocess.windows == ["brain"]
+    assert found == config()
+
+
+def test_one_source_or_several(written):
+    data = {"sources": ["a.zip", "b"], "images": "i", "folds": "f.csv"}
+    found = load(written(LEAST, data=data))
+    assert found.data.sources == [Path("a.zip"), Path("b")]
+    assert found.data.folds_path == Path("f.csv")
+
+
+def test_windows_by_name_and_by_value_in_their_order(written):
+    windows = ["subdural", {"center": 40, "width": 380}, "bone"]
+    found = load(written(LEAST, preprocess={"windows": windows}))
+    assert found.preprocess.windows == ["subdural", WindowConfig(center=40, width=380), "bone"]
+
+
+def test_numbers_as_people_write_them(written):
+    # YAML 1.1 takes 1e-3, without a point, for text.
+    found = load(written("name: one\ndata: {sources: a, images: i}\ntrain: {learning_rate: 1e-3}\n"))
+    assert found.train.learning_rate == 1e-3
+
+
+@given(
+    st.builds(
+        lambda windows, weights, rate, seed, weight_file: config(
+            preprocess={"windows": windows},
+            train={"label_weights": weights, "learning_rate": rate, "seed": seed},
+            model={"weights": weight_file},
+        ),
+        st.lists(
+            st.sampled_from(["brain", "bone"])
+            | st.builds(lambda c, w: {"center": c, "width": w}, st.integers(-100, 100), st.floats(0.5, 4000)),
+            max_size=3,
+        ),
+        st.none() | st.lists(st.floats(0, 1e6), max_size=6),
+        st.floats(1e-12, 1),
+        st.integers(0, 2**40),
+        st.sampled_from([None, "imagenet", "null", "1e-3", "a: b", "öß/ä.h5", "yes"]),
+    )
+)
+def test_resolved_reads_back_as_the_same_config(one):
+    again = Config.model_validate(yaml.safe_load(one.resolved()))
+    assert again == one
+    assert differences(one, again) == []
+
+
+def test_resolved_writes_every_default_out():
+    content = yaml.safe_load(config().resolved())
+    assert list(content) == list(Config.model_fields)
+    assert content["train"]["epochs"] == config().train.epochs
+    assert content["machine"]["workers"] == config().machine.workers
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        config().name = "other"
+
+
+# ------------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.epochs=3", "train.epochs", 3),
+        ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),
+        (" train.augment =heavy", "train.augment", "heavy"),
+        ("model.weights=", "model.weights", None),
+        ("model.weights=null", "model.weights", None),
+        ("model.weights=a=b.h5", "model.weights", "a=b.h5"),
+        ("train.label_weights=[1, 1, 1, 1, 1, 2]", "train.label_weights", [1, 1, 1, 1, 1, 2]),
+        ("preprocess.windows=[{center: 1, width: 2}]", "preprocess.windows", [WindowConfig(center=1, width=2)]),
+        ("data.sources=b.zip", "data.sources", [Path("b.zip")]),
+        ("name=two", "name", "two"),
+        ("train={epochs: 7}", "train.epochs", 7),
+    ],
+)
+def test_set(written, override, path, value):
+    found = load(written(LEAST), [override])
+    for key in path.split("."):
+        found = getattr(found, key)
+    assert found == value
+
+
+def test_set_makes_a_section_the_last_one_wins_and_the_rest_stays(written):
+    path = written(LEAST, train={"seed": 5, "epochs": 2})
+    found = load(path, ["train.epochs=3", "train.epochs=4", "folds.n=2"])
+    assert (found.train.epochs, found.train.seed, found.folds.n) == (4, 5, 2)
+    assert yaml.safe_load(path.read_text())["train"] == {"seed": 5, "epochs": 2}
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", ""])
+def test_a_set_of_another_form_is_refused(written, override):
+    assert refusal(written(LEAST), override) == f"--set {override!r} is not of the form section.key=value"
+
+
+def test_a_set_below_a_value_is_refused(written):
+    assert refusal(written(LEAST), "name.part=3") == "--set 'name.part=3': name is no section"
+
+
+def test_a_set_that_is_no_yaml_is_refused(written):
+    assert refusal(written(LEAST), "train.epochs=[").startswith("--set 'train.epochs=[': the value is no YAML: ")
+
+
+def test_a_set_of_an_unknown_key_is_refused(written):
+    message = refusal(written(LEAST), "train.epoch=3")
+    assert message.startswith("config FILE: train.epoch is no known key; there are seed, epochs, batch_size")
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"trian": {}}, "trian is no known key; there are name, data, preprocess, folds, model, train, predict"),
+        ({"train": {"lr": 1}}, "train.lr is no known key; there are seed, epochs"),
+        ({"preprocess": {"window": "brain"}}, "preprocess.window is no known key; there are windows, size, fit"),
+        (
+            {"preprocess": {"windows": ["brain", {"center": 40, "width": 80, "level": 1}]}},
+            "config FILE: preprocess.windows.1.level is no known key; there are center, width",
+        ),
+        (
+            {"preprocess": {"windows": [{"center": 40, "widht": 80}]}},
+            "config FILE: preprocess.windows.0.width is missing; preprocess.windows.0.widht is no known key; "
+            "there are center, width",
+        ),
+        (
+            {"preprocess": {"windows": [{"center": 40, "width": -80}]}},
+            "config FILE: preprocess.windows.0.width is -80: Input should be greater than 0",
+        ),
+        ({"preprocess": {"windows": ["brain", 40]}}, "config FILE: preprocess.windows.1 is 40: "),
+        ({"preprocess": {"windows": "brain"}}, "preprocess.windows is 'brain': Input should be a valid list"),
+        ({"preprocess": {"size": 8}}, "preprocess.size is 8: "),
+        ({"preprocess": {"fit": "crop"}}, "preprocess.fit is 'crop': Input should be 'pad' or 'stretch'"),
+        ({"train": {"epochs": 0}}, "train.epochs is 0: "),
+        ({"train": {"epochs": "many"}}, "train.epochs is 'many': "),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate is nan: "),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate is inf: "),
+        ({"train": {"label_weights": [1, 1, 1, 1, 1, float("nan")]}}, "train.label_weights.5 is nan: "),
+        ({"train": None}, "train is None: "),
+        ({"model": {"dropout": 1}}, "model.dropout is 1: "),
+        ({"folds": {"n": 1}}, "folds.n is 1: "),
+        ({"machine": {"workers": 0}}, "machine.workers is 0: "),
+        ({"name": "../elsewhere"}, "name is '../elsewhere': "),
+        ({"name": ".hidden"}, "name is '.hidden': "),
+        ({"name": "two\n"}, "name is 'two\\n': "),
+        ({"name": "x" * 65}, "name is 'xxx"),
+        ({"name": 2024}, "name is 2024: Input should be a valid string"),
+        ({"data": {"images": "i"}}, "config FILE: data.sources is missing"),
+        ({"data": {"images": "i", "sources": []}}, "data.sources is []: "),
+        ({"data": {"images": "i", "sources": "a", "split": "val"}}, "data.split is 'val': "),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(written, sections, expected):
+    message = refusal(written(LEAST, **sections))
+    assert expected in message
+    assert "|" not in message
+
+
+def test_all_that_is_wrong_is_told_at_once(written):
+    message = refusal(written(LEAST, train={"lr": 1, "epochs": 0}, model={"nam": "x"}))
+    assert all(part in message for part in ("train.lr is no", "train.epochs is 0", "model.nam is no"))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert refusal(tmp_path / "no.yaml") == (
+        "config FILE cannot be read: No such file or directory; configs/ holds examples"
+    )
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"!!python/object/apply:os.system [echo]"])
+def test_a_file_that_is_no_plain_yaml(tmp_path, content):
+    path = tmp_path / "one.yaml"
+    path.write_bytes(content)
+    assert refusal(path).startswith("config FILE is no YAML: ")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("", "NoneType"), ("- a\n", "list"), ("a\n", "str")])
+def test_a_file_without_sections(written, content, kind):
+    assert refusal(written(content)) == f"config FILE holds {kind}, expected sections of keys; configs/ holds examples"
+
+
+# ------------------------------------------------------------------------------------------------- differences
+
+
+def test_differences_name_the_paths_and_both_values():
+    one = config(train={"epochs": 3}, model={"weights": None})
+    other = config(train={"epochs": 4}, model={"weights": "imagenet"})
+    assert differences(one, other) == ["model.weights: None / imagenet", "train.epochs: 3 / 4"]
+
+
+def test_the_machine_makes_no_difference():
+    other = config(machine={"workers": 9, "jobs": 1, "processes": True})
+    assert other != config()
+    assert differences(config(), other) == []
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values of another type
+@pytest.mark.parametrize("section", [name for name in Config.model_fields if name not in ("name", "data", "machine")])
+def test_every_other_value_makes_one(section):
+    """A field that the comparison forgets would let a run be continued under another setting."""
+    base = config()
+    for key, value in getattr(base, section):
+        part = getattr(base, section).model_copy(update={key: "another" if value is None else [value]})
+        changed = base.model_copy(update={section: part})
+        assert [line.split(":")[0] for line in differences(base, changed)] == [f"{section}.{key}"]

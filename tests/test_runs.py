@@ -1,0 +1,264 @@
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ich import convert, folds, metrics, runs, slices
+from ich.config import Config, load
+from ich.errors import IchError
+from ich.labels import INDEX_NAME, LABELS
+from ich.windows import Window, preset
+
+COUNT = 12
+
+
+def fold_table(seed=0):
+    """Twelve slices of six patients in two folds."""
+    labels = np.random.default_rng(seed).integers(0, 2, (COUNT, 6), dtype=np.int8)
+    labels[:, 5] = labels[:, :5].max(axis=1)
+    table = pd.DataFrame(
+        labels, columns=list(LABELS), index=pd.Index([f"ID_{k:03x}" for k in range(COUNT)], name=INDEX_NAME)
+    )
+    return table.assign(PatientID=[f"ID_p{k // 2}" for k in range(COUNT)], fold=[k // 2 % 2 for k in range(COUNT)])
+
+
+@pytest.fixture
+def config(tmp_path):
+    folds.write_folds(tmp_path / "folds.csv", fold_table())
+    return Config.model_validate(
+        {
+            "name": "one",
+            "data": {"sources": tmp_path / "a.zip", "images": tmp_path / "images", "folds": tmp_path / "folds.csv"},
+            "folds": {"n": 2},
+        }
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+def begun(config, root):
+    run = runs.Run.begin(config, root)
+    run.claim()
+    return run
+
+
+def changed(config, **sections):
+    content = config.model_dump(mode="json")
+    for section, values in sections.items():
+        content[section] |= values
+    return Config.model_validate(content)
+
+
+def some_predictions(table, seed=0):
+    values = np.random.default_rng(seed).random((len(table), 6), dtype=np.float32)
+    return pd.DataFrame(values, index=table.index, columns=list(LABELS))
+
+
+# ------------------------------------------------------------------------------------------- whose directory it is
+
+
+def test_begin_writes_nothing_and_claim_writes_config_and_environment(config, root):
+    run = runs.Run.begin(config, root)
+    assert run.path == root / "one"
+    assert not root.exists()
+    run.claim()
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "environment.json"]
+    assert load(run.config_path) == config
+    facts = json.loads(run.environment_path.read_text())
+    assert facts["packages"]["keras"]
+    assert len(facts["folds_sha256"]) == 64
+
+
+def test_begun_again_it_goes_on_and_rewrites_nothing(config, root):
+    run = begun(config, root)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.path.iterdir()}
+    begun(config, root)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.path.iterdir()} == before
+
+
+def test_another_machine_may_go_on_and_uses_its_own_section(config, root):
+    begun(config, root)
+    other = changed(config, machine={"workers": 1, "processes": True, "jobs": 2})
+    assert begun(other, root).config.machine.processes is True
+
+
+def test_another_config_is_refused_with_the_difference(config, root):
+    begun(config, root)
+    other = changed(config, train={"epochs": 99}, model={"name": "small_cnn"})
+    with pytest.raises(IchError) as caught:
+        runs.Run.begin(other, root)
+    message = str(caught.value)
+    assert "belongs to another config (its own / this one: " in message
+    assert "model.name: EfficientNetV2B0 / small_cnn; train.epochs: 6 / 99)" in message
+    assert "give this one another name, or delete the directory" in message
+
+
+def test_other_folds_are_refused(config, root):
+    run = begun(config, root)
+    folds.write_folds(config.data.folds_path, fold_table(seed=1))
+    with pytest.raises(IchError, match=r"was trained on other folds than .*folds.csv now holds; restore the file"):
+        runs.Run.begin(config, root)
+    folds.write_folds(config.data.folds_path, fold_table())
+    assert runs.Run.begin(config, root).path == run.path
+
+
+def test_without_folds_nothing_begins(config, root):
+    config.data.folds_path.unlink()
+    with pytest.raises(IchError, match=r"cannot read .*folds.csv: No such file .*; make it with scripts/make_folds.py"):
+        runs.Run.begin(config, root)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_a_run_that_does_not_tell_its_folds_is_refused(config, root, content):
+    run = begun(config, root)
+    if content is None:
+        run.environment_path.unlink()
+    else:
+        run.environment_path.write_text(content)
+    with pytest.raises(IchError, match=r"environment.json does not say which folds the run was trained on"):
+        runs.Run.begin(config, root)
+
+
+def test_open_reads_the_runs_own_config(config, root):
+    begun(config, root)
+    assert runs.Run.open(root / "one").config == config
+
+
+def test_open_what_is_no_run(tmp_path):
+    with pytest.raises(IchError, match=r"is no run: it has no config.yaml; expected a directory that scripts/train.py"):
+        runs.Run.open(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- score
+
+
+def finish(run, table, predictions):
+    for k in range(2):
+        runs.write_predictions(predictions[(table["fold"] == k).to_numpy()], run.fold(k) / "oof.parquet")
+
+
+def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config, root):
+    run, table = begun(config, root), fold_table()
+    predictions = some_predictions(table)
+    finish(run, table, predictions.sample(frac=1, random_state=0).reindex(table.index))
+    score = run.score()
+    assert score["weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(table[list(LABELS)], predictions))
+    assert score["of_prevalence"] == pytest.approx(metrics.prevalence_log_loss(table[list(LABELS)]))
+    assert list(score["by_label"]) == list(LABELS)
+    assert score["slices"] == COUNT
+    assert json.loads(run.score_path.read_text()) == score
+    pd.testing.assert_frame_equal(runs.read_predictions(run.oof_path), predictions)
+
+
+def test_a_missing_fold_is_told_before_anything_is_written(config, root):
+    run, table = begun(config, root), fold_table()
+    runs.write_predictions(some_predictions(table)[:6], run.fold(1) / "oof.parquet")
+    assert run.finished_folds() == [1]
+    with pytest.raises(IchError, match=r"lacks fold\(s\) 0; train them first"):
+        run.score()
+    assert not run.score_path.exists()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "foreign", "twice"])
+def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
+    run, table = begun(config, root), fold_table()
+    predictions = some_predictions(table)
+    finish(run, table, predictions)
+    part = predictions[(table["fold"] == 0).to_numpy()]
+    spoilt = {
+        "missing": part[1:],
+        "foreign": part.rename(index={part.index[0]: "ID_fff"}),
+        "twice": part.rename(index={part.index[0]: part.index[1]}),
+    }[spoil]
+    runs.write_predictions(spoilt, run.fold(0) / "oof.parquet")
+    with pytest.raises(IchError, match=r"out-of-fold predictions, .*folds.csv lists 12 slices, and they are not the s"):
+        run.score()
+    assert not run.score_path.exists()
+    assert not run.oof_path.exists()
+
+
+# ------------------------------------------------------------------------------------------- predictions
+
+
+def test_predictions_come_back_as_float32_under_their_ids(tmp_path):
+    frame = some_predictions(fold_table()).astype(np.float64)
+    runs.write_predictions(frame, tmp_path / "p.parquet")
+    pd.testing.assert_frame_equal(runs.read_predictions(tmp_path / "p.parquet"), frame.astype(np.float32))
+
+
+def test_predictions_that_are_not_there_or_no_parquet(tmp_path):
+    with pytest.raises(IchError, match=r"predictions .*no.parquet cannot be read .*; make them again"):
+        runs.read_predictions(tmp_path / "no.parquet")
+    (tmp_path / "p.parquet").write_bytes(b"junk")
+    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; make them again"):
+        runs.read_predictions(tmp_path / "p.parquet")
+
+
+def test_predictions_with_other_columns(tmp_path):
+    frame = some_predictions(fold_table())
+    frame.drop(columns="any").to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(IchError, match=r"have the columns epidural, .* under the index SOPInstanceUID, expected"):
+        runs.read_predictions(tmp_path / "p.parquet")
+    frame.rename_axis("id").to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(IchError, match=r"under the index id, expected epidural"):
+        runs.read_predictions(tmp_path / "p.parquet")
+
+
+# ------------------------------------------------------------------------------------------- settings of the images
+
+
+def test_settings_are_the_configs(config):
+    section = {"windows": ["brain", {"center": 1, "width": 2}, "bone"], "size": 64, "fit": "stretch"}
+    found = runs.settings(changed(config, preprocess=section))
+    assert found == convert.Settings((preset("brain"), Window(1, 2), preset("bone")), 64, "stretch")
+
+
+def test_an_unknown_window_is_refused_with_the_list(config):
+    with pytest.raises(IchError, match="no window is called 'brian'; there are brain, subdural"):
+        runs.settings(changed(config, preprocess={"windows": ["brian"]}))
+
+
+def test_images_of_other_settings_are_refused(config):
+    images = config.data.images
+    with pytest.raises(IchError, match=r"slices.parquet does not exist; run scripts/preprocess.py"):
+        runs.slice_table(config)
+    slices.write_table(slices.to_frame([]), images / "slices.parquet")
+    convert._claim(images, runs.settings(config))
+    assert len(runs.slice_table(config)) == 0
+    with pytest.raises(IchError, match=r"holds images of other settings \(size: None there, 64 here\)"):
+        runs.slice_table(changed(config, preprocess={"size": 64}))
+
+
+# ------------------------------------------------------------------------------------------- environment
+
+
+def test_environment_is_plain_and_names_the_commit():
+    facts = json.loads(json.dumps(runs.environment()))
+    assert {"python", "packages", "commit", "platform", "cpus"} == set(facts)
+    inside = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if inside.returncode == 0:
+        assert facts["commit"].removesuffix("-dirty") == inside.stdout.strip()
+    assert yaml.safe_load(yaml.safe_dump(facts)) == facts
+
+
+def test_environment_outside_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    assert runs.environment()["commit"] is None
+
+
+def test_environment_without_git_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.environment()["commit"] is None
+
+
+def test_environment_with_another_package_in_ones_place(monkeypatch):
+    monkeypatch.setattr(runs, "_PACKAGES", ("numpy", "no-such-package-at-all"))
+    assert runs.environment()["packages"] == {"numpy": np.__version__, "no-such-package-at-all": None}
