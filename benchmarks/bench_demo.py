@@ -31,7 +31,7 @@ def demo(seed: int, folder: Path) -> dict:
     run = folder / "runs" / f"demo-{seed}"
     stages = {
         "make_demo_data": [archive, "--seed", seed],
-        "preprocess": config,
+        "preprocess": [*config, "--max-failures", 1],
         "make_folds": config,
         "train_kfold": config,
         "predict": [run],

@@ -19,11 +19,8 @@ def main(argv: list[str] | None = None) -> None:
 
     settings = config.load(arguments.config, arguments.overrides)
     table = runs.slice_table(settings)
-    if settings.data.labels is not None:
-        frame, merged = labels.read_labels(settings.data.labels)
-    else:
-        with archive.open_table(settings.data.sources, "_train.csv") as file:
-            frame, merged = labels.read_labels(file)
+    data = settings.data
+    frame, merged = labels.read_labels(data.labels or archive.open_table(data.sources, "_train.csv"))
     if merged:
         print(f"{merged:,} image(s) are listed more than once, with equal labels")
 

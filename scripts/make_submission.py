@@ -6,7 +6,6 @@ Writes submissions/<run>.csv in the order of the sample submission (data.sample_
 data.sources), and submissions/<run>.json, which says where it comes from.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from ich import cli
@@ -25,9 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     run = runs.Run.open(arguments.run)
     data = run.config.data
     predictions = runs.read_predictions(run.predictions_path)
-    sample = archive.open_table(data.sources, "_sample_submission.csv")
-    with nullcontext(data.sample_submission) if data.sample_submission else sample as source:
-        rows = submission.make_submission(predictions, source)
+    sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
+    rows = submission.make_submission(predictions, sample)
     score = json.loads(run.score_path.read_text())
     path = arguments.out / f"{run.config.name}.csv"
     provenance = {

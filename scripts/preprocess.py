@@ -4,7 +4,12 @@
 
 Reads the folders and zips of data.sources where they lie, writes data.images: a PNG a slice under train/ and test/, and
 slices.parquet with a row a slice, read or not. Stopped and started again, it does what is left.
+
+A slice that cannot be read gets no PNG; its row says why, and the rest goes on. If there are more of them than
+--max-failures, the exit status is 3.
 """
+
+import sys
 
 from ich import cli
 
@@ -12,20 +17,34 @@ from ich import cli
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
+    parser.add_argument(
+        "--max-failures", type=int, default=0, metavar="N", help="slices without a PNG that are no failure (default: 0)"
+    )
+    parser.add_argument("--verify", action="store_true", help="re-read all and compare each PNG with its source")
     arguments = parser.parse_args(argv)
 
     from ich import config, convert, runs
+    from ich.errors import IchError
 
     settings = config.load(arguments.config, arguments.overrides)
-    table = convert.convert(
-        settings.data.sources,
-        settings.data.images,
-        runs.settings(settings),
-        split=settings.data.split,
-        jobs=settings.machine.jobs,
-    )
+    data, machine = settings.data, settings.machine
+    where = (data.sources, data.images, runs.settings(settings))
+    how = {"split": data.split, "jobs": machine.jobs, "backend": machine.backend, "scheduler": machine.scheduler}
+    if arguments.verify:
+        differing = convert.verify(*where, **how)
+        for id, what in differing.items():
+            print(f"{id}: {what}")
+        if differing:
+            raise IchError(f"{len(differing):,} slice(s) of {data.images} differ from their sources; convert them anew")
+        print(f"every image of {data.images} is what its source gives")
+        return
+    table = convert.convert(*where, **how)
     print(convert.summary(table))
-    print(f"images and slice table: {settings.data.images}")
+    print(f"images and slice table: {data.images}")
+    failures = (table["status"] != "ok").sum()
+    if failures > arguments.max_failures:
+        print(f"{failures:,} slice(s) have no image, --max-failures {arguments.max_failures}", file=sys.stderr)
+        sys.exit(3)
 
 
 if __name__ == "__main__":

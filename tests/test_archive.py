@@ -358,14 +358,14 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path):
     whole = path.read_bytes()
     at = whole.index(b"PK\x01\x02")
     patched(path, 100, b"....")
-    with pytest.raises(IchError, match=r"stage_2_train\.csv is damaged .*CRC"), open_table([path], ".csv") as file:
-        file.read()
-    for field, value, said in ((8, b"\x01", "encrypted"), (10, b"\x63", "compression")):
+    with pytest.raises(IchError, match=r"stage_2_train\.csv is damaged: its checksum"):
+        open_table([path], ".csv")
+    for field, value, said in ((8, b"\x01", "encrypted"), (10, b"\x63", "packed by method 99")):
         path.write_bytes(whole)
         patched(path, at + field, value)
         patched(path, field - 2, value)
-        with pytest.raises(IchError, match=f"stage_2_train.csv cannot be read .*{said}"), open_table([path], ".csv"):
-            pass
+        with pytest.raises(IchError, match=f"stage_2_train.csv is {said}"):
+            open_table([path], ".csv")
     folder = as_folder(tmp_path / "data", {})
     folder.mkdir()
     (folder / "x_train.csv").symlink_to(tmp_path / "nothing")

@@ -128,4 +128,14 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, s
         assert read(path).ndim == 3
     except IchError as error:
         told = str(error)
-        assert "holds no image" in told
+        assert "holds no image" in told or "says that it has" in told
+
+
+def test_a_png_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "huge.png"
+    _, png = cv2.imencode(".png", np.zeros((4, 4), np.uint8))
+    data = bytearray(png.tobytes())
+    data[16:24] = (20_000).to_bytes(4, "big") * 2
+    path.write_bytes(data)
+    with pytest.raises(IchError, match="says that it has 20,000 × 20,000 pixels"):
+        read(path)

@@ -158,7 +158,7 @@ def test_round_trip_keeps_every_column_and_its_type(tmp_path):
     back = read_table(path)
     assert back["SOPInstanceUID"].tolist() == ["ID_b", "ID_a"]
     rows = pq.read_table(path).to_pylist()
-    assert rows[0] == whole | {"z": 3.25, "order": 0}
+    assert rows[0] == dict.fromkeys(SCHEMA.names) | whole | {"z": 3.25, "order": 0}
     assert rows[1] == dict.fromkeys(SCHEMA.names) | bad
     write_table(back, tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()

@@ -51,12 +51,16 @@ class Data(_Section):
 
 
 class Preprocess(_Section):
-    # One window gives grey images, three give three channels: a preset's name, or {center: , width: }.
+    # A preset's name, or {center: , width: }, each; of channels one or three, of hu none.
     windows: list[_AnyWindow] = ["brain"]
     # Pixels a side; null keeps the slices' own.
     size: int | None = Field(None, ge=16)
     # What becomes of slices that are not square: pad with air, or stretch.
     fit: Literal["pad", "stretch"] = "pad"
+    # Keep only a square around the head, each slice for itself.
+    crop: bool = False
+    # channels: a PNG a slice, windows as channels; separate: a grey PNG a window; hu: a 16-bit PNG of HU + 1024.
+    files: Literal["channels", "separate", "hu"] = "channels"
 
 
 class Folds(_Section):
@@ -97,8 +101,10 @@ class Predict(_Section):
 class Machine(_Section):
     """What may differ between two machines that work on one run: it changes no result."""
 
-    # Processes that convert, as joblib's n_jobs.
+    # Workers that convert, as joblib's n_jobs, and what they are; dask needs its scheduler's address.
     jobs: int = -1
+    backend: Literal["processes", "threads", "dask"] = "processes"
+    scheduler: str | None = None
     # Threads, or processes, that read and augment images.
     workers: int = Field(4, ge=1)
     processes: bool = False

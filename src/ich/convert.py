@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -11,15 +12,17 @@ from uuid import uuid4
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+import pyarrow as pa
+import pyarrow.compute as pc
+from isal import isal_zlib
 from tqdm import tqdm
 
-from ich import dicom, slices
-from ich.archive import SPLITS, Member, members
+from ich import dicom, images, parallel, slices
+from ich.archive import SPLITS, Member, Members, members
 from ich.dicom import DicomError
-from ich.errors import IchError
+from ich.errors import IchError, name_some
 from ich.files import replacing, sweep
-from ich.windows import Window, apply_windows
+from ich.windows import Window, apply_windows, name_of
 
 STATUSES: dict[str, str] = {
     **dicom.KINDS,
@@ -28,10 +31,16 @@ STATUSES: dict[str, str] = {
 }
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CHUNK = 64  # slices; one task of a worker, and what a kill can cost each of them
+_CHUNK = 64  # slices in one task of a worker
+_PART_SECONDS = 10.0  # how often the rows of what is converted are saved: what a kill costs at most
 
-# Of cv2's settings for windowed slices these give the fastest decoding, at a smaller size than the default.
+# Of cv2's settings for windowed slices these give the fastest decoding, at a smaller size than the default;
+# benchmarks/RESULTS.md has the table.
 _PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+_HEAD = -200  # HU; between air with clothes and hair in it, and skin
+_MARGIN = 0.05  # of the head's longer side, on each side
+_HEAD_STEP = 4  # pixels; the head is looked for in every fourth row and column
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,61 +48,149 @@ class Settings:
     """What decides the pixels of the PNGs; a folder holds images of one of these only.
 
     Args:
-        windows: one gives grey PNGs, three give the red, green and blue of colour ones, in this order.
+        windows: of "channels" files, one for grey PNGs or three for the red, green and blue of colour ones, in this
+            order; of "separate" files, any number; of "hu" files, none.
         size: pixels a side, reduced by area interpolation; None keeps each slice as it is.
         fit: what becomes of a slice that is not square, if there is a size: "pad" adds air evenly on its two sides,
             "stretch" does not keep its proportions.
+        crop: keep only a square around the head, each slice for itself (2nd and 5th place); the slice table has it.
+        files: "channels", a PNG a slice with the windows as channels; "separate", a grey PNG a window, called
+            `<id>.<window>.png`; "hu", a 16-bit grey PNG of HU + 1024, to be windowed later.
 
     Raises:
-        IchError: another number of windows, a size below 16, an unknown fit.
+        IchError: a number of windows that the files do not hold, the same one twice, a size below 16, an unknown fit
+            or kind of files.
     """
 
     windows: tuple[Window, ...]
     size: int | None = None
     fit: str = "pad"
+    crop: bool = False
+    files: str = "channels"
 
     def __post_init__(self) -> None:
-        if len(self.windows) not in (1, 3):
-            raise IchError(f"a PNG holds one window or three, got {len(self.windows)}")
+        expected = {"channels": "one window or three", "separate": "windows, each once", "hu": "no windows"}
+        if self.files not in expected:
+            raise IchError(f"files are {self.files!r}, expected one of {', '.join(expected)}")
+        count = len(self.windows)
+        fine = {"channels": count in (1, 3), "separate": 0 < count == len(set(self.windows)), "hu": count == 0}
+        if not fine[self.files]:
+            raise IchError(f"files of the kind {self.files} hold {expected[self.files]}, got {count}")
         if self.size is not None and self.size < 16:
             raise IchError(f"images need a size of at least 16 pixels, got {self.size}")
         if self.fit not in ("pad", "stretch"):
             raise IchError(f"fit is {self.fit!r}, expected pad or stretch")
 
+    @property
+    def suffixes(self) -> list[str]:
+        """What follows the id in the names of a slice's PNGs."""
+        return [f".{name_of(w)}.png" for w in self.windows] if self.files == "separate" else [".png"]
 
-def render(hu: np.ndarray, settings: Settings) -> np.ndarray:
-    """The image of a slice.
 
-    The window comes before the resizing, so that bone, far outside it, does not blur over the brain beside it.
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A square of a slice, in pixels; it may reach beyond the slice, where there is air.
+
+    Args:
+        top, left: its first row and column.
+        side: rows and columns.
+    """
+
+    top: int
+    left: int
+    side: int
+
+
+def head_box(hu: np.ndarray) -> Box:
+    """The square around the head: the largest connected part brighter than air, and a margin.
+
+    The table and the head holder are parts of their own, unless they touch the head.
 
     Args:
         hu: int16, shape (rows, columns), Hounsfield units.
 
     Returns:
-        uint8, shape (height, width, number of windows).
+        The box; without anything brighter than air, the square around the whole slice.
     """
-    if settings.size is not None and settings.fit == "pad" and hu.shape[0] != hu.shape[1]:
-        missing = max(hu.shape) - np.array(hu.shape)
-        hu = np.pad(hu, [(m // 2, m - m // 2) for m in missing], constant_values=dicom.AIR)
-    image = apply_windows(hu, settings.windows)
+    bright = (hu[::_HEAD_STEP, ::_HEAD_STEP] > _HEAD).astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(bright)
+    top, left, height, width = 0, 0, *hu.shape
+    margin = 0
+    if count > 1:  # the first is the background
+        largest = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()] * _HEAD_STEP
+        left, top, width, height = (int(n) for n in largest[:4])
+        margin = round(_MARGIN * max(width, height))
+    side = max(width, height) + 2 * margin
+    return Box(top=top + (height - side) // 2, left=left + (width - side) // 2, side=side)
+
+
+def cut(hu: np.ndarray, box: Box) -> np.ndarray:
+    """The part of a slice in the box, air where the box reaches beyond it; int16, shape (side, side)."""
+    out = np.full((box.side, box.side), dicom.AIR, dtype=hu.dtype)
+    top, left = max(box.top, 0), max(box.left, 0)
+    inside = hu[top : box.top + box.side, left : box.left + box.side]
+    out[top - box.top :, left - box.left :][: inside.shape[0], : inside.shape[1]] = inside
+    return out
+
+
+def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
+    """The image of a slice, and the box that it shows if it was cropped.
+
+    Windows come before the resizing, so that bone, far outside them, does not blur over the brain beside it.
+
+    Args:
+        hu: int16, shape (rows, columns), Hounsfield units.
+
+    Returns:
+        uint8 of shape (height, width, number of windows); for "hu" files uint16 of shape (height, width, 1).
+    """
+    box = head_box(hu) if settings.crop else None
+    if box is not None:
+        hu = cut(hu, box)
+    elif settings.size is not None and settings.fit == "pad" and hu.shape[0] != hu.shape[1]:
+        rows, columns = hu.shape
+        side = max(rows, columns)
+        hu = cut(hu, Box(top=-((side - rows) // 2), left=-((side - columns) // 2), side=side))
+    image = hu[..., None] if settings.files == "hu" else apply_windows(hu, settings.windows)
     if settings.size is not None and image.shape[:2] != (settings.size, settings.size):
         image = cv2.resize(image, (settings.size, settings.size), interpolation=cv2.INTER_AREA)
-    return image.reshape(*image.shape[:2], len(settings.windows))  # cv2 drops a single channel
+        image = image.reshape(settings.size, settings.size, -1)  # cv2 drops a single channel
+    if settings.files == "hu":
+        image = (image.astype(np.int32) - dicom.AIR).astype(np.uint16)
+    return image, box
+
+
+def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
+    """The PNGs of a slice, in the order of `Settings.suffixes`."""
+    if settings.files == "separate":
+        pictures = [image[..., channel] for channel in range(image.shape[2])]
+    else:
+        pictures = [image[..., ::-1]]  # cv2 stores blue first; reversed, the first window is a viewer's red
+    return [cv2.imencode(".png", picture, _PNG)[1].tobytes() for picture in pictures]
 
 
 def convert(
-    sources: Sequence[Path], out: Path, settings: Settings, split: str | None = None, jobs: int = -1
+    sources: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    *,
+    split: str | None = None,
+    jobs: int = -1,
+    backend: str = "processes",
+    scheduler: str | None = None,
 ) -> pd.DataFrame:
     """Convert all slices of the sources to PNGs `out/<split>/<id>.png`, and write `out/slices.parquet`.
 
     A slice that cannot be read gets no PNG, and a row with its status and reason. What an earlier run into the same
-    folder converted is not read again.
+    folder converted is not read again. Memory: the list of the sources' files and the slice table, about 1 KB a slice
+    together, in this process; workers hold one slice at a time.
 
     Args:
         sources: folders and zips of DICOM slices; raw data are only read.
         out: the images' folder.
         split: "train" or "test"; None tells by the folders' names.
-        jobs: processes, as joblib's n_jobs.
+        jobs, backend, scheduler: as `ich.parallel.unordered` takes them; workers on other machines must see the
+            sources and the folder under the same paths.
 
     Returns:
         The slice table (`ich.slices.SCHEMA`).
@@ -106,33 +203,55 @@ def convert(
     _claim(out, settings)
     table_path, parts = out / "slices.parquet", out / "parts"
     sweep(out)
-    images = {f"{split}/{name}" for split in SPLITS for name in sweep(out / split)}
+    there = {f"{split}/{name}" for split in SPLITS for name in sweep(out / split)}
     pieces = [parts / name for name in sorted(sweep(parts))]
     done = [slices.read_table(path) for path in [table_path, *pieces] if path.exists()]
     earlier = pd.concat(done, ignore_index=True) if done else slices.to_frame([])
-    rows = _still_valid(earlier, found, images, out)
-    finished = set(rows["SOPInstanceUID"])
-    todo = [member for member in found if member.id not in finished]
-    if not todo and not pieces and table_path.exists():
+    rows = _still_valid(earlier, found, there, out, settings)
+    todo = found.where(pc.invert(pc.is_in(found.table["id"], pa.array(rows["SOPInstanceUID"], pa.string()))))
+    if not len(todo) and not pieces and table_path.exists():
         return slices.read_table(table_path)
 
-    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(_convert_chunk)(chunk, out, settings) for chunk in chunks
-    )
-    fresh: list[pd.DataFrame] = []
-    with tqdm(total=len(found), initial=len(finished), unit="slice", desc="preprocess") as bar:
-        for chunk in work:
-            part = slices.to_frame(chunk)
-            slices.write_table(part, parts / f"{uuid4().hex}.parquet")
+    total = len(found)
+    del done, found
+    tasks = ((todo[at : at + _CHUNK], out.absolute(), settings) for at in range(0, len(todo), _CHUNK))
+    results = parallel.unordered(_convert_chunk, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
+    fresh = []
+    with tqdm(total=total, initial=len(rows), unit="slice", desc="preprocess") as bar:
+        for part in _saved(results, parts, bar):
             fresh.append(part)
-            bar.update(len(part))
     table = slices.scan_order(pd.concat([rows, *fresh], ignore_index=True))
-    for path in images.intersection(earlier["path"]).difference(table["path"]):  # of a slice that changed its split
-        _remove(out / path)
+    for path in there.intersection(earlier["path"]).difference(table["path"]):  # of a slice that changed its split
+        _remove(out, path, settings)
     slices.write_table(table, table_path)
     shutil.rmtree(parts, ignore_errors=True)
     return slices.read_table(table_path)
+
+
+def _saved(results: Iterable[list[dict]], parts: Path, bar: tqdm) -> Iterator[pd.DataFrame]:
+    """Gather rows and save them every few seconds, and at the end, whatever ends it; give what was saved."""
+    rows: list[dict] = []
+
+    def save() -> pd.DataFrame:
+        part = slices.to_frame(rows)
+        slices.write_table(part, parts / f"{uuid4().hex}.parquet")
+        rows.clear()
+        return part
+
+    saved = time.monotonic()
+    try:
+        for chunk in results:
+            rows.extend(chunk)
+            bar.update(len(chunk))
+            if time.monotonic() - saved > _PART_SECONDS:
+                yield save()
+                saved = time.monotonic()
+    except BaseException:
+        if rows:
+            save()
+        raise
+    if rows:
+        yield save()
 
 
 def _convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings) -> list[dict]:
@@ -144,32 +263,107 @@ def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
     """Convert one slice; its row of the slice table, without z and order.
 
     Raises:
-        IchError: the PNG cannot be written, or that of an earlier run not removed.
+        IchError: a PNG cannot be written, or that of an earlier run not removed.
     """
+    row, image = read_slice(member, settings)
+    if image is None:
+        if row["status"] != "bad_id":
+            _remove(out, _path(member, settings), settings)  # there is one if the slice was whole in an earlier run
+        return row
+    paths = [out / member.split / f"{member.id}{suffix}" for suffix in settings.suffixes]
+    for path, png in zip(paths, encode(image, settings), strict=True):
+        with replacing(path) as temporary:
+            temporary.write_bytes(png)
+    return row
+
+
+def read_slice(member: Member, settings: Settings) -> tuple[dict, np.ndarray | None]:
+    """A slice's row of the slice table, without z and order, and its image; None where it cannot be read."""
     row = {"SOPInstanceUID": member.id, "split": member.split, "size": member.size, "repaired": "", "reason": ""}
     if not _ID.fullmatch(member.id):
-        return row | {
-            "status": "bad_id",
-            "reason": f"{member.id!r:.200} is no id of letters, digits and ._-, 64 at most",
-        }
-    path = f"{member.split}/{member.id}.png"
+        reason = f"{member.id!r:.200} is no id of letters, digits and ._-, 64 at most"
+        return row | {"status": "bad_id", "reason": reason}, None
     try:
-        hu, header = dicom.read(member.read())
+        data = member.read()
+        row["crc"] = isal_zlib.crc32(data)
+        hu, header = dicom.read(data)
     except IchError as error:
-        _remove(out / path)  # there is one if the slice was whole in an earlier run
         kind = error.kind if isinstance(error, DicomError) else "unreadable"
-        return row | {"status": kind, "reason": _writable(str(error))}
+        return row | {"status": kind, "reason": _writable(str(error))}, None
     row |= {name: getattr(header, name) for name in slices.SCHEMA.names if hasattr(header, name)}
     row |= {"SOPInstanceUID": member.id, "repaired": ",".join(header.repaired)}
     if header.SOPInstanceUID != member.id:
-        _remove(out / path)
-        return row | {"status": "wrong_id", "reason": f"the file says it is {header.SOPInstanceUID!r:.200}"}
-    image = render(hu, settings)
-    # cv2 stores blue first; reversed, the first window is a viewer's red.
-    _, png = cv2.imencode(".png", image[..., ::-1], _PNG)
-    with replacing(out / path) as temporary:
-        temporary.write_bytes(png.tobytes())
-    return row | {"status": "ok", "path": path}
+        return row | {"status": "wrong_id", "reason": f"the file says it is {header.SOPInstanceUID!r:.200}"}, None
+    image, box = render(hu, settings)
+    if box is not None:
+        row |= {"crop_top": box.top, "crop_left": box.left, "crop_side": box.side}
+    return row | {"status": "ok", "path": _path(member, settings)}, image
+
+
+def _path(member: Member, settings: Settings) -> str:
+    return f"{member.split}/{member.id}{settings.suffixes[0]}"
+
+
+def verify(
+    sources: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    *,
+    split: str | None = None,
+    jobs: int = -1,
+    backend: str = "processes",
+    scheduler: str | None = None,
+) -> dict[str, str]:
+    """Read all slices and their PNGs once more and compare: pixels, and the rows of the slice table.
+
+    Args:
+        As for `convert`.
+
+    Returns:
+        What differs, by SOPInstanceUID; empty if nothing does.
+
+    Raises:
+        IchError: the folder is not converted, or of other settings; a source cannot be read at all.
+    """
+    found = members(sources, split)
+    check_settings(out, settings)
+    table = slices.read_table(out / "slices.parquet")
+    ids = found.table["id"].to_pandas()
+    differing = dict.fromkeys(set(table["SOPInstanceUID"]).difference(ids), "is in the table, not in the sources")
+    differing |= dict.fromkeys(set(ids).difference(table["SOPInstanceUID"]), "is in the sources, not in the table")
+    rows = table.set_index("SOPInstanceUID")[["status", "path", "repaired"]]
+    tasks = (
+        (chunk, rows.reindex([member.id for member in chunk]), out.absolute(), settings)
+        for chunk in (found[at : at + _CHUNK] for at in range(0, len(found), _CHUNK))
+    )
+    with tqdm(total=len(found), unit="slice", desc="verify") as bar:
+        for checked, wrong in parallel.unordered(_verify_chunk, tasks, jobs=jobs, backend=backend, scheduler=scheduler):
+            bar.update(checked)
+            differing |= {id: what for id, what in wrong.items() if id not in differing}
+    return dict(sorted(differing.items()))
+
+
+def _verify_chunk(chunk: list[Member], rows: pd.DataFrame, out: Path, settings: Settings) -> tuple[int, dict[str, str]]:
+    cv2.setNumThreads(1)
+    wrong = {}
+    for member in chunk:
+        row, image = read_slice(member, settings)
+        told = rows.loc[member.id]
+        if row["status"] != told["status"] or row["repaired"] != told["repaired"]:
+            wrong[member.id] = f"reads as {row['status']}, the table says {told['status']}"
+        elif image is not None:
+            wrong |= _compare(member, image, out, settings)
+    return len(chunk), wrong
+
+
+def _compare(member: Member, image: np.ndarray, out: Path, settings: Settings) -> dict[str, str]:
+    try:
+        pngs = [images.read(out / member.split / f"{member.id}{suffix}") for suffix in settings.suffixes]
+    except IchError as error:
+        return {member.id: str(error)}
+    if {png.shape[:2] for png in pngs} != {image.shape[:2]} or not np.array_equal(np.concatenate(pngs, -1), image):
+        return {member.id: "the PNG is not what the source gives"}
+    return {}
 
 
 def _writable(text: str) -> str:
@@ -177,11 +371,16 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise IchError(f"cannot remove {path}: {error.strerror or error}; its slice is no longer readable") from error
+def _remove(out: Path, path: str, settings: Settings) -> None:
+    """Remove a slice's PNGs, of which the table names the first."""
+    stem = path.removesuffix(settings.suffixes[0])
+    for suffix in settings.suffixes:
+        try:
+            (out / f"{stem}{suffix}").unlink(missing_ok=True)
+        except OSError as error:
+            raise IchError(
+                f"cannot remove {out / stem}{suffix}: {error.strerror or error}; its slice is no longer readable"
+            ) from error
 
 
 def check_settings(out: Path, settings: Settings) -> None:
@@ -219,19 +418,25 @@ def _as_json(settings: Settings) -> dict:
     return json.loads(json.dumps(asdict(settings)))  # as it comes back from a file: lists for tuples
 
 
-def _still_valid(rows: pd.DataFrame, found: list[Member], images: set[str], out: Path) -> pd.DataFrame:
+def _still_valid(rows: pd.DataFrame, found: Members, there: set[str], out: Path, settings: Settings) -> pd.DataFrame:
     """The rows of slices that the sources hold unchanged, and whose images are there, each once."""
-    now = pd.DataFrame({"size": [m.size for m in found], "split": [m.split for m in found]}, [m.id for m in found])
-    foreign = rows[~rows["SOPInstanceUID"].isin(now.index)]
+    now = found.table.select(["id", "size", "crc", "split"]).to_pandas().set_index("id")
+    foreign = rows.loc[~rows["SOPInstanceUID"].isin(now.index), "SOPInstanceUID"]
     if len(foreign):
         raise IchError(
-            f"{out} holds {len(foreign):,} slice(s) that the sources do not, such as"
-            f" {foreign['SOPInstanceUID'].iloc[0]}; name all sources of a folder together, or another folder"
+            f"{out} holds slices that the sources do not: {name_some(foreign)}; name all sources of a folder together,"
+            " or another folder"
         )
-    now = now.loc[rows["SOPInstanceUID"]]
-    valid = (rows["size"].to_numpy() == now["size"].to_numpy()) & (rows["split"].to_numpy() == now["split"].to_numpy())
+    now = now.loc[rows["SOPInstanceUID"]].reset_index()
+    rows = rows.reset_index(drop=True)
+    valid = (rows["size"] == now["size"]) & (rows["split"] == now["split"].astype(rows["split"].dtype))
+    valid &= (rows["crc"] == now["crc"]) | rows["crc"].isna() | now["crc"].isna()  # a folder does not tell it
     # What the system did not let us read (rights, a disk that was away) may be readable by now.
-    valid &= (rows["status"].ne("unreadable") & (rows["status"].ne("ok") | rows["path"].isin(images))).to_numpy()
+    valid &= rows["status"] != "unreadable"
+    first = settings.suffixes[0]
+    stems = rows["path"].str.removesuffix(first)
+    for suffix in settings.suffixes:
+        valid &= (rows["status"] != "ok") | (stems + suffix).isin(there)
     return rows[valid].drop_duplicates("SOPInstanceUID", keep="last")
 
 
@@ -246,7 +451,13 @@ def summary(table: pd.DataFrame) -> str:
     for kind, group in lost.groupby("status"):
         lines.append(f"without an image, {kind}: {len(group):,} ({STATUSES[kind]})")
         lines.extend(f"  {row.SOPInstanceUID}: {row.reason}" for row in group.head(5).itertuples())
-    unplaced = (table["z"].isna() & (table["status"] == "ok")).sum()
-    if unplaced:
-        lines.append(f"without a position in their scan: {unplaced:,}")
+    odd = slices.scan_audit(table[table["status"] == "ok"])
+    for what, found in {
+        "series with slices without a position": odd["unplaced"] > 0,
+        "series with slices of one position": odd["ties"] > 0,
+        "series with gaps, where slices may be missing": odd["gaps"] > 0,
+        "series of mixed orientation": odd["orientations"] > 1,
+    }.items():
+        if found.any():
+            lines.append(f"{what}: {name_some(odd.index[found])}")
     return "\n".join(lines)

@@ -8,9 +8,16 @@ import numpy as np
 
 from ich.errors import IchError
 
+MAX_SIDE = 8192
+"""Pixels; a PNG whose header says more is damaged or a trap, and is refused before memory is taken for it."""
+
 
 def _read_cv2(path: Path) -> np.ndarray:
     data = np.fromfile(path, dtype=np.uint8)
+    if path.suffix.lower() == ".png" and data.size >= 24:
+        width, height = data[16:24].view(">u4").tolist()  # of the first chunk, IHDR (PNG specification, 11.2.2)
+        if max(width, height) > MAX_SIDE:
+            raise IchError(f"{path} says that it has {width:,} × {height:,} pixels, at most {MAX_SIDE:,} are read")
     image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if image is None:
         raise IchError(f"{path} holds no image that can be decoded ({data.size:,} bytes); make it again")

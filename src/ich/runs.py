@@ -155,8 +155,7 @@ def settings(config: Config) -> Settings:
             windows.preset(w) if isinstance(w, str) else windows.Window(center=w.center, width=w.width)
             for w in section.windows
         ),
-        size=section.size,
-        fit=section.fit,
+        **section.model_dump(exclude={"windows"}),
     )
 
 

@@ -29,6 +29,12 @@ SCHEMA = pa.schema(
         ("PixelSpacing", _VECTOR),  # mm
         ("Rows", pa.int32()),
         ("Columns", pa.int32()),
+        # The square that a crop kept, in pixels of the slice: its first row and column, which may lie outside the
+        # slice, and its side. Pixel (r, c) of a PNG of n × n pixels has its centre at crop_top + (r + 0.5) ×
+        # crop_side / n - 0.5, and likewise for columns. Null without a crop.
+        ("crop_top", pa.int32()),
+        ("crop_left", pa.int32()),
+        ("crop_side", pa.int32()),
         ("BitsStored", pa.int32()),
         ("PixelRepresentation", pa.int32()),
         ("RescaleIntercept", pa.float64()),
@@ -36,8 +42,9 @@ SCHEMA = pa.schema(
         ("repaired", pa.string()),  # what was mended, empty if nothing
         ("status", pa.string()),  # ok, or the kind of the error
         ("reason", pa.string()),  # the error's sentence, empty if ok
-        ("path", pa.string()),  # of the PNG, from the table's folder; null if none was written
+        ("path", pa.string()),  # of the PNG, the first of several, from the table's folder; null if none was written
         ("size", pa.int64()),  # bytes of the DICOM file
+        ("crc", pa.int64()),  # CRC-32 of its bytes; null if they cannot be had
     ]
 )
 
@@ -52,15 +59,10 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
     series.
     """
     table = table.sort_values("SOPInstanceUID", ignore_index=True)
-    position, orientation = (
-        _stack(table[k], n) for k, n in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6))
-    )
-    normal = np.cross(orientation[:, :3], orientation[:, 3:])
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
-    length[length == 0] = np.nan  # a row along its column, or no direction at all: there is no normal
-    normal = pd.DataFrame(normal / length)
+    position = _stack(table["ImagePositionPatient"], 3)
     series = table["SeriesInstanceUID"]
-    normal = normal.groupby(series).first().reindex(series)
+    first = pd.DataFrame(_normals(table)).groupby(series).first()
+    normal = first.reindex(series)  # NaN where the series is unknown
     table["z"] = (position * normal.to_numpy()).sum(axis=1)  # NaN where either is unknown
     table = table.sort_values(["split", "SeriesInstanceUID", "z", "SOPInstanceUID"], ignore_index=True)
     placed = table["z"].notna()
@@ -69,14 +71,65 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
+    """What is odd about the scans' geometry.
+
+    Args:
+        table: as `scan_order` gives it.
+
+    Returns:
+        A row a series, indexed by SeriesInstanceUID, int64 columns: slices; ties, slices at the z of the one before;
+        gaps, steps in z more than half as long again as both steps beside them, where a slice may be missing;
+        orientations, distinct directions of the normal (rounded to 0.01), more than 1 being mixed; unplaced, slices
+        without z.
+    """
+    keys = ["split", "SeriesInstanceUID"]
+    table = table.sort_values([*keys, "z", "SOPInstanceUID"], ignore_index=True)
+    step = table.groupby(keys)["z"].diff()
+    moved = step.where(step > 0)
+    beside = [moved.groupby([table[key] for key in keys]).shift(shift) for shift in (1, -1)]
+    longest = pd.concat(beside, axis=1).max(axis=1)
+    normal = pd.Series(list(map(tuple, np.round(_normals(table), 2) + 0.0)), table.index)  # + 0.0: of -0.0
+    facts = pd.DataFrame(
+        {
+            "SeriesInstanceUID": table["SeriesInstanceUID"],
+            "slices": 1,
+            "ties": step == 0,
+            "gaps": step > 1.5 * longest,
+            "orientations": ~pd.concat([table[keys[1]], normal], axis=1).duplicated()
+            & table["ImageOrientationPatient"].notna(),
+            "unplaced": table["z"].isna(),
+        }
+    )
+    return facts.groupby("SeriesInstanceUID").sum().astype("int64")
+
+
+def _normals(table: pd.DataFrame) -> np.ndarray:
+    """The normal of each slice, of length 1, NaN where there is none; float64, shape (rows, 3)."""
+    orientation = _stack(table["ImageOrientationPatient"], 6)
+    normal = np.cross(orientation[:, :3], orientation[:, 3:])
+    length = np.linalg.norm(normal, axis=1, keepdims=True)
+    length[length == 0] = np.nan  # a row along its column, or no direction at all: there is no normal
+    return normal / length
+
+
 def _stack(column: pd.Series, length: int) -> np.ndarray:
-    unknown = [np.nan] * length
-    return np.array([unknown if value is None else value for value in column], dtype=np.float64).reshape(-1, length)
+    """A column of vectors as float64 of shape (rows, length), NaN where there is none."""
+    vectors = pa.chunked_array(pa.array(column, _VECTOR)).combine_chunks()
+    known = vectors.is_valid().to_numpy(zero_copy_only=False)
+    stacked = np.full((len(vectors), length), np.nan)
+    stacked[known] = vectors.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+    return stacked
 
 
 def to_frame(rows: list[dict]) -> pd.DataFrame:
     """Rows as a table with all columns of `SCHEMA`, in its types."""
-    return pa.Table.from_pylist(rows, SCHEMA).to_pandas()
+    return _to_pandas(pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    # Vectors stay Arrow's: as objects of Python they would take more memory than all the rest.
+    return table.to_pandas(types_mapper={_VECTOR: pd.ArrowDtype(_VECTOR)}.get)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -104,7 +157,7 @@ def read_table(path: Path) -> pd.DataFrame:
             f"{path} lacks {', '.join(sorted(missing))}; it is of another version: convert into a new folder"
         )
     try:
-        frame = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+        frame = _to_pandas(table.select(SCHEMA.names).cast(SCHEMA))
     except pa.ArrowException as error:
         raise IchError(
             f"{path} holds other types ({error}); it is of another version: convert into a new folder"

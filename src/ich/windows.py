@@ -50,6 +50,12 @@ def preset(name: str) -> Window:
     return PRESETS[name]
 
 
+def name_of(window: Window) -> str:
+    """The preset's name, or center-width: what files of this window are called."""
+    names = [name for name, preset in PRESETS.items() if preset == window]
+    return names[0] if names else f"{window.center:g}-{window.width:g}"
+
+
 def apply_window(hu: np.ndarray, window: Window) -> np.ndarray:
     """Map HU h to (h - (center - width/2)) / width, clipped to [0, 1], times 255, rounded to the nearest integer.
 
