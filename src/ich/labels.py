@@ -120,7 +120,7 @@ def read_ids(source: str | Path | BinaryIO) -> tuple[pd.Series, pd.Index]:
         raise IchError(
             f"{name} has fewer than six rows for {name_some(images[listed < len(LABELS)])}; get the file again"
         )
-    return rows, images
+    return rows, images.rename(INDEX_NAME)
 
 
 def to_long(frame: pd.DataFrame) -> pd.DataFrame:
