@@ -48,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{path} is there, made with {different or 'unknown settings'}; name another file, or add --force"
         )
 
-    from ich.synthetic import write_archive  # only now: --help answers without SciPy, OpenCV and pydicom
+    from ich.synthetic import draw_plan, write_archive  # only now: --help answers without SciPy, OpenCV and pydicom
 
+    draw_plan(**settings)  # refuses what makes no scans, before anything is touched
     record.unlink(missing_ok=True)  # a record never speaks of another archive than the one beside it
     summary = write_archive(path, jobs=jobs, progress=True, **settings)
     content = {

@@ -38,11 +38,17 @@ def main(argv: list[str] | None = None) -> None:
             print(f"left out: {len(found):,} {lack}")
 
     usable = slices.readable(table, "train").join(frame, how="inner")
+    if settings.folds.allow_unmatched:
+        nobody = usable.index[usable["PatientID"].isna()]
+        usable = usable.drop(nobody)
+        if len(nobody):
+            print(f"left out: {len(nobody):,} slice(s) without a PatientID")
     made = folds.make_folds(usable, n_folds=settings.folds.n, seed=settings.folds.seed)
     path = settings.data.folds_path
-    if path.exists() and not folds.read_folds(path).equals(made):
+    if not path.exists():
+        folds.write_folds(path, made)
+    elif not folds.read_folds(path).equals(made):
         raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
-    folds.write_folds(path, made)
     print(folds.audit(made))
     print(f"folds: {path}")
 

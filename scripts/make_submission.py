@@ -13,26 +13,26 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, help="a directory of runs/")
+    cli.add_run(parser)
+    parser.add_argument("--predictions", type=Path, help="default: RUN/predictions_test.parquet")
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
     arguments = parser.parse_args(argv)
 
-    import json
-
     from ich import archive, runs, submission
 
-    run = runs.Run.open(arguments.run)
+    run = runs.Run.open(arguments.run, arguments.overrides)
     data = run.config.data
-    predictions = runs.read_predictions(run.predictions_path)
+    run.check_finished()
+    predictions = runs.read_predictions(arguments.predictions or run.predictions_path)
     sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
     rows = submission.make_submission(predictions, sample)
-    score = json.loads(run.score_path.read_text())
-    path = arguments.out / f"{run.config.name}.csv"
+    score = run.read_score()
+    path = arguments.out / f"{run.path.resolve().name}.csv"
     provenance = {
         "run": str(run.path),
         "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
         "prevalence_weighted_log_loss": score["of_prevalence"],
-        "trained_at": json.loads(run.environment_path.read_text())["commit"],
+        "commit": run.environment().get("commit"),
         "config": run.config.model_dump(mode="json"),
     }
     submission.write_submission(rows, path, provenance)

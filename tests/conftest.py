@@ -1,14 +1,22 @@
 """What several tests build their input with."""
 
 import io
+import os
 import struct
 
 import numpy as np
 import pydicom
+import pytest
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("real") and not os.environ.get("RSNA_SAMPLE"):
+        pytest.skip("RSNA_SAMPLE does not name the folder of the competition's sample")
+
 
 UID_A = "ID_0123456ab"
 

@@ -377,3 +377,189 @@ def test_an_error_of_the_reader_passes_as_it_is(tmp_path):
     source = as_folder(tmp_path / "data")
     with pytest.raises(ZeroDivisionError), open_table([source], "_train.csv"):
         1 / 0  # noqa: B018
+
+
+# -------------------------------------------------------------------------------------- our directory and zipfile's
+
+
+def by_zipfile(path):
+    """The slices of a zip as Python reads its directory; name -> sizes, method, CRC. None where it cannot."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [
+                (info.orig_filename, info.file_size, info.compress_size, info.compress_type, info.CRC)
+                for info in file.infolist()
+                if info.orig_filename[-4:].lower() == ".dcm" and info.orig_filename.rpartition("/")[2][:2] != "._"
+            ]
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError, struct.error, OSError):
+        return None
+
+
+def by_us(path):
+    return [(m.name, m.size, m.packed, m.method, m.crc) for m in members([path], split="train")]
+
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+EXTRA = st.lists(st.tuples(st.integers(2, 0x6FFF), st.binary(max_size=20)), max_size=3)
+
+
+@settings(max_examples=150, deadline=2000)
+@given(
+    files=st.lists(
+        st.tuples(NAMES, st.binary(max_size=60), st.booleans(), st.booleans(), EXTRA, st.binary(max_size=20)),
+        max_size=5,
+    ),
+    comment=st.binary(max_size=80),
+    before=st.binary(max_size=80),
+    cp437=st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_our_directory_is_what_zipfile_reads(tmp_path_factory, files, comment, before, cp437):
+    path = tmp_path_factory.getbasetemp() / "oracle.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number, (name, data, deflated, zip64, extra, note) in enumerate(files):
+            name = name.encode("cp437", "replace").decode("cp437") if cp437 else name
+            info = zipfile.ZipInfo(f"{number}/{name}{number}.dcm")
+            info.compress_type = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+            info.extra = b"".join(struct.pack("<HH", kind, len(field)) + field for kind, field in extra)
+            info.comment = note
+            with file.open(info, "w", force_zip64=zip64) as member:
+                member.write(data)
+        file.comment = comment
+    path.write_bytes(before + path.read_bytes())
+    expected = by_zipfile(path)
+    if expected is None:  # a signature in the comment
+        return
+    if not expected:
+        with pytest.raises(IchError, match="holds no"):
+            members([path])
+        return
+    assert sorted(by_us(path)) == sorted(expected)
+    contents = {f"{number}/": data for number, (_, data, *_) in enumerate(files)}
+    for member in members([path], split="train"):
+        if not member.name.startswith("/"):
+            assert member.read() == contents[member.name[: member.name.index("/") + 1]]
+
+
+def test_a_name_in_the_old_encoding_is_read_as_zipfile_does(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/ID_u.dcm": b"x"})
+    path.write_bytes(path.read_bytes().replace(b"ID_u", b"ID_\x81"))  # ü of code page 437
+    assert by_us(path) == by_zipfile(path)
+    assert ids(members([path])) == ["ID_ü"]
+
+
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 50])
+def test_more_members_than_a_plain_zip_counts(tmp_path, before):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(65_537):
+            file.writestr(f"train/ID_{number:09x}.dcm", b"%d" % number)
+    path.write_bytes(before + path.read_bytes())
+    assert b"PK\x06\x06" in path.read_bytes()[-200:]  # it took a zip64 end
+    found = members([path])
+    assert len(found) == 65_537
+    for number in (0, 1, 40_000, 65_536):
+        assert (found[number].id, found[number].read()) == (f"ID_{number:09x}", b"%d" % number)
+
+
+def test_a_comment_that_looks_like_an_end_of_a_zip_does_not_hide_slices(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
+    whole = path.read_bytes()
+    for comment in (b"PK\x05\x06", b"PK\x05\x06" + bytes(17), b"PK\x05\x06" + bytes(30)):
+        path.write_bytes(whole[:-2] + struct.pack("<H", len(comment)) + comment)
+        try:
+            assert ids(members([path])) == ["x"]
+        except IchError as error:
+            told = str(error)
+            assert "no readable zip" in told or "holds no" in told
+
+
+def test_entries_that_reach_beyond_the_directory_are_not_the_end_of_it(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {f"train/{n}.dcm": b"x" for n in range(5)})
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")
+    for field in (28, 30, 32):  # lengths of name, extra field and comment; of the first entry
+        path.write_bytes(whole)
+        patched(path, at + field, struct.pack("<H", 60_000))
+        with pytest.raises(IchError, match=r"no readable zip .*reaches beyond its directory"):
+            members([path])
+    path.write_bytes(whole)
+    patched(path, at, b"??")
+    with pytest.raises(IchError, match="no entry of its directory at byte 0"):
+        members([path])
+
+
+def zip64_of(tmp_path, *numbers, offset=0xFFFFFFFF):
+    """A zip whose one entry has these numbers in a zip64 field."""
+    path = tmp_path / "data.zip"
+    info = zipfile.ZipInfo("train/x.dcm")
+    info.extra = struct.pack("<HH", 0x9999, 8 * len(numbers)) + struct.pack(f"<{len(numbers)}Q", *numbers)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(info, b"x")
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")
+    directory = whole[at:].replace(b"\x99\x99", b"\x01\x00")
+    path.write_bytes(whole[:at] + directory)
+    patched(path, at + 20, struct.pack("<LL", 0xFFFFFFFF, 0xFFFFFFFF))
+    patched(path, at + 42, struct.pack("<L", offset))
+    return path
+
+
+def test_numbers_of_64_bits_that_cannot_be_are_told(tmp_path):
+    assert first_of(zip64_of(tmp_path, 1, 1, 0)).read() == b"x"
+    with pytest.raises(IchError, match="lacks its zip64 numbers"):
+        members([zip64_of(tmp_path, 1, 1)])
+    for numbers in ((2**63, 1, 0), (1, 2**64 - 1, 0), (1, 1, 2**63)):
+        with pytest.raises(IchError, match=r"its directory says of 'train/x\.dcm' what cannot be"):
+            members([zip64_of(tmp_path, *numbers)])
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
+    patched(path, len(path.read_bytes()) - 6, struct.pack("<L", 1000))  # the directory's place: behind itself
+    with pytest.raises(IchError, match="what cannot be"):
+        members([path])
+    patched(path, len(path.read_bytes()) - 10, struct.pack("<L", 1000))  # its size
+    with pytest.raises(IchError, match="its directory should have 1,000 bytes and ends at byte"):
+        members([path])
+
+
+def test_a_zip64_end_that_is_not_there_is_told(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
+    whole = path.read_bytes()
+    for place in (0, 10**6, 2**64 - 1):
+        path.write_bytes(whole[:-22] + struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1) + whole[-22:])
+        with pytest.raises(IchError, match="its zip64 end is not where it should be"):
+            members([path])
+
+
+@settings(max_examples=400, deadline=2000)
+@given(
+    zip64=st.booleans(),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_directory_is_refused_or_read_as_zipfile_does(tmp_path_factory, zip64, changes):
+    path = tmp_path_factory.getbasetemp() / "damaged-directory.zip"
+    path.unlink(missing_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(4):
+            with file.open(f"train/{number}.dcm", "w", force_zip64=zip64) as member:
+                member.write(b"%d" % number * 50)
+    whole = bytearray(path.read_bytes())
+    first = whole.index(b"PK\x01\x02")
+    for place, byte in changes:
+        whole[first + int(place * (len(whole) - first))] = byte
+    path.write_bytes(whole)
+    try:
+        ours = sorted(by_us(path))
+    except IchError as error:
+        assert "damaged-directory.zip" in str(error)  # noqa: PT017
+        return
+    theirs = by_zipfile(path)
+    assert theirs is None or ours == sorted(theirs)
+
+
+def test_links_to_what_could_be_read_for_ever_are_left_out(tmp_path):
+    source = as_folder(tmp_path / "train", {"ID_a.dcm": b"a"})
+    os.mkfifo(tmp_path / "pipe")
+    (source / "ID_b.dcm").symlink_to(tmp_path / "pipe")
+    (source / "ID_c.dcm").symlink_to("/dev/zero")
+    assert ids(members([source])) == ["ID_a"]

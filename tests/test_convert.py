@@ -25,9 +25,6 @@ from ich.convert import STATUSES, Settings, check_settings, convert, convert_sli
 from ich.errors import IchError
 from ich.windows import PRESETS, Window, apply_window
 
-SAMPLE = os.environ.get("RSNA_SAMPLE")
-needs_sample = pytest.mark.skipif(not SAMPLE, reason="RSNA_SAMPLE does not name the folder of the competition's sample")
-
 BRAIN = Settings((PRESETS["brain"],))
 THREE = Settings((PRESETS["brain"], PRESETS["subdural"], PRESETS["bone"]))
 
@@ -590,9 +587,9 @@ def test_summary_tells_what_became_of_the_slices(data, tmp_path):
 # --------------------------------------------------------------------------------------------------- the real slices
 
 
-@needs_sample
+@pytest.mark.real
 def test_every_real_slice_agrees_with_the_formula_in_float64(tmp_path, record_property):
-    source, out = Path(SAMPLE) / "rsna-intracranial-hemorrhage-detection.zip", tmp_path / "images"
+    source, out = Path(os.environ["RSNA_SAMPLE"]) / "rsna-intracranial-hemorrhage-detection.zip", tmp_path / "images"
     table = convert([source], out, THREE, jobs=2).set_index("SOPInstanceUID")
     assert (table["status"] == "ok").all()
     pixels = differing = 0

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -142,6 +143,36 @@ def test_a_second_run_converts_trains_and_predicts_nothing(finished, monkeypatch
     assert rewritten <= summaries | {"submissions/tiny.csv", "submissions/tiny.json"}
 
 
+def test_a_fold_trained_anew_leaves_nothing_of_its_earlier_model(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")
+    run = Path("runs/tiny")
+    for name in ("model.keras", "oof.parquet"):
+        (run / "fold0" / name).unlink()
+    assert "lacks fold(s) 0" in complaint("make_submission", str(run))
+    script("train")(["tiny.yaml", "--fold", "0"])
+    assert not (run / "fold0" / "predictions_test.parquet").exists()
+    assert (run / "fold1" / "predictions_test.parquet").exists()
+    assert not (run / "score.json").exists()
+    assert "cannot be read" in complaint("make_submission", str(run))
+    script("predict")([str(run)])
+    script("make_submission")([str(run)])
+    assert (run / "score.json").exists()
+
+
+def test_a_run_predicts_elsewhere_and_writes_beside_itself_nothing(finished, tmp_path, monkeypatch):
+    run = finished / "runs" / "tiny"
+    before = files(run)
+    monkeypatch.chdir(tmp_path)
+    assert "images/slices.parquet does not exist" in complaint("predict", str(run), "--out", "out")
+    images = f"data.images={finished / 'images'}"
+    script("predict")([str(run), "--out", "out", "--set", images, "--set", "machine.workers=2"])
+    sources = f"data.sources={finished / ARCHIVE}"
+    script("make_submission")([str(run), "--predictions", "out/predictions_test.parquet", "--set", sources])
+    assert (tmp_path / "submissions" / "tiny.csv").read_bytes() == (finished / "submissions" / "tiny.csv").read_bytes()
+    assert files(run) == before
+
+
 def complaint(stage: str, *arguments: str) -> str:
     """What the script says on its way out with status 1."""
     with pytest.raises(SystemExit) as exit:
@@ -257,3 +288,22 @@ def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workplace):
     assert "scripts/make_folds.py" in complaint("train", config, "--fold", "0")
     assert "runs/tiny is no run" in complaint("predict", "runs/tiny")
     assert not (workplace / "runs").exists()
+
+
+@pytest.mark.real
+def test_the_real_sample_goes_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = next(Path(os.environ["RSNA_SAMPLE"]).glob("*.zip"))
+    run_all(write_config(data={"sources": str(sample), "images": "images"}))
+    with zipfile.ZipFile(sample) as source:
+        members = {Path(name).name: name for name in source.namelist()}
+        truth, _ = read_labels(io.BytesIO(source.read(members["stage_2_train.csv"])))
+        rows, _ = read_ids(io.BytesIO(source.read(members["stage_2_sample_submission.csv"])))
+    table = pd.read_parquet("images/slices.parquet")
+    assert set(table["status"]) == {"ok"}
+    assert sorted(table["SOPInstanceUID"]) == sorted(Path(name).stem for name in members if name.endswith(".dcm"))
+    folds = pd.read_csv("images/folds.csv", index_col=0)
+    assert sorted(folds.index) == sorted(truth.index)
+    assert (folds[list(LABELS)] == truth.loc[folds.index]).all(axis=None)
+    assert folds.groupby("PatientID")["fold"].nunique().max() == 1
+    assert pd.read_csv("submissions/tiny.csv")["ID"].tolist() == rows.tolist()

@@ -11,9 +11,6 @@ from ich.errors import IchError
 from ich.folds import audit, check_no_leakage, make_folds, read_folds, write_folds
 from ich.labels import LABELS
 
-SAMPLE = os.environ.get("RSNA_SAMPLE")
-needs_sample = pytest.mark.skipif(not SAMPLE, reason="RSNA_SAMPLE does not name the folder of the competition's sample")
-
 HEADER = "SOPInstanceUID,PatientID,fold,epidural,intraparenchymal,intraventricular,subarachnoid,subdural,any\n"
 
 
@@ -277,7 +274,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 # ---------------------------------------------------------------------------------------------- the real files
 
 
-@needs_sample
+@pytest.mark.real
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("name", "index"), [("train_studies_19530.csv.gz", "StudyInstanceUID"), ("slice_table.csv.gz", "SOPInstanceUID")]
@@ -285,7 +282,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_real_patients_spread_to_the_last_few_slices(name, index, seed):
     from sklearn.model_selection import GroupKFold
 
-    frame = pd.read_csv(Path(SAMPLE) / name).astype(dict.fromkeys(LABELS, np.int8))
+    frame = pd.read_csv(Path(os.environ["RSNA_SAMPLE"]) / name).astype(dict.fromkeys(LABELS, np.int8))
     frame = frame.set_index(index).rename_axis("SOPInstanceUID")
     result = audit(make_folds(frame, seed=seed))
 

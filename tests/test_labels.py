@@ -15,8 +15,6 @@ from ich.errors import IchError
 from ich.labels import LABELS, METRIC_WEIGHTS, check_frame, read_ids, read_labels, to_long
 
 FIVE = LABELS[:-1]
-SAMPLE = os.environ.get("RSNA_SAMPLE")
-needs_sample = pytest.mark.skipif(not SAMPLE, reason="RSNA_SAMPLE does not name the folder of the competition's sample")
 
 images = st.lists(st.from_regex(r"ID_[0-9a-f]{1,9}", fullmatch=True), min_size=1, max_size=12, unique=True)
 
@@ -327,18 +325,18 @@ def test_a_damaged_sample_submission_is_refused(lines, complaint):
 # ---------------------------------------------------------------------------------------------- the real files
 
 
-@needs_sample
+@pytest.mark.real
 def test_the_original_label_file_is_read_whole():
-    path = Path(SAMPLE) / "stage_1_train.csv.xz"
+    path = Path(os.environ["RSNA_SAMPLE"]) / "stage_1_train.csv.xz"
     frame, merged = read_labels(path)
     assert (len(frame), merged) == (674_258, 4)
     plain = pd.read_csv(path).drop_duplicates("ID", ignore_index=True)
     pd.testing.assert_frame_equal(to_long(frame).astype({"Label": np.int64}), plain)
 
 
-@needs_sample
+@pytest.mark.real
 def test_the_label_file_in_the_archive_is_read():
-    with zipfile.ZipFile(Path(SAMPLE) / "rsna-intracranial-hemorrhage-detection.zip") as archive:
+    with zipfile.ZipFile(Path(os.environ["RSNA_SAMPLE"]) / "rsna-intracranial-hemorrhage-detection.zip") as archive:
         name = next(name for name in archive.namelist() if name.endswith("/stage_2_train.csv"))
         with archive.open(name) as member:
             frame = read_labels(member).frame

@@ -26,9 +26,20 @@ def fold_table(seed=0):
     return table.assign(PatientID=[f"ID_p{k // 2}" for k in range(COUNT)], fold=[k // 2 % 2 for k in range(COUNT)])
 
 
+def write_images(folder, crc=0):
+    """A slice table of the twelve slices, and the settings that go with it; no PNGs."""
+    rows = [
+        {"SOPInstanceUID": id, "split": "train", "status": "ok", "size": 9, "crc": crc} for id in fold_table().index
+    ]
+    slices.write_table(slices.to_frame(rows), folder / "slices.parquet")
+    settings = {"windows": [{"center": 40, "width": 80}], "size": None, "fit": "pad", "crop": False}
+    (folder / "settings.json").write_text(json.dumps(settings | {"files": "channels"}))
+
+
 @pytest.fixture
 def config(tmp_path):
     folds.write_folds(tmp_path / "folds.csv", fold_table())
+    write_images(tmp_path / "images")
     return Config.model_validate(
         {
             "name": "one",
@@ -45,7 +56,7 @@ def root(tmp_path):
 
 def begun(config, root):
     run = runs.Run.begin(config, root)
-    run.claim()
+    run.claim(["cpu:0"])
     return run
 
 
@@ -68,12 +79,13 @@ def test_begin_writes_nothing_and_claim_writes_config_and_environment(config, ro
     run = runs.Run.begin(config, root)
     assert run.path == root / "one"
     assert not root.exists()
-    run.claim()
+    run.claim(["cpu:0"])
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "environment.json"]
     assert load(run.config_path) == config
     facts = json.loads(run.environment_path.read_text())
     assert facts["packages"]["keras"]
-    assert len(facts["folds_sha256"]) == 64
+    assert facts["devices"] == ["cpu:0"]
+    assert len(facts["folds_sha256"]) == len(facts["images_sha256"]) == 64
 
 
 def test_begun_again_it_goes_on_and_rewrites_nothing(config, root):
@@ -103,10 +115,62 @@ def test_another_config_is_refused_with_the_difference(config, root):
 def test_other_folds_are_refused(config, root):
     run = begun(config, root)
     folds.write_folds(config.data.folds_path, fold_table(seed=1))
-    with pytest.raises(IchError, match=r"was trained on other folds than .*folds.csv now holds; restore the file"):
+    with pytest.raises(
+        IchError, match=r"was trained on other folds than .*images and .*folds.csv now hold; restore them"
+    ):
         runs.Run.begin(config, root)
     folds.write_folds(config.data.folds_path, fold_table())
     assert runs.Run.begin(config, root).path == run.path
+
+
+def test_other_images_are_refused_and_the_same_in_another_place_are_not(config, root, tmp_path):
+    begun(config, root)
+    write_images(tmp_path / "elsewhere")
+    begun(changed(config, data={"images": str(tmp_path / "elsewhere")}), root)
+    write_images(tmp_path / "images", crc=1)
+    with pytest.raises(IchError, match="was trained on other images than"):
+        runs.Run.begin(config, root)
+
+
+def test_two_that_begin_at_once_do_not_both_own_the_directory(config, root):
+    first, second = runs.Run.begin(config, root), runs.Run.begin(changed(config, train={"epochs": 9}), root)
+    first.claim(["cpu:0"])
+    with pytest.raises(IchError, match="belongs to another config"):
+        second.claim(["cpu:0"])
+
+
+def test_a_restart_removes_what_an_earlier_model_predicted(config, root):
+    run = begun(config, root)
+    stale = [run.fold(1) / "predictions_test.parquet", run.oof_path, run.score_path, run.predictions_path]
+    kept = run.fold(0) / "predictions_test.parquet"
+    for path in (*stale, kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    run.restart(1)
+    assert kept.exists()
+    assert not any(path.exists() for path in stale)
+
+
+def test_only_places_and_machines_can_be_set_on_a_finished_run(config, root):
+    run = begun(config, root)
+    opened = runs.Run.open(run.path, ["data.images=elsewhere", "predict.batch_size=3", "machine.workers=1"])
+    assert (opened.config.data.images, opened.config.predict.batch_size) == (Path("elsewhere"), 3)
+    with pytest.raises(IchError, match=r"train.epochs: 6 / 2\); only the sections data, predict and machine"):
+        runs.Run.open(run.path, ["train.epochs=2"])
+
+
+def test_the_score_is_read_back_and_a_damaged_one_is_told(config, root):
+    run = begun(config, root)
+    with pytest.raises(IchError, match="lacks fold"):
+        run.read_score()
+    run.score_path.write_text(json.dumps({"weighted_log_loss": 0.1, "of_prevalence": 0.2}))
+    assert run.read_score()["weighted_log_loss"] == 0.1
+    run.score_path.write_text("{}")
+    with pytest.raises(IchError, match="lacks fold"):
+        run.read_score()
+    run.score_path.write_text("{")
+    with pytest.raises(IchError, match=r"score.json, which holds the out-of-fold score, cannot be read"):
+        run.read_score()
 
 
 def test_without_folds_nothing_begins(config, root):
@@ -116,14 +180,16 @@ def test_without_folds_nothing_begins(config, root):
     assert not root.exists()
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
-def test_a_run_that_does_not_tell_its_folds_is_refused(config, root, content):
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read"), ("{", "cannot be read"), ("{}", "other folds")]
+)
+def test_a_run_that_does_not_tell_its_folds_is_refused(config, root, content, said):
     run = begun(config, root)
     if content is None:
         run.environment_path.unlink()
     else:
         run.environment_path.write_text(content)
-    with pytest.raises(IchError, match=r"environment.json does not say which folds the run was trained on"):
+    with pytest.raises(IchError, match=said):
         runs.Run.begin(config, root)
 
 
@@ -208,7 +274,7 @@ def test_predictions_with_other_columns(tmp_path):
     with pytest.raises(IchError, match=r"have the columns epidural, .* under the index SOPInstanceUID, expected"):
         runs.read_predictions(tmp_path / "p.parquet")
     frame.rename_axis("id").to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(IchError, match=r"under the index id, expected epidural"):
+    with pytest.raises(IchError, match=r"under the index id, expected the numbers epidural"):
         runs.read_predictions(tmp_path / "p.parquet")
 
 
@@ -227,14 +293,11 @@ def test_an_unknown_window_is_refused_with_the_list(config):
 
 
 def test_images_of_other_settings_are_refused(config):
-    images = config.data.images
-    with pytest.raises(IchError, match=r"slices.parquet does not exist; run scripts/preprocess.py"):
-        runs.slice_table(config)
-    slices.write_table(slices.to_frame([]), images / "slices.parquet")
-    convert._claim(images, runs.settings(config))
-    assert len(runs.slice_table(config)) == 0
+    assert len(runs.slice_table(config)) == COUNT
     with pytest.raises(IchError, match=r"holds images of other settings \(size: None there, 64 here\)"):
         runs.slice_table(changed(config, preprocess={"size": 64}))
+    with pytest.raises(IchError, match=r"slices.parquet does not exist; run scripts/preprocess.py"):
+        runs.slice_table(changed(config, data={"images": "nowhere"}))
 
 
 # ------------------------------------------------------------------------------------------- environment

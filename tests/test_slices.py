@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ich.errors import IchError
-from ich.slices import SCHEMA, read_table, readable, scan_order, to_frame, write_table
+from ich.slices import SCHEMA, read_table, readable, scan_audit, scan_order, to_frame, write_table
 
 AXIAL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 FLIPPED = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
@@ -139,6 +140,99 @@ def test_all_unread_and_none_at_all():
 def test_the_order_of_the_rows_does_not_matter(permutation):
     rows = [row(f"ID_{k}", [0, 0, (k * 7) % 3]) for k in range(5)] + [row("ID_5", None, None, series=None)]
     pd.testing.assert_frame_equal(ordered(*(rows[k] for k in permutation)), ordered(*rows))
+
+
+# ------------------------------------------------------------------------------------------------------- the audit
+
+
+def scan(zs, series="ID_s1", **more):
+    return [row(f"{series}_{k:03}", None if z is None else [0, 0, z], series=series, **more) for k, z in enumerate(zs)]
+
+
+@pytest.mark.parametrize(
+    ("zs", "gaps", "ties"),
+    [
+        ([0, 5, 10, 15, 20], 0, 0),
+        ([0, 5, 10, 20, 25], 1, 0),  # one is missing
+        ([0, 5, 10, 30, 35, 40, 50, 55], 2, 0),
+        ([0, 2.5, 5, 7.5, 12.5, 17.5, 22.5], 0, 0),  # a change of spacing, as scanners make it above the skull's base
+        ([0, 5, 10, 15, 17.5, 20, 22.5], 0, 0),
+        ([0, 10, 15, 20], 1, 0),  # the second is missing
+        ([0, 5, 10, 20], 1, 0),
+        ([0, 5, 5, 10, 10, 10, 15], 0, 3),
+        ([0, 5, 5, 15, 15, 20], 0, 2),  # beside ties nothing can be compared
+        ([0, 50], 0, 0),
+        ([7], 0, 0),
+        ([0, 5, 12, 17, 24], 0, 0),  # less than half as long again
+    ],
+)
+def test_gaps_and_ties_are_counted(zs, gaps, ties):
+    audit = scan_audit(ordered(*scan(zs)))
+    assert audit.columns.tolist() == ["slices", "ties", "gaps", "orientations", "unplaced"]
+    assert audit.loc["ID_s1"].tolist() == [len(zs), ties, gaps, 1, 0]
+
+
+def test_orientations_that_differ_are_counted_and_noise_is_not():
+    a = [*scan([0, 5]), row("ID_f", [0, 0, 9], FLIPPED), row("ID_t", [0, 0, 12], tilted(10))]
+    noise = [1.0, 0.0001, 0.0, -0.0001, 1.0, -0.0]
+    b = [*scan([0, 5], "ID_s2"), row("ID_n", [0, 0, 9], noise, series="ID_s2")]
+    c = [*scan([0, 5], "ID_s3"), row("ID_0", [0, 0, 9], [0.0] * 6, "ID_s3"), row("ID_1", [0, 0, 12], None, "ID_s3")]
+    d = [row(f"ID_d{k}", [0, 0, k], [0.0] * 6, "ID_s4") for k in range(3)]
+    audit = scan_audit(ordered(*a, *b, *c, *d))
+    assert audit["orientations"].to_dict() == {"ID_s1": 3, "ID_s2": 1, "ID_s3": 1, "ID_s4": 0}
+    assert audit["unplaced"].to_dict() == {"ID_s1": 0, "ID_s2": 0, "ID_s3": 0, "ID_s4": 3}
+
+
+def test_an_audit_of_nothing_and_of_what_has_no_series():
+    for table in (ordered(), ordered(*scan([0, 5], None))):
+        audit = scan_audit(table)
+        assert len(audit) == 0
+        assert audit.columns.tolist() == ["slices", "ties", "gaps", "orientations", "unplaced"]
+        assert (audit.dtypes == "int64").all()
+
+
+def audit_by_loops(table):
+    found = {}
+    for series in sorted(set(table["SeriesInstanceUID"].dropna())):
+        counts = dict.fromkeys(["slices", "ties", "gaps", "orientations", "unplaced"], 0)
+        normals = set()
+        for split in ("test", "train"):
+            rows = table[(table["SeriesInstanceUID"] == series) & (table["split"] == split)]
+            counts["slices"] += len(rows)
+            counts["unplaced"] += int(rows["z"].isna().sum())
+            for orientation in rows["ImageOrientationPatient"]:
+                if isinstance(orientation, (list, np.ndarray)):
+                    normal = np.cross(orientation[:3], orientation[3:])
+                    if np.linalg.norm(normal):
+                        normals.add(tuple(np.round(normal / np.linalg.norm(normal), 2) + 0.0))
+            zs = sorted(rows["z"].dropna())
+            steps = [after - before for before, after in pairwise(zs)]
+            counts["ties"] += sum(step == 0 for step in steps)
+            for place, step in enumerate(steps):
+                beside = [s for s in steps[max(0, place - 1) : place] + steps[place + 1 : place + 2] if s > 0]
+                counts["gaps"] += bool(beside) and step > 1.5 * max(beside)
+        found[series] = counts | {"orientations": len(normals)}
+    return found
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ID_a", "ID_b", None]),
+            st.sampled_from(["train", "test"]),
+            st.none() | st.integers(0, 12),
+            st.sampled_from([AXIAL, AXIAL, AXIAL, FLIPPED, tilted(20), [0.0] * 6, None]),
+        ),
+        max_size=25,
+    )
+)
+def test_the_audit_is_what_plain_loops_count(drawn):
+    rows = [
+        row(f"ID_{k:03}", None if z is None else [0, 0, 2.5 * z], orientation, series, split)
+        for k, (series, split, z, orientation) in enumerate(drawn)
+    ]
+    table = ordered(*rows)
+    assert scan_audit(table).to_dict("index") == audit_by_loops(table)
 
 
 # --------------------------------------------------------------------------------------------------------- files

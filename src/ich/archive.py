@@ -162,6 +162,8 @@ def members(sources: Iterable[Path], split: str | None = None) -> Members:
             f"{len(twice)} slice(s) stand twice in the sources, {twice[0]} as {where};"
             " give each slice once (stage 1's slices are part of stage 2)"
         )
+    del tables
+    pa.default_memory_pool().release_unused()  # what sorting took, twice the index, stays the pool's own otherwise
     return Members(index)
 
 
@@ -245,9 +247,13 @@ def _entries(source: Path) -> Iterator[dict]:
             name = bytes(directory[at + _ENTRY.size : end]).decode("utf-8" if flags & _UTF8 else "cp437")
             if _FULL in (size, packed, offset):
                 size, packed, offset = _zip64(directory[end : end + extra_length], size, packed, offset)
+            if offset + shift < 0 or max(size, packed, offset + shift) >= 2**63:
+                raise ValueError(f"its directory says of {name!r:.200} what cannot be")
         except (struct.error, ValueError) as error:
             raise _no_zip(source, error) from error
         at = end + extra_length + comment_length
+        if at > len(directory):
+            raise _no_zip(source, ValueError(f"the entry {name!r:.200} reaches beyond its directory"))
         if not name.endswith("/"):
             yield {
                 "name": name,
@@ -273,11 +279,15 @@ def _directory(file: BinaryIO) -> tuple[memoryview, int]:
         file.seek(end - _END64_LOCATOR.size)
         signature, place = _END64_LOCATOR.unpack(file.read(_END64_LOCATOR.size))
         if signature == b"PK\x06\x07":
-            file.seek(place)
-            signature, size, offset = _END64.unpack(file.read(_END64.size))
-            if signature != b"PK\x06\x06":
+            # Behind other bytes, its place is not as told; but unless it is of a later version, it ends right here.
+            for end in (place, start + at - _END64_LOCATOR.size - _END64.size):
+                if 0 <= end <= length:
+                    file.seek(end)
+                    signature, size, offset = _END64.unpack(file.read(_END64.size))
+                    if signature == b"PK\x06\x06":
+                        break
+            else:
                 raise ValueError("its zip64 end is not where it should be")
-            end = place
     if size > end:
         raise ValueError(f"its directory should have {size:,} bytes and ends at byte {end:,}")
     file.seek(end - size)
@@ -331,8 +341,8 @@ def _files(
     for entry, is_folder in entries:
         if is_folder and Path(entry).resolve() not in above:
             yield from _files(Path(entry), f"{prefix}{entry.name}/", above)
-        elif not is_folder and (entry.is_file() or entry.is_symlink()):
-            yield prefix + entry.name, entry
+        elif not is_folder and (entry.is_file() or (entry.is_symlink() and not Path(entry).exists())):
+            yield prefix + entry.name, entry  # no pipe or device, which could be read for ever
 
 
 def _is_slice(name: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ich.errors import IchError
 
@@ -14,8 +14,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, Path)) else value
+    return [value] if isinstance(value, (str, Path, dict)) else value
 
 
 class WindowConfig(_Section):
@@ -52,7 +55,7 @@ class Data(_Section):
 
 class Preprocess(_Section):
     # A preset's name, or {center: , width: }, each; of channels one or three, of hu none.
-    windows: list[_AnyWindow] = ["brain"]
+    windows: Annotated[list[_AnyWindow], BeforeValidator(_as_list)] = ["brain"]
     # Pixels a side; null keeps the slices' own.
     size: int | None = Field(None, ge=16)
     # What becomes of slices that are not square: pad with air, or stretch.
@@ -65,8 +68,8 @@ class Preprocess(_Section):
 
 class Folds(_Section):
     n: int = Field(5, ge=2)
-    seed: int = 0
-    # Work with the slices that have labels and the labels that have slices, and say how many are left out.
+    seed: _Seed = 0
+    # Work with the slices that have labels and a patient, and the labels that have slices; say how many are left out.
     allow_unmatched: bool = False
 
 
@@ -79,7 +82,7 @@ class Model(_Section):
 
 
 class Train(_Section):
-    seed: int = 0
+    seed: _Seed = 0
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(32, ge=1)
     # none, light or heavy: ich.augment.PIPELINES.
@@ -88,6 +91,7 @@ class Train(_Section):
     learning_rate: float = Field(1e-3, gt=0)
     warmup_epochs: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    # The gradient's norm over all weights is at most this.
     clip_norm: float = Field(1.0, gt=0)
     # Of the loss, a label each; null takes the metric's.
     label_weights: list[float] | None = None
@@ -98,11 +102,17 @@ class Predict(_Section):
     batch_size: int = Field(64, ge=1)
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("1 works in this process, -1 on all cores, 0 not at all")
+    return value
+
+
 class Machine(_Section):
-    """What may differ between two machines that work on one run: it changes no result."""
+    """What works on a run: it changes no result."""
 
     # Workers that convert, as joblib's n_jobs, and what they are; dask needs its scheduler's address.
-    jobs: int = -1
+    jobs: Annotated[int, AfterValidator(_not_zero)] = -1
     backend: Literal["processes", "threads", "dask"] = "processes"
     scheduler: str | None = None
     # Threads, or processes, that read and augment images.
@@ -111,7 +121,7 @@ class Machine(_Section):
 
 
 class Config(_Section):
-    """One experiment: all that decides its result, and the machine's section, which does not."""
+    """One experiment: all that decides its result, where its data are, and what works on it."""
 
     # The run's directory is runs/<name>, its submission submissions/<name>.csv.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -128,6 +138,17 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own loader silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]} stands twice in one section, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config and set single values of it.
 
@@ -140,7 +161,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
             file; an override that is not of the form.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
         raise IchError(f"config {path} cannot be read: {error.strerror or error}; configs/ holds examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -149,6 +170,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
         raise IchError(
             f"config {path} holds {type(content).__name__}, expected sections of keys; configs/ holds examples"
         )
+    content = {key: {} if value is None else value for key, value in content.items()}  # a section left empty
     for override in overrides:
         _set(content, override)
     try:
@@ -158,8 +180,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The values in which two configs differ, `path: one's / other's`, but for the machine's section."""
-    flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude={"machine"}))) for c in (one, other))
+    """The values in which two configs train differently, `path: one's / other's`.
+
+    Where the data are and what works on them does not count: a run knows its data by their digests.
+    """
+    aside = {"data", "predict", "machine"}
+    flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude=aside))) for c in (one, other))
     keys = [*flat_one, *(key for key in flat_other if key not in flat_one)]
     return [
         f"{key}: {flat_one.get(key)} / {flat_other.get(key)}"

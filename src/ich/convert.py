@@ -34,9 +34,19 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CHUNK = 64  # slices in one task of a worker
 _PART_SECONDS = 10.0  # how often the rows of what is converted are saved: what a kill costs at most
 
-# Of cv2's settings for windowed slices these give the fastest decoding, at a smaller size than the default;
-# benchmarks/RESULTS.md has the table.
-_PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+# Of cv2's settings for windowed slices, by the number of channels: quick to write, quicker to decode than the default,
+# and no larger. benchmarks/RESULTS.md has the table.
+PNG: dict[int, list[int]] = {
+    1: [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE],
+    3: [
+        cv2.IMWRITE_PNG_FILTER,
+        cv2.IMWRITE_PNG_FILTER_NONE,
+        cv2.IMWRITE_PNG_STRATEGY,
+        cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+    ],
+}
+
+_VERIFIED = ["repaired", "path", "size", "crc", "crop_top", "crop_left", "crop_side"]  # columns of the slice table
 
 _HEAD = -200  # HU; between air with clothes and hair in it, and skin
 _MARGIN = 0.05  # of the head's longer side, on each side
@@ -73,7 +83,11 @@ class Settings:
         if self.files not in expected:
             raise IchError(f"files are {self.files!r}, expected one of {', '.join(expected)}")
         count = len(self.windows)
-        fine = {"channels": count in (1, 3), "separate": 0 < count == len(set(self.windows)), "hu": count == 0}
+        fine = {
+            "channels": count in (1, 3),
+            "separate": 0 < count == len(set(map(name_of, self.windows))),
+            "hu": count == 0,
+        }
         if not fine[self.files]:
             raise IchError(f"files of the kind {self.files} hold {expected[self.files]}, got {count}")
         if self.size is not None and self.size < 16:
@@ -119,7 +133,8 @@ def head_box(hu: np.ndarray) -> Box:
     if count > 1:  # the first is the background
         largest = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()] * _HEAD_STEP
         left, top, width, height = (int(n) for n in largest[:4])
-        margin = round(_MARGIN * max(width, height))
+        # No less than what the rows and columns between those that were looked at may add.
+        margin = max(_HEAD_STEP, round(_MARGIN * max(width, height)))
     side = max(width, height) + 2 * margin
     return Box(top=top + (height - side) // 2, left=left + (width - side) // 2, side=side)
 
@@ -163,10 +178,12 @@ def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
 def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
     """The PNGs of a slice, in the order of `Settings.suffixes`."""
     if settings.files == "separate":
-        pictures = [image[..., channel] for channel in range(image.shape[2])]
+        pictures = cv2.split(image)
+    elif image.shape[2] == 3:
+        pictures = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR)]  # cv2 stores blue first: the first window is a viewer's red
     else:
-        pictures = [image[..., ::-1]]  # cv2 stores blue first; reversed, the first window is a viewer's red
-    return [cv2.imencode(".png", picture, _PNG)[1].tobytes() for picture in pictures]
+        pictures = [image[..., 0]]
+    return [cv2.imencode(".png", picture, PNG[3 if picture.ndim == 3 else 1])[1].tobytes() for picture in pictures]
 
 
 def convert(
@@ -214,17 +231,23 @@ def convert(
 
     total = len(found)
     del done, found
+    pa.default_memory_pool().release_unused()
     tasks = ((todo[at : at + _CHUNK], out.absolute(), settings) for at in range(0, len(todo), _CHUNK))
     results = parallel.unordered(_convert_chunk, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
     fresh = []
     with tqdm(total=total, initial=len(rows), unit="slice", desc="preprocess") as bar:
-        for part in _saved(results, parts, bar):
-            fresh.append(part)
-    table = slices.scan_order(pd.concat([rows, *fresh], ignore_index=True))
+        fresh.extend(_saved(results, parts, bar))
+    # Each of these is hundreds of megabytes of a whole archive: none may stay while the next is made.
+    del tasks, todo, results
+    table = pd.concat([rows, *fresh], ignore_index=True)
+    del rows, fresh
+    pa.default_memory_pool().release_unused()
+    table = slices.scan_order(table)
     for path in there.intersection(earlier["path"]).difference(table["path"]):  # of a slice that changed its split
         _remove(out, path, settings)
     slices.write_table(table, table_path)
     shutil.rmtree(parts, ignore_errors=True)
+    del table, earlier
     return slices.read_table(table_path)
 
 
@@ -234,7 +257,7 @@ def _saved(results: Iterable[list[dict]], parts: Path, bar: tqdm) -> Iterator[pd
 
     def save() -> pd.DataFrame:
         part = slices.to_frame(rows)
-        slices.write_table(part, parts / f"{uuid4().hex}.parquet")
+        slices.write_table(part, parts / f"{time.time_ns():020}-{uuid4().hex}.parquet")  # later ones last
         rows.clear()
         return part
 
@@ -331,7 +354,7 @@ def verify(
     ids = found.table["id"].to_pandas()
     differing = dict.fromkeys(set(table["SOPInstanceUID"]).difference(ids), "is in the table, not in the sources")
     differing |= dict.fromkeys(set(ids).difference(table["SOPInstanceUID"]), "is in the sources, not in the table")
-    rows = table.set_index("SOPInstanceUID")[["status", "path", "repaired"]]
+    rows = table.set_index("SOPInstanceUID")[["status", *_VERIFIED]]
     tasks = (
         (chunk, rows.reindex([member.id for member in chunk]), out.absolute(), settings)
         for chunk in (found[at : at + _CHUNK] for at in range(0, len(found), _CHUNK))
@@ -349,8 +372,11 @@ def _verify_chunk(chunk: list[Member], rows: pd.DataFrame, out: Path, settings: 
     for member in chunk:
         row, image = read_slice(member, settings)
         told = rows.loc[member.id]
-        if row["status"] != told["status"] or row["repaired"] != told["repaired"]:
+        differing = [name for name in _VERIFIED if row.get(name) != (None if pd.isna(told[name]) else told[name])]
+        if row["status"] != told["status"]:
             wrong[member.id] = f"reads as {row['status']}, the table says {told['status']}"
+        elif differing:
+            wrong[member.id] = f"has another {', '.join(differing)} in the table than its source gives"
         elif image is not None:
             wrong |= _compare(member, image, out, settings)
     return len(chunk), wrong

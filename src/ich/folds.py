@@ -236,7 +236,7 @@ def _check_slices(frame: pd.DataFrame, name: str) -> None:
     if missing.any():
         raise IchError(
             f"{name} has no PatientID for {name_some(frame.index[missing])}; without it they could leak from fold to "
-            "fold: read their headers again, or leave these slices out"
+            "fold: read their headers again, or leave them out (folds.allow_unmatched=true)"
         )
     kind = pd.api.types.infer_dtype(frame["PatientID"])
     if kind not in ("string", "empty"):

@@ -1,5 +1,7 @@
 """Prediction: a run's models on the test set."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -25,29 +27,30 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
         ) from error
 
 
-def predict_test(run: runs.Run) -> pd.DataFrame:
+def predict_test(run: runs.Run, out: Path | None = None) -> pd.DataFrame:
     """Predict every readable test slice by every fold's model; the mean of the probabilities.
 
-    Each fold's predictions are kept in its directory and not made again. Writes `run.predictions_path`.
+    Each fold's predictions are kept in its directory and not made again. Writes `run.predictions_path`, or all under
+    the same names into the folder `out`.
 
     Raises:
         IchError: a fold is not trained, or there are no test slices.
     """
-    missing = sorted(set(range(run.config.folds.n)) - set(run.finished_folds()))
-    if missing:
-        raise IchError(f"{run.path} lacks fold(s) {', '.join(map(str, missing))}; train them first")
+    run.check_finished()
+    out = out or run.path
     ids = slices.readable(runs.slice_table(run.config), "test").index
     if len(ids) == 0:
         raise IchError(f"{run.config.data.images} holds no test slices; convert sources that have some")
-    folds = [_predict_fold(run, k, ids) for k in range(run.config.folds.n)]
+    folds = [
+        _predict_fold(run, k, ids, out / f"fold{k}" / "predictions_test.parquet") for k in range(run.config.folds.n)
+    ]
     probabilities = np.mean([fold.to_numpy() for fold in folds], axis=0, dtype=np.float64)
     mean = pd.DataFrame(probabilities.astype(np.float32), index=folds[0].index, columns=folds[0].columns)
-    runs.write_predictions(mean, run.predictions_path)
+    runs.write_predictions(mean, out / run.predictions_path.name)
     return mean
 
 
-def _predict_fold(run: runs.Run, k: int, ids: pd.Index) -> pd.DataFrame:
-    path = run.fold(k) / "predictions_test.parquet"
+def _predict_fold(run: runs.Run, k: int, ids: pd.Index, path: Path) -> pd.DataFrame:
     if path.exists():
         frame = runs.read_predictions(path)
         if frame.index.equals(ids):

@@ -1,17 +1,23 @@
-"""The same work on the cores of one machine or on a Dask cluster, by joblib."""
+"""The same work on the cores of one machine, by joblib, or on a Dask cluster."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ich.errors import IchError
 
-BACKENDS = {"processes": "loky", "threads": "threading", "dask": "dask"}
-"""Names in a config, and joblib's for them."""
+BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
+"""Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
+
+_CLUSTER_SECONDS = 10  # to answer, and to have a first worker
+_KILLED = (
+    "a worker process was killed, which is what a system does that runs out of memory; run again, with fewer jobs:"
+    " what is done is kept"
+)
 
 
 def unordered(
@@ -28,33 +34,54 @@ def unordered(
 
     Args:
         function, tasks: must pickle, and on a cluster the function's module must be importable by its workers.
-        jobs: joblib's n_jobs: 1 works in this process, -1 takes all cores, or all of the cluster.
+        jobs: as joblib's n_jobs: 1 works in this process, -1 takes all cores; of a cluster, how many tasks it has at a
+            time, -1 as many as it can work at.
         backend: a key of `BACKENDS`.
         scheduler: the address of a Dask scheduler, such as tcp://10.0.0.5:8786, for the backend dask.
 
     Raises:
-        IchError: an unknown backend, no cluster at that address, or a worker that was killed; what a task raises
-            comes as it is.
+        IchError: an unknown backend, no jobs, no cluster at that address or none with workers, or a worker that was
+            killed; what a task raises comes as it is.
     """
+    if jobs == 0:
+        raise IchError("0 jobs do no work; 1 works in this process, -1 takes all cores")
     if backend not in BACKENDS:
         raise IchError(f"no backend is called {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend == "dask":
+        yield from _on_cluster(function, tasks, jobs, scheduler)
+        return
     calls = (delayed(function)(*task) for task in tasks)
-    with ExitStack() as stack:
-        if backend == "dask":
-            stack.enter_context(_client(scheduler))
-        stack.enter_context(parallel_config(backend=BACKENDS[backend]))
+    try:
+        yield from Parallel(n_jobs=jobs, backend=BACKENDS[backend], return_as="generator_unordered")(calls)
+    except TerminatedWorkerError as error:
+        raise IchError(_KILLED) from error
+
+
+def _on_cluster(
+    function: Callable[..., Any], tasks: Iterable[tuple], jobs: int, scheduler: str | None
+) -> Iterator[Any]:
+    with _client(scheduler) as client:
+        from dask.distributed import CancelledError, KilledWorker, as_completed
+
         try:
-            if backend != "dask":
-                yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
-                return
-            # joblib cannot give Dask's results one by one: rounds of some tasks a worker come close.
-            while batch := list(islice(calls, 8 * effective_n_jobs(jobs))):
-                yield from Parallel(n_jobs=jobs)(batch)
-        except TerminatedWorkerError as error:
-            raise IchError(
-                "a worker process was killed, which is what a system does that runs out of memory; run again, with"
-                " fewer jobs: what is done is kept"
-            ) from error
+            client.wait_for_workers(1, timeout=_CLUSTER_SECONDS)
+        except TimeoutError as error:
+            raise IchError(f"the Dask scheduler at {scheduler} has no workers; start some") from error
+        threads = sum(client.nthreads().values())
+        # Each a call without arguments: Dask would look into them for tasks of its own.
+        calls = (partial(function, *task) for task in tasks)
+        running = as_completed()
+        # Twice what the cluster works at, so that no worker waits for its next task.
+        running.update(client.submit(call, pure=False) for call in islice(calls, 2 * threads if jobs < 0 else jobs))
+        for future in running:
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                raise IchError(_KILLED) from error
+            except CancelledError as error:
+                raise IchError(f"the Dask scheduler at {scheduler} is gone; run again") from error
+            running.update(client.submit(call, pure=False) for call in islice(calls, 1))
+            yield result
 
 
 def _client(scheduler: str | None) -> Any:
@@ -65,7 +92,7 @@ def _client(scheduler: str | None) -> Any:
     if scheduler is None:
         raise IchError("the dask backend needs a scheduler's address, such as tcp://10.0.0.5:8786")
     try:
-        return Client(scheduler, timeout=10)
+        return Client(scheduler, timeout=_CLUSTER_SECONDS)
     except (OSError, ValueError) as error:
         raise IchError(
             f"no Dask scheduler answers at {scheduler} ({error}); start one, or correct the address"

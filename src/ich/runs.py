@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,57 +37,100 @@ class Run:
 
     @classmethod
     def begin(cls, config: Config, root: Path = RUNS) -> "Run":
-        """A run to train: a new one, of which nothing is written yet, or one of this config and these folds to go on.
+        """A run to train: a new one, of which nothing is written yet, or one of this config and these data to go on.
 
         Raises:
-            IchError: its directory is of another config or of other folds, and the message shows the difference; or
-                nothing tells of which folds it is.
+            IchError: its directory is of another config, of other folds or images, and the message shows the
+                difference; or nothing tells which they were.
         """
         run = cls(root / config.name, config)
-        folds_now = _digest(config.data.folds_path)
-        if not run.config_path.exists():
-            return run
-        changed = differences(load(run.config_path), config)
-        if changed:
-            raise IchError(
-                f"{run.path} belongs to another config (its own / this one: {'; '.join(changed)});"
-                " give this one another name, or delete the directory"
-            )
-        try:
-            folds_then = json.loads(run.environment_path.read_text())["folds_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IchError(
-                f"{run.environment_path} does not say which folds the run was trained on ({error!r});"
-                " give this one another name, or delete the directory"
-            ) from error
-        if folds_then != folds_now:
-            raise IchError(
-                f"{run.path} was trained on other folds than {config.data.folds_path} now holds;"
-                " restore the file, or give the run another name"
-            )
+        run._check_owner()
         return run
 
-    def claim(self) -> None:
+    @classmethod
+    def open(cls, path: Path, overrides: Iterable[str] = ()) -> "Run":
+        """Open a run that exists, to predict or submit.
+
+        Args:
+            overrides: as `ich.config.load` takes them, of the sections that say where things are and how they are
+                worked on: data, predict, machine.
+
+        Raises:
+            IchError: there is none, or an override is of what was trained.
+        """
+        if not (path / "config.yaml").is_file():
+            raise IchError(f"{path} is no run: it has no config.yaml; expected a directory that scripts/train.py made")
+        config = load(path / "config.yaml", overrides)
+        changed = differences(load(path / "config.yaml"), config)
+        if changed:
+            raise IchError(
+                f"{path} was trained as it was trained ({'; '.join(changed)}); only the sections data, predict and"
+                " machine can be set now"
+            )
+        return cls(path, config)
+
+    def claim(self, devices: Sequence[str]) -> None:
         """Make the directory this config's own. To be called when all that could be wrong with the config was checked,
-        so that a mistake leaves no directory which then refuses the config without it."""
+        so that a mistake leaves no directory which then refuses the config without it.
+
+        Args:
+            devices: that train, for the record.
+
+        Raises:
+            IchError: another config has made it its own since.
+        """
         if self.config_path.exists():
+            self._check_owner()
             return
-        facts = environment() | {"folds_sha256": _digest(self.config.data.folds_path)}
+        facts = environment() | {"devices": list(devices)} | _data_digests(self.config)
         with replacing(self.environment_path) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n")
         with replacing(self.config_path) as temporary:
             temporary.write_text(self.config.resolved())
 
-    @classmethod
-    def open(cls, path: Path) -> "Run":
-        """Open a run that exists.
+    def _check_owner(self) -> None:
+        now = _data_digests(self.config)
+        if not self.config_path.exists():
+            return
+        changed = differences(load(self.config_path), self.config)
+        if changed:
+            raise IchError(
+                f"{self.path} belongs to another config (its own / this one: {'; '.join(changed)});"
+                " give this one another name, or delete the directory"
+            )
+        then = self.environment()
+        for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
+            if then.get(key) != now[key]:
+                raise IchError(
+                    f"{self.path} was trained on other {what} than {self.config.data.images} and"
+                    f" {self.config.data.folds_path} now hold; restore them, or give the run another name"
+                )
+
+    def environment(self) -> dict:
+        """What `claim` wrote down.
 
         Raises:
-            IchError: there is none.
+            IchError: it is not there, or damaged.
         """
-        if not (path / "config.yaml").is_file():
-            raise IchError(f"{path} is no run: it has no config.yaml; expected a directory that scripts/train.py made")
-        return cls(path, load(path / "config.yaml"))
+        return _read_json(self.environment_path, "says what the run was trained with and on")
+
+    def read_score(self) -> dict:
+        """The score of all folds' out-of-fold predictions; from score.json, if it was computed.
+
+        Raises:
+            IchError: as `score`.
+        """
+        if self.score_path.exists():
+            score = _read_json(self.score_path, "holds the out-of-fold score")
+            if {"weighted_log_loss", "of_prevalence"} <= score.keys():
+                return score
+        return self.score()
+
+    def restart(self, k: int) -> None:
+        """Remove what was made of an earlier model of fold k: a new one is about to be trained."""
+        stale = [self.fold(k) / "predictions_test.parquet", self.oof_path, self.score_path, self.predictions_path]
+        for path in stale:
+            path.unlink(missing_ok=True)
 
     @property
     def config_path(self) -> Path:
@@ -117,15 +161,23 @@ class Run:
         """The folds whose training ended: their out-of-fold predictions are written last."""
         return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
 
+    def check_finished(self) -> None:
+        """Refuse a run that lacks a fold.
+
+        Raises:
+            IchError: naming those that it lacks.
+        """
+        missing = sorted(set(range(self.config.folds.n)) - set(self.finished_folds()))
+        if missing:
+            raise IchError(f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first")
+
     def score(self) -> dict:
         """Score all folds' out-of-fold predictions, write them as one file and the score beside it.
 
         Raises:
             IchError: a fold is missing, or its predictions are not those of its slices.
         """
-        missing = sorted(set(range(self.config.folds.n)) - set(self.finished_folds()))
-        if missing:
-            raise IchError(f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first")
+        self.check_finished()
         oof = pd.concat([read_predictions(self.fold(k) / "oof.parquet") for k in self.finished_folds()])
         table = folds.read_folds(self.config.data.folds_path)
         if len(oof) != len(table) or not oof.index.is_unique or not oof.index.isin(table.index).all():
@@ -186,16 +238,17 @@ def read_predictions(path: Path) -> pd.DataFrame:
         frame = pq.read_table(path).to_pandas()
     except (pa.ArrowInvalid, OSError) as error:
         raise IchError(f"predictions {path} cannot be read ({error}); make them again") from error
-    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME:
+    floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
+    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
         raise IchError(
             f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
-            f" {frame.index.name}, expected {', '.join(LABELS)} under {INDEX_NAME}; make them again"
+            f" {frame.index.name}, expected the numbers {', '.join(LABELS)} under {INDEX_NAME}; make them again"
         )
     return frame
 
 
 def environment() -> dict:
-    """What a result depends on beside config and data: versions, the code's commit, the hardware."""
+    """What a result depends on beside config, data and devices: versions, the code's commit, the machine."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -214,22 +267,37 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with `-dirty` if it was changed since; None outside a git checkout."""
+    """The commit of the code, with `-dirty` if it was changed since; None outside a git checkout of it."""
+    here = Path(__file__)
+    commands = (
+        ["git", "ls-files", "--error-unmatch", here.name],  # fails if installed within some other repository
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    )
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        for command in commands:
+            done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
 
 
-def _digest(path: Path) -> str:
+def _data_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of what a run is trained on: the folds file, and which DICOM files the train images were made of."""
     try:
-        return sha256(path.read_bytes()).hexdigest()
+        folds_now = sha256(config.data.folds_path.read_bytes()).hexdigest()
     except OSError as error:
-        raise IchError(f"cannot read {path}: {error.strerror or error}; make it with scripts/make_folds.py") from error
+        raise IchError(
+            f"cannot read {config.data.folds_path}: {error.strerror or error}; make it with scripts/make_folds.py"
+        ) from error
+    train = slices.readable(slice_table(config), "train")[["size", "crc"]].sort_index()
+    images_now = sha256("".join(f"{id} {size} {crc}\n" for id, size, crc in train.itertuples()).encode()).hexdigest()
+    return {"folds_sha256": folds_now, "images_sha256": images_now}
+
+
+def _read_json(path: Path, what: str) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IchError(
+            f"{path}, which {what}, cannot be read ({error}); restore it, or train the run again under another name"
+        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ich.errors import IchError
@@ -58,16 +59,20 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
     one z are ordered by SOPInstanceUID. A slice without a position has no z and no order; nor has one without a
     series.
     """
-    table = table.sort_values("SOPInstanceUID", ignore_index=True)
-    position = _stack(table["ImagePositionPatient"], 3)
+    # Of the whole table this makes one copy only, the result: it may have a million rows.
+    table = table.reset_index(drop=True)
     series = table["SeriesInstanceUID"]
-    first = pd.DataFrame(_normals(table)).groupby(series).first()
+    by_id = table["SOPInstanceUID"].sort_values().index
+    first = pd.DataFrame(_normals(table)).loc[by_id].groupby(series.loc[by_id]).first()
     normal = first.reindex(series)  # NaN where the series is unknown
-    table["z"] = (position * normal.to_numpy()).sum(axis=1)  # NaN where either is unknown
-    table = table.sort_values(["split", "SeriesInstanceUID", "z", "SOPInstanceUID"], ignore_index=True)
-    placed = table["z"].notna()
-    order = table[placed].groupby(["split", "SeriesInstanceUID"]).cumcount()
-    table["order"] = order.reindex(table.index).astype("Int32")
+    z = (_stack(table["ImagePositionPatient"], 3) * normal.to_numpy()).sum(axis=1)  # NaN where either is unknown
+    keys = ["split", "SeriesInstanceUID", "z", "SOPInstanceUID"]
+    places = pa.table({key: pa.array(z if key == "z" else table[key]) for key in keys})
+    places = pc.sort_indices(places, [(key, "ascending") for key in keys]).to_numpy()
+    table = table.take(places).reset_index(drop=True)
+    table["z"] = z[places]
+    placed = table.loc[table["z"].notna(), keys[:2]]
+    table["order"] = placed.groupby(keys[:2]).cumcount().reindex(table.index).astype("Int32")
     return table
 
 
@@ -84,20 +89,21 @@ def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
         without z.
     """
     keys = ["split", "SeriesInstanceUID"]
+    table = table[[*keys, "z", "SOPInstanceUID", "ImageOrientationPatient"]]
     table = table.sort_values([*keys, "z", "SOPInstanceUID"], ignore_index=True)
     step = table.groupby(keys)["z"].diff()
     moved = step.where(step > 0)
     beside = [moved.groupby([table[key] for key in keys]).shift(shift) for shift in (1, -1)]
     longest = pd.concat(beside, axis=1).max(axis=1)
-    normal = pd.Series(list(map(tuple, np.round(_normals(table), 2) + 0.0)), table.index)  # + 0.0: of -0.0
+    normals = _normals(table)
+    normal = pd.Series(list(map(tuple, np.round(normals, 2) + 0.0)), table.index)  # + 0.0: of -0.0
     facts = pd.DataFrame(
         {
             "SeriesInstanceUID": table["SeriesInstanceUID"],
             "slices": 1,
             "ties": step == 0,
             "gaps": step > 1.5 * longest,
-            "orientations": ~pd.concat([table[keys[1]], normal], axis=1).duplicated()
-            & table["ImageOrientationPatient"].notna(),
+            "orientations": ~pd.concat([table[keys[1]], normal], axis=1).duplicated() & ~np.isnan(normals).any(axis=1),
             "unplaced": table["z"].isna(),
         }
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import keras
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from ich import augment, folds, models, runs, slices
 from ich.config import Config
@@ -30,6 +31,8 @@ def train_fold(run: runs.Run, k: int) -> None:
         IchError: there is no such fold, or slices of folds.csv have no image.
     """
     config = run.config
+    if config.preprocess.files != "channels":
+        raise IchError(f"training reads images of preprocess.files=channels, not {config.preprocess.files}")
     if not 0 <= k < config.folds.n:
         raise IchError(f"there is no fold {k}; the config has folds 0 to {config.folds.n - 1}")
     if k in run.finished_folds():
@@ -47,6 +50,7 @@ def train_fold(run: runs.Run, k: int) -> None:
             f" as {without[0]}; make the folds again"
         )
 
+    keras.backend.clear_session()  # the fold before leaves its graph
     keras.utils.set_random_seed(config.train.seed + k)
     keras.config.set_dtype_policy(config.train.precision)
     train, held_out = _generators(config, table, k)
@@ -58,7 +62,12 @@ def train_fold(run: runs.Run, k: int) -> None:
         loss=WeightedBinaryCrossentropy(config.train.label_weights),
         metrics=[WeightedLogLoss()],
     )
-    run.claim()
+    devices = keras.distribution.list_devices()
+    run.claim(devices)
+    run.restart(k)
+    print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(devices)}")
+    if config.train.precision != "float32" and all(device.startswith("cpu") for device in devices):
+        print(f"warning: no GPU was found, and {config.train.precision} is slow on a CPU", file=sys.stderr)
     with _unwrapped():
         history = model.fit(
             train,
@@ -70,7 +79,8 @@ def train_fold(run: runs.Run, k: int) -> None:
         )
     if len(history.epoch) < config.train.epochs or not np.isfinite(history.history["loss"][-1]):
         raise IchError(
-            f"the loss of fold {k} is no number any more in epoch {len(history.epoch)}; lower train.learning_rate"
+            f"the loss of fold {k} is no number any more in epoch {len(history.epoch)}; lower train.learning_rate, and"
+            f" give the run another name or delete {run.path}"
         )
 
     with replacing(run.fold(k) / "model.keras") as temporary:
@@ -91,7 +101,7 @@ def predict(model: keras.Model, samples: DataGenerator) -> pd.DataFrame:
     """
     with _unwrapped():
         logits = model.predict(samples, verbose=_verbose())
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    probabilities = expit(logits.astype(np.float64))
     return pd.DataFrame(probabilities.astype(np.float32), index=samples.ids.rename(INDEX_NAME), columns=list(LABELS))
 
 
@@ -147,6 +157,6 @@ def _optimizer(config: Config, steps_per_epoch: int) -> keras.optimizers.Optimiz
         warmup_target=section.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=section.weight_decay, clipnorm=section.clip_norm)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=section.weight_decay, global_clipnorm=section.clip_norm)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

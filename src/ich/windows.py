@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from ich.errors import IchError
@@ -73,7 +74,12 @@ def apply_window(hu: np.ndarray, window: Window) -> np.ndarray:
     """
     if hu.dtype != np.int16:
         raise IchError(f"windows apply to HU as int16, got {hu.dtype}; `ich.dicom.read` gives them")
-    return np.take(_lookup_table(window), hu.view(np.uint16))
+    bits, table = hu.view(np.uint16), _lookup_table(window)
+    # The same look-up; OpenCV's takes half the time, and of 16 bits since its version 5.
+    return cv2.LUT(bits, table) if _CV2_OF_16_BITS and hu.ndim == 2 and hu.size else np.take(table, bits)
+
+
+_CV2_OF_16_BITS = int(cv2.__version__.partition(".")[0]) >= 5
 
 
 @lru_cache(maxsize=16)
@@ -93,4 +99,5 @@ def apply_windows(hu: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
     Returns:
         uint8, shape (rows, columns, len(windows)).
     """
-    return np.stack([apply_window(hu, window) for window in windows], axis=-1)
+    channels = [apply_window(hu, window) for window in windows]
+    return cv2.merge(channels) if len(channels) > 1 else channels[0][..., None]

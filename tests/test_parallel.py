@@ -1,0 +1,215 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_dicom
+
+from ich import parallel
+from ich.convert import Settings, convert, verify
+from ich.dicom import DicomError
+from ich.errors import IchError
+from ich.parallel import BACKENDS, unordered
+from ich.windows import PRESETS
+
+distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+
+TESTS = str(Path(__file__).parent)  # workers import the functions below from there
+
+
+def square(number):
+    return number, number * number
+
+
+def refuse(number):
+    if number == 7:
+        raise DicomError("truncated", "cut short")
+    return number
+
+
+def stumble(number):
+    raise FileNotFoundError(2, "the task's own")
+
+
+def die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(number):
+    time.sleep(number)
+    return number
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a real scheduler with two worker processes."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, before]))
+    options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
+    try:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as running:
+            yield running.scheduler_address
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
+
+
+@pytest.fixture(params=["here", "processes", "threads", "dask"])
+def how(request):
+    if request.param == "here":
+        return {"jobs": 1}
+    if request.param == "dask":
+        return {"backend": "dask", "scheduler": request.getfixturevalue("cluster")}
+    return {"backend": request.param, "jobs": 2}
+
+
+def calls(numbers):
+    return ((number,) for number in numbers)
+
+
+def test_every_task_is_done_once(how):
+    assert sorted(unordered(square, calls(range(200)), **how)) == [(n, n * n) for n in range(200)]
+    assert list(unordered(square, calls([]), **how)) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*tasks have been successfully executed")
+def test_tasks_are_drawn_as_they_are_needed(how):
+    drawn = []
+
+    def tasks():
+        for number in range(500):
+            drawn.append(number)
+            yield (number,)
+
+    results = unordered(square, tasks(), **how)
+    next(results)
+    # joblib gives quick tasks to a worker by the batch, but never all of them.
+    assert len(drawn) < 500
+    results.close()
+
+
+def test_a_tasks_own_error_arrives_as_it_is(how):
+    with pytest.raises(DicomError) as caught:
+        list(unordered(refuse, calls(range(20)), **how))
+    assert (caught.value.kind, caught.value.reason) == ("truncated", "cut short")
+    with pytest.raises(FileNotFoundError, match="the task's own"):
+        list(unordered(stumble, calls(range(3)), **how))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_is_told_and_waited_for_no_longer(how):
+    if how.get("backend") not in ("processes", "dask"):
+        pytest.skip("there is no other process to be killed")
+    begun = time.monotonic()
+    with pytest.raises(IchError, match=r"a worker process was killed, .* run again, with fewer jobs: what is done is"):
+        list(unordered(die, calls([1]), **how))
+    assert time.monotonic() - begun < 60
+    assert sorted(unordered(square, calls(range(4)), **how)) == [(n, n * n) for n in range(4)]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_bound_what_a_cluster_has_at_a_time(cluster, jobs):
+    drawn = []
+
+    def tasks():
+        for number in range(20):
+            drawn.append(number)
+            yield (number,)
+
+    results = unordered(square, tasks(), backend="dask", scheduler=cluster, jobs=jobs)
+    next(results)
+    assert len(drawn) == jobs + 1
+    assert len(list(results)) == 19
+
+
+def test_what_cannot_work_is_refused(monkeypatch):
+    with pytest.raises(IchError, match=f"no backend is called 'spark'; there are {', '.join(BACKENDS)}"):
+        list(unordered(square, calls([1]), backend="spark"))
+    with pytest.raises(IchError, match="0 jobs do no work"):
+        list(unordered(square, calls([1]), jobs=0))
+    with pytest.raises(IchError, match="needs a scheduler's address, such as tcp"):
+        list(unordered(square, calls([1]), backend="dask"))
+    monkeypatch.setattr(parallel, "_CLUSTER_SECONDS", 1)
+    for address in ("tcp://127.0.0.1:1", "127.0.0.1", "nonsense://x", ""):
+        with pytest.raises(IchError, match=f"no Dask scheduler answers at {address} .*correct the address"):
+            list(unordered(square, calls([1]), backend="dask", scheduler=address))
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(IchError, match=r"needs the package distributed: pip install 'ich\[dask\]'"):
+        list(unordered(square, calls([1]), backend="dask", scheduler="tcp://127.0.0.1:1"))
+
+
+def test_a_cluster_without_workers_does_no_work_and_says_so(monkeypatch):
+    monkeypatch.setattr(parallel, "_CLUSTER_SECONDS", 2)
+    options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
+    with (
+        distributed.LocalCluster(n_workers=0, **options) as empty,
+        pytest.raises(IchError, match="has no workers; start some"),
+    ):
+        list(unordered(square, calls([1]), backend="dask", scheduler=empty.scheduler_address))
+
+
+SCHEDULER = """
+import time
+from distributed import LocalCluster
+options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_scheduler_that_goes_away_is_told():
+    environment = os.environ | {"PYTHONPATH": TESTS}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, text=True, env=environment
+    ) as elsewhere:
+        try:
+            address = elsewhere.stdout.readline().strip()
+            results = unordered(sleep, calls([0.01] * 3 + [300] * 3), backend="dask", scheduler=address)
+            next(results)
+            elsewhere.kill()
+            with (
+                distributed.client.dask.config.set({"distributed.client.scheduler-reconnect": False}),
+                pytest.raises(IchError, match=r"the Dask scheduler at .* is gone; run again"),
+            ):
+                list(results)
+        finally:
+            elsewhere.kill()
+
+
+# ------------------------------------------------------------------------------------------------------ conversion
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "train"
+    folder.mkdir()
+    for number in range(150):  # three chunks
+        uid = f"ID_{number:09x}"
+        data = make_dicom(uid=uid, ImagePositionPatient=[0, 0, number])
+        (folder / f"{uid}.dcm").write_bytes(data[:-40] if number % 50 == 7 else data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    convert([source], out, Settings((PRESETS["brain"],), crop=True), jobs=1)
+    return contents(out)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_backend_converts_to_the_same_bytes(source, alone, tmp_path, how):
+    settings = Settings((PRESETS["brain"],), crop=True)
+    table = convert([source], tmp_path / "images", settings, **how)
+    assert contents(tmp_path / "images") == alone
+    assert (table["status"] == "truncated").sum() == 3
+    assert verify([source], tmp_path / "images", settings, **how) == {}
+    (tmp_path / "images" / "train" / f"ID_{5:09x}.png").unlink()
+    assert list(verify([source], tmp_path / "images", settings, **how)) == [f"ID_{5:09x}"]
