@@ -1,6 +1,6 @@
 """Images from files: a path to an array, its colours and its size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -8,31 +8,38 @@ import numpy as np
 
 from ich import dicom
 from ich.errors import IchError
-from ich.windows import Window, apply_window
+from ich.windows import Window, apply_windows
 
 MAX_SIDE = 8192
 """Pixels; a PNG whose header says more is damaged or a trap, and is refused before memory is taken for it."""
 
 INTERPOLATIONS = {
-    "nearest": cv2.INTER_NEAREST,
+    "nearest": cv2.INTER_NEAREST_EXACT,
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
     "lanczos": cv2.INTER_LANCZOS4,
     "area": cv2.INTER_AREA,
 }
-"""By Keras's names, and `area`, which reduces without aliasing; the pixels are OpenCV's, not Pillow's."""
+"""By Keras's names, and `area`, which reduces without aliasing. `nearest` gives Pillow's pixels, and so Keras's; the
+others are OpenCV's, whose neighbourhood does not widen when they reduce."""
 
 COLOR_MODES = ("grayscale", "rgb", "rgba")
 """Keras's."""
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
 def _read_cv2(path: Path) -> np.ndarray:
     data = np.fromfile(path, dtype=np.uint8)
-    if path.suffix.lower() == ".png" and data.size >= 24:
+    if data.size >= 24 and data[:8].tobytes() == _PNG:  # whatever its name: cv2 goes by the content
         width, height = data[16:24].view(">u4").tolist()  # of the first chunk, IHDR (PNG specification, 11.2.2)
         if max(width, height) > MAX_SIDE:
             raise IchError(f"{path} says that it has {width:,} × {height:,} pixels, at most {MAX_SIDE:,} are read")
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:  # sides beyond OpenCV's own limit, in other formats
+        image = None
     if image is None:
         raise IchError(f"{path} holds no image that can be decoded ({data.size:,} bytes); make it again")
     if image.ndim == 2:
@@ -52,8 +59,11 @@ def _read_npy(path: Path) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _read_dcm(path: Path, window: Window) -> np.ndarray:
-    return apply_window(dicom.read(path)[0], window)[..., None]
+def _read_dcm(path: Path, windows: Sequence[Window]) -> np.ndarray:
+    try:
+        return apply_windows(dicom.read(path)[0], windows)
+    except dicom.DicomError as error:
+        raise IchError(f"{path}: {error}") from error
 
 
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
@@ -64,8 +74,11 @@ READERS: dict[str, Callable[[Path], np.ndarray]] = {
 }
 
 
-def read(path: Path, window: Window | None = None) -> np.ndarray:
-    """Read an image by its suffix: .png, .jpg, .jpeg, .npy, or .dcm through a window.
+SUFFIXES = (*READERS, ".dcm")
+
+
+def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndarray:
+    """Read an image by its suffix: .png, .jpg, .jpeg, .npy, or .dcm through a window, or several, a channel each.
 
     Returns:
         The file's dtype (uint8 for the PNGs of `ich.convert` and for a window), shape (height, width, channels): one
@@ -80,12 +93,26 @@ def read(path: Path, window: Window | None = None) -> np.ndarray:
         if suffix == ".dcm":
             if window is None:
                 raise IchError(f"{path} is read through a window; say which, such as window=PRESETS['brain']")
-            return _read_dcm(path, window)
+            return _read_dcm(path, [window] if isinstance(window, Window) else window)
         if suffix not in READERS:
             raise IchError(f"{path}: there are readers for {', '.join(READERS)} and .dcm, none for {suffix!r}")
         return READERS[suffix](path)
     except OSError as error:
         raise IchError(f"{path} cannot be read: {error.strerror or error}; was it converted?") from error
+
+
+def check(color_mode: str | None, target_size: tuple[int, int] | None, interpolation: str) -> None:
+    """Refuse what `recolor` and `resize` do not take.
+
+    Raises:
+        IchError: an unknown color_mode or interpolation, or a size that is not a height and a width of at least 1.
+    """
+    if color_mode is not None and color_mode not in COLOR_MODES:
+        raise IchError(f"color_mode is {color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
+    if interpolation not in INTERPOLATIONS:
+        raise IchError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+    if target_size is not None and (np.shape(target_size) != (2,) or min(target_size) < 1):
+        raise IchError(f"target_size is {target_size}, expected (height, width)")
 
 
 def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
@@ -95,10 +122,9 @@ def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
     255.
 
     Raises:
-        IchError: an unknown mode, or an image of other channels.
+        IchError: an unknown mode, or an image of other channels, or of a dtype that OpenCV does not take.
     """
-    if color_mode not in COLOR_MODES:
-        raise IchError(f"color_mode is {color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
+    check(color_mode, None, "nearest")
     wanted, channels = (1, 3, 4)[COLOR_MODES.index(color_mode)], image.shape[-1]
     if channels == wanted:
         return image
@@ -112,7 +138,10 @@ def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
     }
     if image.ndim != 3 or (channels, wanted) not in codes:
         raise IchError(f"an image of shape {image.shape} has no color_mode {color_mode}, only 1, 3 and 4 channels do")
-    out = cv2.cvtColor(image, codes[channels, wanted])
+    try:
+        out = cv2.cvtColor(image, codes[channels, wanted])
+    except cv2.error as error:
+        raise IchError(f"an image of {image.dtype} has no color_mode; convert it to uint8") from error
     return out if out.ndim == 3 else out[..., None]
 
 
@@ -120,11 +149,20 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     """Scale to (height, width), whatever the proportions; any number of channels.
 
     Raises:
-        IchError: an unknown interpolation.
+        IchError: an unknown interpolation, a size that is none, or an image of a dtype that OpenCV does not scale.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise IchError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+    check(None, size, interpolation)
     if image.shape[:2] == tuple(size):
         return image
-    out = cv2.resize(image, (size[1], size[0]), interpolation=INTERPOLATIONS[interpolation])
-    return out if out.ndim == 3 else out[..., None]  # cv2 drops a single channel
+    if image.ndim != 3:
+        raise IchError(f"an image of shape {image.shape} has no height, width and channels, and is not scaled")
+    try:
+        # At most four channels at a time: `area` takes no more.
+        parts = [
+            cv2.resize(image[..., first : first + 4], (size[1], size[0]), interpolation=INTERPOLATIONS[interpolation])
+            for first in range(0, image.shape[-1], 4)
+        ]
+    except cv2.error as error:
+        raise IchError(f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32") from error
+    parts = [part if part.ndim == 3 else part[..., None] for part in parts]  # cv2 drops a single channel
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

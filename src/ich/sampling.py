@@ -1,7 +1,7 @@
 """Which samples an epoch shows: functions for `DataGenerator(sampling=…)`.
 
 A sampling maps a NumPy random generator to the places of samples, int64, of the same number each epoch. Without one, an
-epoch shows every sample once.
+epoch shows every sample once. Its `len` is the number of samples it chooses from, if it has one.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pandas as pd
 from ich.errors import IchError, name_some
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PerSeries:
     """Some slices of each series: each epoch another choice, none twice in an epoch; all of a series that has no more.
 
@@ -46,6 +46,9 @@ class PerSeries:
         object.__setattr__(self, "_codes", codes)
         object.__setattr__(self, "_weights", 1 - off_centre * 2 / 3 if self.centre_weighted else np.ones(len(codes)))
 
+    def __len__(self) -> int:
+        return len(self.series)
+
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         # The smallest of exponential times divided by weights are a weighted choice without replacement (Efraimidis
         # and Spirakis, Information Processing Letters 97, 2006), here of all series at once.
@@ -55,7 +58,7 @@ class PerSeries:
         return order[rank < self.n]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PositiveShare:
     """All positive samples, and as many negative ones, drawn anew each epoch, as make them the share asked for.
 
@@ -78,6 +81,9 @@ class PositiveShare:
             raise IchError(f"{positive.sum():,} of {len(positive):,} samples are positive, expected some of each kind")
         object.__setattr__(self, "positive", positive)
 
+    def __len__(self) -> int:
+        return len(self.positive)
+
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         positive, negative = np.flatnonzero(self.positive), np.flatnonzero(~self.positive)
         wanted = max(1, round(len(positive) * (1 - self.share) / self.share))
@@ -85,7 +91,7 @@ class PositiveShare:
         return np.concatenate([positive, drawn])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weighted:
     """Samples drawn with replacement, in proportion to their weights.
 
@@ -108,6 +114,9 @@ class Weighted:
         if self.n is not None and self.n < 1:
             raise IchError(f"n is {self.n}, expected at least 1 sample an epoch")
         object.__setattr__(self, "weights", weights / weights.sum())
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(len(self.weights), self.n or len(self.weights), p=self.weights)

@@ -193,17 +193,17 @@ def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tu
     Raises:
         IchError: ids that the table does not have as readable.
     """
-    ok = table[table["status"] == "ok"]
+    is_ok = (table["status"] == "ok").to_numpy()
+    ok = table[is_ok]
     known = pd.Index(ok["SOPInstanceUID"])
     own = known.get_indexer(ids)
     if (own < 0).any():
         raise IchError(f"the slice table has no readable slices {name_some(ids[own < 0])}; is it of other images?")
-    series = pd.factorize(ok["SeriesInstanceUID"])[0]
+    groups = table.groupby(["split", "SeriesInstanceUID"])  # order counts within these
+    series = groups.ngroup().fillna(-1).to_numpy(dtype=np.int64)[is_ok]  # -1 without a series
     order = ok["order"].astype("float64").to_numpy()
     placed = np.flatnonzero(np.isfinite(order) & (series >= 0))
-    last = (
-        table.groupby("SeriesInstanceUID")["order"].max().reindex(ok["SeriesInstanceUID"]).astype("float64").to_numpy()
-    )
+    last = groups["order"].transform("max").astype("float64").to_numpy()[is_ok]
     # Series are laid behind one another on one line, far enough apart that none reaches into the next.
     stride = 4 * (np.nanmax(order, initial=0) + max(map(abs, offsets), default=0) + 1)
     line = np.full(len(ok), np.nan)
