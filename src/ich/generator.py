@@ -356,15 +356,15 @@ class DataGenerator(keras.utils.PyDataset):
 
         epoch, order, repeat = self._plan
         n = max(1, min(n, len(order)))
-        figure = Figure(figsize=(2.2 * n, 5.2), layout="constrained")
+        figure = Figure(figsize=(2.2 * n, 5.6), layout="constrained")
         for column, (row, turn) in enumerate(zip(order[:n], repeat[:n], strict=True)):
             row, seen = self._sample(row, epoch, turn)
             above, below = (figure.add_subplot(2, n, line * n + column + 1) for line in (0, 1))
             for axes, image in ((above, self._read(row)), (below, seen)):
                 axes.imshow(**_drawable(image))
                 axes.axis("off")
-            # A line holds some 24 letters at this width.
-            lines = [line for text in (str(self.ids[row]), self._label_text(row)) for line in wrap(text, 24)[:3]]
+            # A line holds some 24 letters at this width, and six lines all labels of a slice.
+            lines = [line for text in (str(self.ids[row]), self._label_text(row)) for line in wrap(text, 24, max_lines=6)]
             above.set_title("\n".join(lines), fontsize=8, parse_math=False)
         return figure
 
