@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import math
 import mmap
 import os
+import random
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -292,7 +294,7 @@ class DataGenerator(keras.utils.PyDataset):
         for place, (row, turn) in enumerate(zip(order[places], turns, strict=True)):
             rows[place], image = self._sample(row, epoch, turn)
             if batch is None:
-                batch = np.empty((len(rows), *image.shape), image.dtype)
+                batch = _aligned((len(rows), *image.shape), image.dtype)
             batch[place] = image
         x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
         if self.labels is None:
@@ -467,12 +469,14 @@ class DataGenerator(keras.utils.PyDataset):
         return image[..., None] if image.ndim == 2 else image
 
     def _augmented(self, image: np.ndarray, seed: int) -> np.ndarray:
-        if not hasattr(self.augment, "set_random_seed"):
+        if not hasattr(self.augment, "set_random_state"):
             return self.augment(image, np.random.default_rng(seed))
         # A Compose holds the state of its random numbers: shared by threads, it gives other images in each run.
         if not hasattr(self._local, "augment"):
             self._local.augment = copy.deepcopy(self.augment)
-        self._local.augment.set_random_seed(seed)
+        # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
+        # probability would happen together or not at all, and takes four times as long.
+        self._local.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self._local.augment(image=image)["image"]
 
     def _make_local(self) -> None:
@@ -563,6 +567,14 @@ def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
         told = ", ".join(f"{part.dtype} of {part.shape}" for part in parts)
         raise IchError(f"{id} has images that do not fit into the channels of one: {told}; give target_size=")
     return np.concatenate(parts, axis=-1)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which TensorFlow takes over as it is; others it copies."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 63, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _drawable(image: np.ndarray) -> dict[str, Any]:
