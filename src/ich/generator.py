@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -70,7 +71,8 @@ class DataGenerator(keras.utils.PyDataset):
             sample.
         seed: of order, sampling and augmentation.
         epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
-        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them.
+        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. With workers,
+            OpenCV works with one thread each from the first batch on, in the whole process.
 
     Raises:
         IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
@@ -287,6 +289,8 @@ class DataGenerator(keras.utils.PyDataset):
         """Batch `index` of the epoch: x, (x, labels) or (x, labels, weights); x is an array, or a dict with `extra`."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
+        if self.workers > 1 or self.use_multiprocessing:
+            cv2.setNumThreads(1)  # workers are the parallel work; OpenCV's own threads would fight for the same cores
         epoch, order, repeat = self._plan
         places = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rows, turns = order[places].copy(), repeat[places]
