@@ -33,20 +33,21 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _read_cv2(path: Path) -> np.ndarray:
-    data = np.fromfile(path, dtype=np.uint8)
-    if data.size >= 24 and data[:8].tobytes() == _PNG:  # whatever its name: cv2 goes by the content
-        width, height = data[16:24].view(">u4").tolist()  # of the first chunk, IHDR (PNG specification, 11.2.2)
+    data = path.read_bytes()
+    if len(data) >= 24 and data.startswith(_PNG):  # whatever its name: cv2 goes by the content
+        # Of the first chunk, IHDR (PNG specification, 11.2.2).
+        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
         if max(width, height) > MAX_SIDE:
             raise IchError(f"{path} says that it has {width:,} × {height:,} pixels, at most {MAX_SIDE:,} are read")
-        image = _decode_plain(data.tobytes(), width, height)
+        image = _decode_plain(data, width, height)
         if image is not None:
             return image
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:  # sides beyond OpenCV's own limit, in other formats
         image = None
     if image is None:
-        raise IchError(f"{path} holds no image that can be decoded ({data.size:,} bytes); make it again")
+        raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); make it again")
     if image.ndim == 2:
         return image[..., None]
     # cv2 gives blue first; a fourth channel, alpha, stays last.
@@ -63,7 +64,7 @@ def _decode_plain(data: bytes, width: int, height: int) -> np.ndarray | None:
     """
     # Of IHDR: depth 8, colour type grey or RGB, and no interlacing (PNG specification, 11.2.2).
     channels = {b"\x08\x00\x00\x00\x00": 1, b"\x08\x02\x00\x00\x00": 3}.get(data[24:29])
-    if channels is None:
+    if channels is None or not width or not height:
         return None
     at, kind, stream = len(_PNG), b"", []
     while kind != b"IEND":
@@ -150,7 +151,8 @@ def check(color_mode: str | None, target_size: tuple[int, int] | None, interpola
         raise IchError(f"color_mode is {color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
     if interpolation not in INTERPOLATIONS:
         raise IchError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
-    if target_size is not None and (np.shape(target_size) != (2,) or min(target_size) < 1):
+    size = np.asarray((1, 1) if target_size is None else target_size)
+    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1:
         raise IchError(f"target_size is {target_size}, expected (height, width)")
 
 
