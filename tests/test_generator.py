@@ -233,6 +233,13 @@ def test_fit_in_two_parts_is_fit_in_one(folder, labels, mode):
     assert same(resumed.seen, whole.seen[-2 * len(generator) :])
 
 
+def test_fit_that_shuffles_batches_shows_each_sample_once_too(folder, labels, recorder):
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, shuffle=True, workers=2)
+    recorder.fit(generator, epochs=2, verbose=0)  # shuffle=True is Keras's default
+    shown = [number for x, _ in recorder.seen for number in numbers(x)]
+    assert sorted(shown[:COUNT]) == sorted(shown[COUNT:]) == list(range(COUNT))
+
+
 @pytest.mark.parametrize("mode", [MODES[0], MODES[2], MODES[6]])
 def test_predict_keeps_the_order_time_after_time(folder, recorder, mode):
     generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, **mode)
@@ -351,6 +358,9 @@ def test_passes_at_test_time_are_the_same_wherever_they_run(folder, labels):
     elsewhere = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, test_time=listed, epoch=9, workers=2)
     again = pickle.loads(pickle.dumps(elsewhere.at_pass(2)))
     np.testing.assert_array_equal(np.concatenate(list(again))[::-1], passes[2])
+
+    sizes = DataGenerator(IDS, image_dir=folder, test_time=[None, A.CenterCrop(16, 16)])
+    assert [sizes.at_pass(k)[0].shape[1] for k in (0, 1, 0)] == [SIZE, 16, SIZE]
 
     drawn = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, test_time=heavy())
     first, second = (np.concatenate(list(drawn.at_pass(k))) for k in (0, 1))

@@ -32,7 +32,6 @@ MODES = [
 # Processes are forked beside TensorFlow's threads, as Keras does it.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Using lambda is incompatible with multiprocessing:UserWarning"),
     pytest.mark.timeout(120),
 ]
 
@@ -114,6 +113,10 @@ def fail_at_17(image, rng=None):
     return image
 
 
+def fail_in_transform(image, **_):
+    return fail_at_17(image)
+
+
 def label_or_fail(id):
     return [np.nan] if id == IDS[3] else {}[id] if id == IDS[17] else [1.0]
 
@@ -129,7 +132,7 @@ def read_or_fail(path):
     ("options", "message"),
     [
         ({"augment": fail_at_17}, "ID_017: augment raised ZeroDivisionError: seventeen"),
-        ({"augment": A.Lambda(image=lambda image, **_: fail_at_17(image), p=1)}, "ID_017: augment raised ZeroDiv"),
+        ({"augment": A.Lambda(image=fail_in_transform, p=1)}, "ID_017: augment raised ZeroDiv"),
         ({"preprocess": fail_at_17}, "ID_017: preprocess raised ZeroDivisionError: seventeen"),
         ({"reader": read_or_fail}, "ID_017.png: reader raised PermissionError: Permission denied"),
         ({"labels": label_or_fail}, "the labels of ID_003 are not all numbers; nothing is filled in"),
@@ -261,6 +264,19 @@ def test_what_a_function_raises_is_not_skipped(folder, labels):
 # ------------------------------------------------------------------------------------------------- processes
 
 
+def handler_in(generator, name):
+    multiprocessing.current_process().name = name
+    generator[0]
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("name", ["Keras_worker_ForkPoolWorker-1", "SpawnPoolWorker-1"])
+def test_only_workers_of_keras_leave_an_interrupt_to_the_process_that_trains(folder, labels, name):
+    generator = DataGenerator(IDS, labels, image_dir=folder)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(handler_in, (generator, name)) == name.startswith("Keras")
+
+
 def test_in_a_spawned_process_it_gives_the_same(folder, labels):
     generator = DataGenerator(
         IDS, labels, image_dir=folder, batch_size=5, shuffle=True, augment=A.HorizontalFlip(p=0.5)
@@ -281,16 +297,19 @@ from ich.generator import DataGenerator
 class Slow(keras.Model):
     def train_step(self, data):
         print("step", flush=True)
-        time.sleep(0.05)
+        time.sleep(0.01)
         return {"loss": 0.0}
 
     def call(self, x):
         return x
 
+def read(path):
+    time.sleep(0.05)  # so slow that the workers are at work when the interrupt comes
+    return np.zeros((8, 8, 1), np.uint8)
+
 ids = [f"{number}" for number in range(20_000)]
 generator = DataGenerator(
-    ids, pd.Series(1.0, ids), reader=lambda path: np.zeros((8, 8, 1), np.uint8), batch_size=4, workers=2,
-    use_multiprocessing=sys.argv[1] == "processes",
+    ids, pd.Series(1.0, ids), reader=read, batch_size=4, workers=2, use_multiprocessing=sys.argv[1] == "processes"
 )
 model = Slow()
 model.compile(run_eagerly=True)

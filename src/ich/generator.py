@@ -4,8 +4,10 @@ import copy
 import hashlib
 import math
 import mmap
+import multiprocessing
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -165,7 +167,6 @@ class DataGenerator(keras.utils.PyDataset):
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
             self._files, self._neighbours = neighbours_in(slices, self.ids, tuple(neighbours))
         self._pass: int | None = None
-        self._shape: tuple[tuple[int, ...], np.dtype] | None = None
         self._begun = False
         self._make_local()
         self.set_epoch(epoch)
@@ -221,8 +222,8 @@ class DataGenerator(keras.utils.PyDataset):
                 raise IchError(
                     f"class_mode {class_mode} takes one column of classes, got {len(y_cols)}; raw takes more"
                 )
-            labels, class_indices = _class_labels(frame[y_cols[0]], class_mode, classes)
-            frame = frame[frame.index.isin(labels.index)]
+            labels, class_indices, wanted = _class_labels(frame[y_cols[0]], class_mode, classes)
+            frame = frame[wanted]
         made = cls(
             frame.index,
             labels,
@@ -287,6 +288,10 @@ class DataGenerator(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         """Batch `index` of the epoch: x, (x, labels) or (x, labels, weights); x is an array, or a dict with `extra`."""
+        if multiprocessing.current_process().name.startswith("Keras_worker"):
+            # A terminal's Ctrl-C reaches workers too. One that died of it would take its batch along, for which Keras
+            # waits for ever; the process that trains ends them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         if self.workers > 1 or self.use_multiprocessing:
@@ -349,6 +354,7 @@ class DataGenerator(keras.utils.PyDataset):
             raise IchError(f"there is no pass {k}: test_time gives {passes} passes, counted from 0")
         other = copy.copy(self)  # with copies of its own for threads: see __setstate__
         other._pass, other.on_error = k, "raise"
+        other.__dict__.pop("_first", None)  # a pass may have a size of its own
         other.augment = self.test_time if callable(self.test_time) else self.test_time[k]
         return other
 
@@ -370,7 +376,9 @@ class DataGenerator(keras.utils.PyDataset):
                 axes.imshow(**_drawable(image))
                 axes.axis("off")
             # A line holds some 24 letters at this width, and six lines all labels of a slice.
-            lines = [line for text in (str(self.ids[row]), self._label_text(row)) for line in wrap(text, 24, max_lines=6)]
+            lines = [
+                line for text in (str(self.ids[row]), self._label_text(row)) for line in wrap(text, 24, max_lines=6)
+            ]
             above.set_title("\n".join(lines), fontsize=8, parse_math=False)
         return figure
 
@@ -433,12 +441,12 @@ class DataGenerator(keras.utils.PyDataset):
         if self.preprocess is not None:
             with _told(id, "preprocess"):
                 image = np.asarray(self.preprocess(image))
-        if self._shape is None:
-            self._shape = image.shape, image.dtype
-        if (image.shape, image.dtype) != self._shape:
+        # In one step, so that of several threads one alone is the first.
+        shape, dtype = self.__dict__.setdefault("_first", (image.shape, image.dtype))
+        if (image.shape, image.dtype) != (shape, dtype):
             raise IchError(
-                f"{id} gives {image.dtype} of {image.shape}, the first image gave {self._shape[1]} of"
-                f" {self._shape[0]}; give target_size=, or an augmentation that keeps size and dtype"
+                f"{id} gives {image.dtype} of {image.shape}, the first image gave {dtype} of {shape}; give"
+                " target_size=, or an augmentation that keeps size and dtype"
             )
         return image
 
@@ -526,8 +534,8 @@ def _one_hot(labels: Any, num_classes: int) -> np.ndarray:
 
 def _class_labels(
     column: pd.Series, class_mode: str, classes: Sequence[Hashable] | None
-) -> tuple[pd.DataFrame | pd.Series, dict[Hashable, int]]:
-    """Labels of classes by name, of rows that have a wanted one; and which class has which index."""
+) -> tuple[pd.DataFrame | pd.Series, dict[Hashable, int], np.ndarray]:
+    """Labels of classes by name, of rows that have a wanted one; which class has which index; which rows these are."""
     lists = column.map(lambda value: isinstance(value, (list, tuple, set))).to_numpy(dtype=bool)
     if lists.any() and class_mode != "categorical":
         raise IchError(
@@ -550,8 +558,8 @@ def _class_labels(
     if class_mode == "categorical":
         hot = np.zeros((len(column), len(known)), np.float32)
         hot[rows, codes] = 1
-        return pd.DataFrame(hot, index=column.index, columns=known)[wanted], indices
-    return pd.Series(codes, index=column.index[rows]), indices
+        return pd.DataFrame(hot, index=column.index, columns=known)[wanted], indices, wanted
+    return pd.Series(codes, index=column.index[rows]), indices, wanted
 
 
 @contextmanager
