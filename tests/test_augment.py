@@ -101,3 +101,22 @@ print(os.environ["NO_ALBUMENTATIONS_UPDATE"])
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1"
+
+
+def test_transforms_of_one_compose_happen_apart_from_one_another(tmp_path):
+    """Through the generator: albumentations' own set_random_seed makes these two happen together or not at all."""
+    from collections import Counter
+
+    import albumentations as A
+
+    from ich.generator import DataGenerator
+
+    brighter = A.RandomBrightnessContrast(brightness_limit=(0.2, 0.2), contrast_limit=(0, 0), p=0.5)
+    compose = A.Compose([A.HorizontalFlip(p=0.5), brighter])
+    image = np.zeros((4, 4, 1), np.uint8)
+    image[:, :2] = 100
+    ids = [f"ID_{number}" for number in range(400)]
+    seen = DataGenerator(ids, lambda id: 0, reader=lambda path: image, augment=compose, batch_size=400)[0][0]
+    happened = Counter(zip((seen[:, 0, 3, 0] > 60).tolist(), (seen.max(axis=(1, 2, 3)) > 100).tolist(), strict=True))
+    assert len(happened) == 4
+    assert min(happened.values()) > 60  # of 400, 100 expected

@@ -1,15 +1,19 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import albumentations as A
 import cv2
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +21,21 @@ from ich import augment, images
 from ich.errors import IchError
 from ich.generator import DataGenerator
 from ich.labels import LABELS
+from ich.sampling import PerSeries, PositiveShare, Weighted
+from ich.slices import to_frame
+from ich.windows import PRESETS
 
 SIZE, COUNT, BATCH = 32, 23, 5
 IDS = [f"ID_{number:09x}" for number in range(COUNT)]
 MODES = [
+    pytest.param({"workers": 0}, id="no worker"),
     pytest.param({"workers": 1}, id="one thread"),
     pytest.param({"workers": 2}, id="two threads"),
     pytest.param({"workers": 4, "max_queue_size": 2}, id="four threads, short queue"),
+    pytest.param({"workers": 8}, id="eight threads"),
+    pytest.param({"workers": 1, "use_multiprocessing": True}, id="one process"),
     pytest.param({"workers": 2, "use_multiprocessing": True}, id="two processes"),
+    pytest.param({"workers": 8, "use_multiprocessing": True}, id="eight processes"),
 ]
 # Processes are forked beside TensorFlow's threads, as Keras does it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -58,6 +69,10 @@ def epoch_of(generator, epoch=None):
 
 def numbers(batch):
     return batch[:, 0, 0, 0].tolist()
+
+
+def stored(folder):
+    return np.stack([images.read(folder / f"{one}.png") for one in IDS])
 
 
 def heavy():
@@ -202,7 +217,7 @@ def test_fit_shows_every_epoch_as_the_plain_loop_does(folder, labels, recorder, 
     assert same(recorder.seen, expected)
 
 
-@pytest.mark.parametrize("mode", [MODES[0], MODES[1]])
+@pytest.mark.parametrize("mode", [MODES[1], MODES[2], MODES[6]])
 def test_fit_in_two_parts_is_fit_in_one(folder, labels, mode):
     options = {"image_dir": folder, "batch_size": BATCH, "shuffle": True, "augment": heavy(), **mode}
     whole, kept, resumed = Recorder(), Recorder(), Recorder()
@@ -218,7 +233,14 @@ def test_fit_in_two_parts_is_fit_in_one(folder, labels, mode):
     assert same(resumed.seen, whole.seen[-2 * len(generator) :])
 
 
-@pytest.mark.parametrize("mode", MODES)
+def test_fit_that_shuffles_batches_shows_each_sample_once_too(folder, labels, recorder):
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, shuffle=True, workers=2)
+    recorder.fit(generator, epochs=2, verbose=0)  # shuffle=True is Keras's default
+    shown = [number for x, _ in recorder.seen for number in numbers(x)]
+    assert sorted(shown[:COUNT]) == sorted(shown[COUNT:]) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[2], MODES[6]])
 def test_predict_keeps_the_order_time_after_time(folder, recorder, mode):
     generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, **mode)
     for _ in range(2):
@@ -226,17 +248,339 @@ def test_predict_keeps_the_order_time_after_time(folder, recorder, mode):
         assert numbers(found) == list(range(COUNT))
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("mode", MODES)
-def test_a_bad_image_ends_the_epoch_with_its_id_and_does_not_hang(folder, labels, recorder, tmp_path, mode):
+def test_validation_is_never_augmented_and_does_not_move(folder, labels):
+    class Watcher(Recorder):
+        def test_step(self, data):
+            return self.train_step(data)
+
+    model = Watcher()
+    model.compile(run_eagerly=True)
+    held_out = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, workers=2)
+    train = DataGenerator(IDS, labels, image_dir=folder, batch_size=COUNT, shuffle=True, augment=heavy(), workers=2)
+    model.fit(train, validation_data=held_out, epochs=3, verbose=0, shuffle=False)
+    shown = [batch for batch in model.seen if len(batch[0]) < COUNT]
+    assert same(shown, epoch_of(held_out) * 3)
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in shown[:5]]), stored(folder))
+
+
+def test_a_model_of_image_and_columns_learns_with_weights(folder, labels):
+    extra = pd.DataFrame({"age": np.arange(COUNT), "thickness": 5.0}, IDS)
+    generator = DataGenerator(
+        IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra, weights=pd.Series(2.0, IDS), workers=2
+    )
+    x, y, weights = generator[1]
+    assert {name: (value.shape, value.dtype.name) for name, value in x.items()} == {
+        "image": ((BATCH, SIZE, SIZE, 1), "uint8"),
+        "age": ((BATCH, 1), "float32"),
+        "thickness": ((BATCH, 1), "float32"),
+    }
+    assert x["age"].ravel().tolist() == numbers(x["image"]) == list(range(BATCH, 2 * BATCH))
+    assert weights.tolist() == [2.0] * BATCH
+    assert weights.dtype == y.dtype == np.float32
+
+    image, age = keras.Input((SIZE, SIZE, 1), name="image"), keras.Input((1,), name="age")
+    thickness = keras.Input((1,), name="thickness")
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    joined = keras.layers.Concatenate()([pooled, keras.layers.Rescaling(1 / 100)(age), thickness])
+    model = keras.Model([image, age, thickness], keras.layers.Dense(1)(joined))
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(generator, epochs=2, verbose=0)
+    weighted = model.evaluate(generator, verbose=0, return_dict=True)["loss"]
+    plain = DataGenerator(IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra)
+    assert weighted == pytest.approx(2 * model.evaluate(plain, verbose=0), rel=1e-4)
+    found = model.predict(DataGenerator(IDS, image_dir=folder, batch_size=BATCH, extra=extra, workers=2), verbose=0)
+    one = [model({k: v[None] for k, v in zip(x, parts, strict=True)}) for parts in zip(*x.values(), strict=True)]
+    np.testing.assert_allclose(found[BATCH : 2 * BATCH], np.concatenate(one), rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_come_in_the_order_of_the_ids(folder):
+    ids = pd.Index(np.random.default_rng(0).permutation(IDS))
+    generator = DataGenerator(ids, image_dir=folder, batch_size=4, workers=4)
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Cropping2D(((0, SIZE - 1), (0, SIZE - 1)))])
+    found = model.predict(generator, verbose=0).ravel()
+    assert [IDS[int(number)] for number in found] == generator.ids.tolist()
+
+
+# ------------------------------------------------------------------------------------------------- augmentation
+
+
+def function(image, rng):
+    return np.roll(image, rng.integers(0, SIZE), axis=rng.integers(0, 2))
+
+
+AUGMENTATIONS = {
+    "Compose": A.Compose([A.Affine(rotate=(-30, 30)), A.OneOf([A.HorizontalFlip(), A.VerticalFlip()], p=0.8)]),
+    "ReplayCompose": A.ReplayCompose([A.Affine(rotate=(-30, 30)), A.HorizontalFlip()]),
+    "one transform": A.Affine(rotate=(-30, 30), p=1),
+    "a function": function,
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 9])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_any_augmentation_of_any_channels_is_the_samples_own(labels, tmp_path, name, channels):
+    pictures = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, channels), dtype=np.uint8)
+    for one, picture in zip(IDS, pictures, strict=False):
+        np.save(tmp_path / f"{one}.npy", picture)
+    options = {"image_dir": tmp_path, "suffix": ".npy", "augment": AUGMENTATIONS[name]}
+    generator = DataGenerator(IDS[:6], labels, batch_size=2, **options)
+    first, second = epoch_of(generator, 0), epoch_of(generator, 1)
+    assert first[0][0].shape == (2, SIZE, SIZE, channels)
+    assert not same(first, second)
+    generator.set_epoch(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert same(list(pool.map(generator.__getitem__, [0, 1, 2] * 8)), first * 8)
+    whole = DataGenerator(IDS[:6][::-1], labels, batch_size=6, **options)[0][0][::-1]
+    np.testing.assert_array_equal(whole, np.concatenate([x for x, _ in first]))
+
+
+def test_the_given_augmentation_is_left_alone(folder, labels):
+    given = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)
+    before = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)
+    DataGenerator(IDS, labels, image_dir=folder, augment=given)[0]
+    picture = stored(folder)[0]
+    np.testing.assert_array_equal(given(image=picture)["image"], before(image=picture)["image"])
+
+
+def test_a_pipeline_may_change_size_and_dtype_if_it_does_so_always(folder, labels):
+    changed = A.Compose([A.Resize(16, 24), A.Normalize(mean=[0.5], std=[0.5])])
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, augment=changed)[0]
+    assert x.shape == (BATCH, 16, 24, 1)
+    assert x.dtype == np.float32
+
+
+def test_passes_at_test_time_are_the_same_wherever_they_run(folder, labels):
+    listed = [None, A.HorizontalFlip(p=1), A.Affine(rotate=(-30, 30), p=1)]
+    generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, test_time=listed)
+    passes = [np.concatenate(list(generator.at_pass(k))) for k in range(3)]
+    np.testing.assert_array_equal(passes[0], stored(folder))
+    np.testing.assert_array_equal(passes[1], stored(folder)[:, :, ::-1])
+    elsewhere = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, test_time=listed, epoch=9, workers=2)
+    again = pickle.loads(pickle.dumps(elsewhere.at_pass(2)))
+    np.testing.assert_array_equal(np.concatenate(list(again))[::-1], passes[2])
+
+    sizes = DataGenerator(IDS, image_dir=folder, test_time=[None, A.CenterCrop(16, 16)])
+    assert [sizes.at_pass(k)[0].shape[1] for k in (0, 1, 0)] == [SIZE, 16, SIZE]
+
+    drawn = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, test_time=heavy())
+    first, second = (np.concatenate(list(drawn.at_pass(k))) for k in (0, 1))
+    assert not np.array_equal(first, second)
+    drawn.set_epoch(3)
+    np.testing.assert_array_equal(np.concatenate(list(drawn.at_pass(1))), second)
+    np.testing.assert_array_equal(np.concatenate(list(drawn)), stored(folder))  # without a pass, as they are
+
+
+def test_test_time_leaves_training_as_it_is(folder, labels):
+    options = {"image_dir": folder, "batch_size": BATCH, "shuffle": True, "augment": heavy()}
+    with_passes = DataGenerator(IDS, labels, **options, test_time=[None])
+    without = DataGenerator(IDS, labels, **options)
+    for epoch in (0, 1):
+        assert same(epoch_of(with_passes, epoch), epoch_of(without, epoch))
+
+
+@pytest.mark.parametrize(
+    ("test_time", "k", "message"),
+    [
+        (None, 0, "there is no pass 0: test_time gives 0 passes, counted from 0"),
+        ([None, None], 2, "there is no pass 2: test_time gives 2 passes"),
+        (A.HorizontalFlip(), -1, "there is no pass -1: test_time gives any number of passes"),
+    ],
+)
+def test_a_pass_that_does_not_exist_is_refused(folder, test_time, k, message):
+    with pytest.raises(IchError, match=message):
+        DataGenerator(IDS, image_dir=folder, test_time=test_time).at_pass(k)
+
+
+# ------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[3], MODES[6]])
+def test_a_sampled_epoch_is_as_long_as_it_says_and_the_same_everywhere(folder, labels, recorder, mode):
+    series = pd.Series([one[-1:] < "8" for one in IDS])
+    options = {"image_dir": folder, "batch_size": 3, "augment": heavy(), "sampling": PerSeries(series, 4, True)}
+    plain = DataGenerator(IDS, labels, **options)
+    assert len(plain) == 3  # 4 of each of both series
+    expected = [batch for epoch in range(3) for batch in epoch_of(plain, epoch)]
+    assert [len(x) for x, _ in expected] == [3, 3, 2] * 3
+    recorder.fit(DataGenerator(IDS, labels, **options, **mode), epochs=3, verbose=0, shuffle=False)
+    assert same(recorder.seen, expected)
+    assert sorted(numbers(plain[0][0])) != sorted(numbers(expected[0][0]))
+
+
+def test_a_share_of_positives(folder, labels):
+    positive = labels["any"].reindex(IDS).to_numpy() == 1
+    generator = DataGenerator(
+        IDS, labels, image_dir=folder, batch_size=COUNT, shuffle=True, sampling=PositiveShare(positive, 0.8)
+    )
+    shown = np.concatenate([y[:, LABELS.index("any")] for _, y in epoch_of(generator)])
+    assert shown.sum() == positive.sum()
+    assert shown.mean() == pytest.approx(0.8, abs=1 / len(shown))
+
+
+def test_repeated_samples_of_an_epoch_look_different_each_time(folder, labels):
+    weights = np.zeros(COUNT)
+    weights[[2, 5]] = 1
+    generator = DataGenerator(
+        IDS,
+        labels,
+        image_dir=folder,
+        batch_size=4,
+        sampling=Weighted(weights, 12),
+        augment=A.Affine(rotate=(-90, 90), p=1),
+    )
+    batches = epoch_of(generator)
+    pictures = [picture.tobytes() for x, _ in batches for picture in x]
+    assert len(pictures) == len(set(pictures)) == 12
+    assert same(epoch_of(generator, 0), batches)
+    shown = np.concatenate([y for _, y in batches])
+    assert {tuple(row) for row in shown} <= {tuple(labels.loc[IDS[place]]) for place in (2, 5)}
+
+
+# ------------------------------------------------------------------------------------------------- 2.5-D
+
+
+def scans():
+    """Two scans, of which one slice could not be read."""
+    rows = [
+        {"SOPInstanceUID": one, "SeriesInstanceUID": f"ID_s{number // 12}", "split": "train", "order": number % 12}
+        for number, one in enumerate(IDS)
+    ]
+    table = to_frame([row | {"status": "truncated" if row["SOPInstanceUID"] == IDS[4] else "ok"} for row in rows])
+    return table.sample(frac=1, random_state=0)
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[3], MODES[6]])
+def test_neighbours_fill_the_channels(folder, labels, recorder, mode):
+    ids = [one for one in IDS if one != IDS[4]]
+    options = {"image_dir": folder, "neighbours": (-1, 0, 1), "slices": scans(), "batch_size": BATCH}
+    recorder.fit(DataGenerator(ids, labels, **options, **mode), verbose=0, shuffle=False)
+    x = np.concatenate([x for x, _ in recorder.seen])
+    places = x[:, 0, 0].tolist()
+    assert [one[1] for one in places] == [IDS.index(one) for one in ids]
+    assert places[0] == [0, 0, 1]
+    assert places[3:5] == [[2, 3, 5], [3, 5, 6]]  # 4 could not be read
+    assert places[10:12] == [[10, 11, 11], [12, 12, 13]]  # one scan ends, the next begins
+    np.testing.assert_array_equal(x, stored(folder)[places][..., 0].transpose(0, 2, 3, 1))
+
+
+def test_neighbours_are_augmented_alike(tmp_path, labels):
+    picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
     for one in IDS:
-        (tmp_path / f"{one}.png").write_bytes((folder / f"{one}.png").read_bytes())
-    (tmp_path / f"{IDS[17]}.png").write_bytes(b"junk")
-    generator = DataGenerator(IDS, labels, image_dir=tmp_path, batch_size=2, **mode)
-    for action in (recorder.fit, recorder.predict):
-        # TensorFlow raises an error of its own, with the text of the worker's.
-        with pytest.raises(Exception, match=rf"{IDS[17]}.png holds no image that can be decoded \(4 bytes\)"):
-            action(generator, verbose=0)
+        cv2.imwrite(str(tmp_path / f"{one}.png"), picture)
+    table = scans().assign(status="ok")
+    options = {"image_dir": tmp_path, "neighbours": (-2, 0, 1, 5), "slices": table, "augment": heavy()}
+    x, _ = DataGenerator(IDS, labels, **options)[0]
+    assert x.shape == (COUNT, SIZE, SIZE, 4)
+    for channel in range(1, 4):
+        np.testing.assert_array_equal(x[..., 0], x[..., channel])
+    assert not np.array_equal(x[0], x[1])
+
+
+def test_neighbours_of_several_windows(tmp_path, labels):
+    for number, one in enumerate(IDS):
+        for window, value in (("brain", 0), ("bone", 100)):
+            cv2.imwrite(str(tmp_path / f"{one}.{window}.png"), np.full((4, 4), number + value, np.uint8))
+    x, _ = DataGenerator(
+        IDS,
+        labels,
+        image_dir=tmp_path,
+        suffix=(".brain.png", ".bone.png"),
+        neighbours=(0, 1),
+        slices=scans().assign(status="ok"),
+    )[0]
+    assert x[:, 0, 0].tolist()[:2] == [[0, 100, 1, 101], [1, 101, 2, 102]]
+
+
+def test_neighbours_of_slices_that_the_table_does_not_have(folder, labels):
+    with pytest.raises(IchError, match=f"the slice table has no readable slices {IDS[4]}"):
+        DataGenerator(IDS, labels, image_dir=folder, neighbours=(0, 1), slices=scans())
+
+
+# ------------------------------------------------------------------------------------------------- ways to read
+
+
+def test_volumes_with_integer_labels_made_one_hot(tmp_path):
+    volumes = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 8, 1), dtype=np.uint8)
+    for one, volume in zip(IDS, volumes, strict=False):
+        np.save(tmp_path / f"{one}.npy", volume)
+    generator = DataGenerator(
+        IDS[:5], pd.Series([2, 0, 1, 3, 2], IDS[:5]), image_dir=tmp_path, suffix=".npy", num_classes=4
+    )
+    x, y = generator[0]
+    np.testing.assert_array_equal(x, volumes)
+    assert y.argmax(axis=1).tolist() == [2, 0, 1, 3, 2]
+    assert y.shape == (5, 4)
+    assert y.sum() == 5
+
+
+def test_dicom_through_windows(tmp_path):
+    for number, one in enumerate(IDS[:3]):
+        (tmp_path / f"{one}.dcm").write_bytes(make_dicom(uid=one, RescaleIntercept=-1024 + number))
+    windows = [PRESETS["brain"], PRESETS["bone"]]
+    batch = DataGenerator(IDS[:3], image_dir=tmp_path, suffix=".dcm", window=windows)[0]
+    for one, image in zip(IDS, batch, strict=False):
+        np.testing.assert_array_equal(image, images.read(tmp_path / f"{one}.dcm", windows))
+
+
+def half(image):
+    return image[::2, ::2].astype(np.float16) / 255
+
+
+def text_reader(path):
+    return np.loadtxt(path)
+
+
+def test_functions_of_ones_own(tmp_path, labels):
+    for number, one in enumerate(IDS):
+        np.savetxt(tmp_path / f"{one}.txt", np.full((4, 4), number))
+    generator = DataGenerator(
+        IDS,
+        lambda one: [int(one[3:], 16), 1],
+        image_dir=tmp_path,
+        suffix=".txt",
+        reader=text_reader,
+        preprocess=half,
+        shuffle=True,
+    )
+    x, y = generator[0]
+    assert x.dtype == np.float16
+    assert x.shape == (COUNT, 2, 2, 1)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(x[:, 0, 0, 0] * 255, y[:, 0], atol=0.02)
+    assert y[:, 1].tolist() == [1] * COUNT
+
+
+def test_colours_and_size(folder, labels):
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, color_mode="rgb", target_size=(16, 48), interpolation="area")[0]
+    assert x.shape == (COUNT, 16, 48, 3)
+    np.testing.assert_array_equal(x[3], images.resize(np.repeat(stored(folder)[3], 3, 2), (16, 48), "area"))
+
+
+def test_a_picture_of_a_batch(folder, labels):
+    spoken = labels.copy()
+    spoken.loc[IDS[0]] = [1, 0, 0, 0, 0, 1]
+    spoken.loc[IDS[1]] = 0
+    figure = DataGenerator(IDS, spoken, image_dir=folder, augment=heavy()).preview(3)
+    assert len(figure.axes) == 6
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == f"{IDS[0]}\nepidural, any"
+    assert titles[2] == f"{IDS[1]}\nnone"
+    assert titles[1] == ""
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[::2]]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), stored(folder)[0, ..., 0])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 8, 4), (8, 8, 9), (4, 8, 8, 1)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_picture_of_any_image(tmp_path, shape, dtype):
+    np.save(tmp_path / f"{IDS[0]}.npy", np.ones(shape, dtype))
+    options = {"image_dir": tmp_path, "suffix": ".npy", "preprocess": np.asarray}
+    figure = DataGenerator(IDS[:1], pd.Series([0.25], IDS[:1]), **options).preview()
+    figure.canvas.draw()
+    assert figure.axes[0].get_title() == f"{IDS[0]}\n0.25"
+    assert DataGenerator(IDS[:1], **options).preview(0).axes[0].get_title() == IDS[0]
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -246,10 +590,36 @@ def test_a_bad_image_ends_the_epoch_with_its_id_and_does_not_hang(folder, labels
     ("changes", "message"),
     [
         ({"ids": []}, "there are no samples: the list of ids is empty"),
-        ({"ids": ["ID_a", "ID_b", "ID_a"]}, r"1 id\(s\) are listed twice, such as ID_a; give each sample once"),
+        ({"ids": ["ID_a", "ID_b", "ID_a"]}, "ids are listed twice: ID_a; give each sample once"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
-        ({"labels": None, "shuffle": True}, "shuffle needs labels: without them, order is what ties"),
-        ({"ids": [*IDS, "ID_abc"]}, r"1 id\(s\) have no labels, such as ID_abc; leave them out or label them"),
+        ({"labels": None, "shuffle": True}, "shuffle and sampling need labels: without them, order is what ties"),
+        ({"labels": None, "sampling": lambda rng: [0]}, "shuffle and sampling need labels"),
+        ({"labels": None, "on_error": "skip"}, "on_error='skip' is for training, with shuffle or sampling"),
+        ({"on_error": "skip"}, "a prediction keeps to its sample"),
+        ({"on_error": "ignore"}, "on_error is 'ignore', expected raise or skip"),
+        ({"labels": None, "weights": pd.Series(1.0, IDS)}, "weights need labels"),
+        ({"weights": pd.Series(1.0, IDS[1:])}, f"there are no weights of {IDS[0]}; leave them out, or complete"),
+        ({"weights": pd.Series(np.nan, IDS)}, "the weights of ID_000000000, .* are not all numbers"),
+        ({"extra": pd.DataFrame({"age": 1}, IDS[1:])}, f"there are no extra inputs of {IDS[0]}"),
+        ({"extra": pd.DataFrame({"image": 1}, IDS)}, "the input of images is called image; give that column of extra"),
+        ({"sampling": PositiveShare(np.arange(9) > 4, 0.5)}, "the sampling is of 9 samples, the ids are 23"),
+        ({"sampling": lambda rng: np.ones(COUNT, bool)}, r"the sampling gave bool of \(23,\), expected some places"),
+        ({"sampling": lambda rng: np.zeros(0, int)}, r"the sampling gave int64 of \(0,\), expected some places"),
+        ({"sampling": lambda rng: [0, COUNT]}, "the sampling chose places outside the 23 samples"),
+        ({"sampling": lambda rng: [-1]}, "the sampling chose places outside the 23 samples"),
+        ({"color_mode": "bgr"}, "color_mode is 'bgr', expected one of grayscale, rgb, rgba"),
+        ({"interpolation": "hamming"}, "interpolation is 'hamming', expected one of nearest"),
+        ({"target_size": 32}, r"target_size is 32, expected \(height, width\)"),
+        ({"suffix": ".dcm"}, "DICOM files are read through a window; say which"),
+        ({"neighbours": (-1, 0, 1)}, "neighbours need the slice table, which knows the order of slices"),
+        ({"num_classes": 3}, "num_classes=3 takes one column of whole numbers from 0 to 2"),
+        ({"labels": pd.Series(3, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
+        ({"labels": pd.Series(0.5, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
+        ({"labels": pd.Series(-1, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
+        ({"labels": len, "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
+        ({"labels": pd.Series("bleed", IDS)}, "labels are numbers, but .*bleed.*; class_mode of from_dataframe"),
+        ({"labels": pd.Series(pd.NA, IDS, dtype="Int8")}, r"the labels of ID_000000000, .*\(23 in all\) are not all"),
+        ({"ids": [*IDS, "ID_abc"]}, "there are no labels of ID_abc; leave them out, or complete the labels"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(folder, labels, changes, message):
@@ -259,7 +629,7 @@ def test_what_makes_no_sense_is_refused_at_once(folder, labels, changes, message
 
 
 def test_labels_listed_twice_are_refused(folder, labels):
-    with pytest.raises(IchError, match="the labels list ID_ffe twice; merge its rows first"):
+    with pytest.raises(IchError, match="the labels list ID_ffe twice; merge their rows first"):
         DataGenerator(IDS, pd.concat([labels, labels.tail(1)]), image_dir=folder)
 
 
@@ -276,7 +646,10 @@ def test_an_image_of_another_shape_is_refused(folder, labels, tmp_path):
     np.save(tmp_path / f"{IDS[0]}.npy", np.zeros((SIZE, SIZE), np.uint8))
     np.save(tmp_path / f"{IDS[1]}.npy", np.zeros((SIZE, SIZE, 3), np.uint8))
     generator = DataGenerator(IDS[:2], labels, image_dir=tmp_path, suffix=".npy")
-    with pytest.raises(IchError, match=rf"{IDS[1]}.npy gives \(32, 32, 3\), the first image gave \(32, 32, 1\)"):
+    with pytest.raises(
+        IchError,
+        match=rf"{IDS[1]} gives uint8 of \(32, 32, 3\), the first image gave uint8 of \(32, 32, 1\); give target_size=",
+    ):
         generator[0]
 
 
@@ -284,7 +657,9 @@ def test_an_image_of_another_shape_is_refused(folder, labels, tmp_path):
 def test_images_of_more_than_eight_bits_are_refused(labels, tmp_path, dtype):
     np.save(tmp_path / f"{IDS[0]}.npy", np.zeros((SIZE, SIZE), dtype))
     generator = DataGenerator(IDS[:1], labels, image_dir=tmp_path, suffix=".npy")
-    with pytest.raises(IchError, match=f"{IDS[0]}.npy holds {np.dtype(dtype)}, expected uint8"):
+    with pytest.raises(
+        IchError, match=f"{IDS[0]} is {np.dtype(dtype)}, expected uint8, 0 to 255; convert it, or give preprocess="
+    ):
         generator[0]
 
 
@@ -292,7 +667,7 @@ def test_images_of_more_than_eight_bits_are_refused(labels, tmp_path, dtype):
     ("suffix", "message"),
     [
         (".png", "ID_000000000.png cannot be read: No such file or directory; was it converted?"),
-        (".tiff", "there are readers for .png, .jpg, .jpeg, .npy, none for '.tiff'"),
+        (".tiff", "there are readers for .png, .jpg, .jpeg, .npy and .dcm, none for '.tiff'"),
     ],
 )
 def test_a_missing_image_is_told(labels, tmp_path, suffix, message):

@@ -1,11 +1,19 @@
+import io
+import zlib
+
 import cv2
 import numpy as np
 import pytest
+from conftest import make_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from ich import dicom
 from ich.errors import IchError
-from ich.images import READERS, read
+from ich.images import _PNG as SIGNATURE
+from ich.images import COLOR_MODES, INTERPOLATIONS, READERS, _decode_plain, check, read, recolor, resize
+from ich.windows import PRESETS, apply_window
 
 GREY = np.arange(20 * 30, dtype=np.int64).reshape(20, 30) % 251
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
@@ -48,9 +56,9 @@ def test_npy_comes_back_in_its_type(tmp_path, image, dtype):
     np.testing.assert_array_equal(back, image if image.ndim == 3 else image[..., None])
 
 
-@pytest.mark.parametrize("name", ["image.gif", "image", "image.dcm"])
+@pytest.mark.parametrize("name", ["image.gif", "image"])
 def test_an_unknown_suffix_lists_the_known(tmp_path, name):
-    with pytest.raises(IchError, match=r"readers for \.png, \.jpg, \.jpeg, \.npy, none for"):
+    with pytest.raises(IchError, match=r"readers for \.png, \.jpg, \.jpeg, \.npy and \.dcm, none for"):
         read(tmp_path / name)
 
 
@@ -82,10 +90,16 @@ def test_arrays_of_objects_archives_and_other_shapes_are_refused(tmp_path):
         np.savez(file, GREY)
     with pytest.raises(IchError, match="holds no array"):
         read(path)
-    for shape in ((), (5,), (2, 3, 4, 5)):
+    for shape in ((), (5,)):
         np.save(path, np.zeros(shape))
-        with pytest.raises(IchError, match=r"expected \(height, width\[, channels\]\)"):
+        with pytest.raises(IchError, match=r"holds an array of shape .*, expected \(height, width\[, …\]\)"):
             read(path)
+
+
+def test_volumes_come_as_they_are(tmp_path):
+    volume = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    np.save(tmp_path / "image.npy", volume)
+    np.testing.assert_array_equal(read(tmp_path / "image.npy"), volume)
 
 
 def test_an_array_larger_than_memory_is_refused(tmp_path):
@@ -110,7 +124,17 @@ def test_a_cut_png_is_refused_not_half_read(tmp_path, image):
             read(path)
 
 
-FILES = {".png": encoded(COLOUR.astype(np.uint8)), ".jpg": encoded(COLOUR.astype(np.uint8), ".jpg")}
+def stored_array():
+    file = io.BytesIO()
+    np.save(file, COLOUR.astype(np.uint8))
+    return file.getvalue()
+
+
+FILES = {
+    ".png": encoded(COLOUR.astype(np.uint8)),
+    ".jpg": encoded(COLOUR.astype(np.uint8), ".jpg"),
+    ".npy": stored_array(),
+}
 
 
 @settings(max_examples=150, deadline=2000)
@@ -125,17 +149,159 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, s
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
     path.write_bytes(data)
     try:
-        assert read(path).ndim == 3
+        assert read(path).ndim >= 2
     except IchError as error:
         told = str(error)
-        assert "holds no image" in told or "says that it has" in told
+        assert "holds no image" in told or "says that it has" in told or "holds no array" in told or "of shape" in told
 
 
-def test_a_png_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
-    path = tmp_path / "huge.png"
-    _, png = cv2.imencode(".png", np.zeros((4, 4), np.uint8))
-    data = bytearray(png.tobytes())
-    data[16:24] = (20_000).to_bytes(4, "big") * 2
-    path.write_bytes(data)
-    with pytest.raises(IchError, match="says that it has 20,000 × 20,000 pixels"):
+@pytest.mark.parametrize("name", ["huge.png", "huge.jpg"])
+def test_a_png_of_20_000_pixels_a_side_is_refused_by_its_header(tmp_path, name):
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (20_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # a bit a pixel, grey
+    rows = zlib.compress(bytes(20_000 * (1 + 20_000 // 8)), 9)
+    path = tmp_path / name
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    assert path.stat().st_size < 60_000
+    with pytest.raises(IchError, match="says that it has 20,000 × 20,000 pixels, at most 8,192 are read"):
         read(path)
+
+
+# ------------------------------------------------------------------------------------------------- DICOM
+
+
+def test_dicom_through_a_window_or_several(tmp_path):
+    path = tmp_path / "image.dcm"
+    path.write_bytes(make_dicom())
+    hu = dicom.read(path)[0]
+    brain, bone = PRESETS["brain"], PRESETS["bone"]
+    np.testing.assert_array_equal(read(path, brain), apply_window(hu, brain)[..., None])
+    both = read(path, [brain, bone])
+    assert both.shape == (32, 32, 2)
+    np.testing.assert_array_equal(both[..., 1], apply_window(hu, bone))
+
+
+def test_dicom_without_a_window_and_damaged_dicom_are_told(tmp_path):
+    path = tmp_path / "image.dcm"
+    path.write_bytes(make_dicom())
+    with pytest.raises(IchError, match=r"image\.dcm is read through a window; say which"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(IchError, match=r"image\.dcm: "):
+        read(path, PRESETS["brain"])
+    path.unlink()
+    with pytest.raises(IchError, match=r"image\.dcm: .*No such file"):
+        read(path, PRESETS["brain"])
+
+
+# ------------------------------------------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize("mode", COLOR_MODES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_colours_are_those_of_pillow(mode, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    pillow = Image.fromarray(image[..., 0] if channels == 1 else image)
+    expected = np.asarray(pillow.convert({"grayscale": "L", "rgb": "RGB", "rgba": "RGBA"}[mode]))
+    found = recolor(image, mode)
+    assert found.shape == (20, 30, {"grayscale": 1, "rgb": 3, "rgba": 4}[mode])
+    # Grey is rounded at another place.
+    assert np.abs(found.astype(int) - expected.reshape(found.shape)).max() <= (mode == "grayscale" and channels > 1)
+
+
+def test_what_has_no_colours_is_refused():
+    with pytest.raises(IchError, match="color_mode is 'bgr', expected one of grayscale, rgb, rgba"):
+        recolor(COLOUR, "bgr")
+    for shape in ((4, 4, 9), (2, 4, 4, 3)):
+        with pytest.raises(IchError, match="has no color_mode grayscale, only 1, 3 and 4 channels do"):
+            recolor(np.zeros(shape, np.uint8), "grayscale")
+    with pytest.raises(IchError, match="an image of int64 has no color_mode; convert it to uint8"):
+        recolor(COLOUR, "grayscale")
+
+
+# ------------------------------------------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("channels", [1, 3, 4, 9])
+@pytest.mark.parametrize("size", [(11, 20), (20, 30), (71, 60)])
+def test_any_number_of_channels_is_scaled_as_each_alone(interpolation, channels, size):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    scaled = resize(image, size, interpolation)
+    assert scaled.shape == (*size, channels)
+    assert scaled.dtype == np.uint8
+    for channel in range(channels):
+        alone = resize(image[..., [channel]], size, interpolation)[..., 0]
+        assert np.abs(scaled[..., channel].astype(int) - alone).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(11, 20), (7, 7), (71, 60), (40, 31)])
+def test_nearest_is_that_of_pillow(size):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(resize(image[..., None], size, "nearest")[..., 0], expected)
+
+
+def test_what_cannot_be_scaled_is_refused():
+    with pytest.raises(IchError, match="interpolation is 'hamming', expected one of nearest, bilinear, bicubic"):
+        resize(COLOUR, (5, 5), "hamming")
+    for size in (5, (5,), (0, 5), (5, 5, 3), (5.0, 5.5), "55"):
+        with pytest.raises(IchError, match=r"target_size is .*, expected \(height, width\)"):
+            resize(COLOUR, size, "nearest")
+    with pytest.raises(IchError, match="an image of int64 cannot be scaled; convert it to uint8 or float32"):
+        resize(COLOUR, (5, 5), "bilinear")
+    with pytest.raises(IchError, match=r"shape \(2, 3, 4, 5\) has no height, width and channels"):
+        resize(np.zeros((2, 3, 4, 5)), (5, 5), "nearest")
+    check(None, None, "nearest")
+
+
+def chunk(kind, data):
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def hand_made(image, kind, filters=0, extra=b"", tail=b"", interlaced=0):
+    """A PNG of 8 bits of an image (height, width, channels), its rows said to be filtered."""
+    height, width = image.shape[:2]
+    rows = np.insert(image.reshape(height, -1), 0, filters, axis=1)
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, kind, 0, 0, interlaced])
+    stream = zlib.compress(rows.tobytes() + tail)
+    halves = chunk(b"IDAT", stream[:20]) + chunk(b"IDAT", stream[20:])
+    return SIGNATURE + chunk(b"IHDR", header) + extra + halves + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, 0), (3, 2)])
+def test_unfiltered_pngs_are_inflated_to_what_opencv_reads(tmp_path, channels, kind):
+    image = np.random.default_rng(0).integers(0, 256, (13, 17, channels), dtype=np.uint8)
+    for data in (hand_made(image, kind), encoded(image if channels == 3 else image[..., 0])):
+        (tmp_path / "a.png").write_bytes(data)
+        np.testing.assert_array_equal(read(tmp_path / "a.png"), image)
+    made = _decode_plain(hand_made(image, kind), 17, 13)
+    np.testing.assert_array_equal(made, image)
+    assert made.flags.writeable
+    assert made.flags.c_contiguous
+
+
+def test_any_other_png_is_left_to_opencv(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (13, 17, 1), dtype=np.uint8)
+    plain = hand_made(image, 0)
+    others = {
+        "filtered": hand_made(image, 0, filters=1),
+        "filtered once": hand_made(image, 0, filters=[0] * 12 + [2]),
+        "interlaced": hand_made(image, 0, interlaced=1),
+        "with a palette's chunk": hand_made(image, 0, extra=chunk(b"PLTE", bytes(3))),
+        "with more data": hand_made(image, 0, tail=b"1"),
+        "with less data": hand_made(image[:, :-1], 0).replace((16).to_bytes(4), (17).to_bytes(4), 1),
+        "cut": plain[:-13],
+        "with a wrong checksum": plain[:60] + bytes([plain[60] ^ 1]) + plain[61:],
+        "of 16 bits": cv2.imencode(".png", image.astype(np.uint16))[1].tobytes(),
+        "of no width": hand_made(image[:, :0], 0),
+    }
+    for what, data in others.items():
+        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+        assert _decode_plain(data, width, height) is None, what
+    (tmp_path / "a.png").write_bytes(others["filtered once"])
+    expected = image.copy()
+    expected[-1] += image[-2]  # filter 2 stores what is added to the row above
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), expected)

@@ -2,60 +2,116 @@
 
 import copy
 import hashlib
+import math
+import mmap
+import multiprocessing
+import os
+import random
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
-import albumentations as A
+import cv2
 import keras
 import numpy as np
 import pandas as pd
 
 from ich import images
-from ich.errors import IchError
+from ich.errors import IchError, name_some
+from ich.slices import neighbours as neighbours_in
+from ich.windows import Window
+
+CLASS_MODES = ("raw", "binary", "categorical", "sparse", None)
+"""Keras's: the columns as they are, a class as 0 or 1, one-hot, its index, no labels."""
+
+_SHARED = 96  # decoded images kept for samples that share them, if there are neighbours
+_TRIES = 16  # other samples tried in place of one that cannot be read
 
 
 class DataGenerator(keras.utils.PyDataset):
-    """Batches of uint8 images (batch, height, width, channels) and, with labels, float32 labels (batch, n).
+    """Batches of images (batch, height, width, channels) and, with labels, float32 labels (batch, n).
 
     What a sample looks like depends on (seed, epoch, id) alone: not on the number of workers, threads or processes, on
     the batch size, or on the other samples. Each epoch has an order and augmentations of its own; every sample appears
-    in it once, and the last batch holds what is left.
+    in it once, or as often as `sampling` says, and the last batch holds what is left. `len()` is the epoch's length.
 
     Args:
-        ids: the samples, each once; the file of one is `image_dir/<id><suffix>`.
-        labels: a frame indexed by id with a column a label, or None to predict: batches are then images alone.
+        ids: the samples, each once, in the order that predictions have if there is neither shuffle nor sampling; the
+            file of one is `image_dir/<id><suffix>`.
+        labels: indexed by id, a frame with a column a label or a Series; or a function of an id; or None to predict:
+            batches are then images alone.
         image_dir: the images' folder.
+        suffix: of the files: .png, .jpg, .jpeg, .npy, .dcm; empty if ids are names of files. Several, such as
+            (".brain.png", ".bone.png"), are files whose channels are put one after the other.
         batch_size: samples in a batch.
         shuffle: a new order of the samples each epoch. Refused without labels, where order is what ties a prediction
             to its sample.
-        augment: an albumentations Compose, or None; each thread works with a copy of its own, seeded for each sample.
-        seed: of order and augmentation.
+        num_classes: makes of a Series of whole numbers from 0 one-hot labels of that many columns.
+        augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`, or
+            None. Each thread works with a copy of its own, seeded for each sample. A dtype and size that it changes
+            to must be the same for all.
+        sampling: which samples an epoch shows; see `ich.sampling`. None shows all.
+        weights: of the samples in the loss, indexed by id; a third item of each batch, float32.
+        extra: inputs beside the image, indexed by id: images become the input "image" of a dict, and each column one by
+            its name, float32, shape (batch, 1). Standardise them: they are taken as they are.
+        neighbours: offsets in the scan, such as (-1, 0, 1): the channels of these slices one after the other. Edges
+            repeat the last slice; one that cannot be read is replaced by the nearest that can.
+        slices: the slice table, which `neighbours` need.
+        color_mode, target_size, interpolation: as Keras has them; None keeps a file's own. See `ich.images`.
+        window: for .dcm files; several give a channel each.
+        reader: a function of a path that gives an array (height, width[, channels]), in place of `ich.images.read`.
+        preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
+        test_time: what the passes over a sample see: a list of transforms as for `augment`, None among them being the
+            image as it is, or one transform that draws each pass anew. `at_pass(k)` gives a generator of the k-th.
+        on_error: "raise", or "skip": another sample, the same in each run, replaces one whose image cannot be read,
+            and `skipped` counts it. Only with labels and a shuffle or sampling: a prediction is never that of another
+            sample.
+        seed: of order, sampling and augmentation.
         epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
-        suffix: of the image files; `ich.images.READERS` lists those that are read.
-        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them.
+        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. With workers,
+            OpenCV works with one thread each from the first batch on, in the whole process.
 
     Raises:
-        IchError: no ids, ids twice, ids without labels, labels that are not finite, shuffle without labels, a batch
-            size below 1; at reading, an image that cannot be read, is not uint8, or differs in shape from the first.
+        IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
+            uint8 (unless `preprocess` or `reader` answer for it) or differs in shape or dtype from the first, and
+            whatever a function given here raised. The message names the sample.
 
     Example:
         >>> train = DataGenerator(ids, labels, image_dir="images/brain/train", shuffle=True, augment=compose)
-        >>> model.fit(train, epochs=10)
+        >>> model.fit(train, epochs=10, shuffle=False)  # Keras would shuffle batches once more, outside of the seed
     """
 
     def __init__(
         self,
         ids: Sequence[str] | pd.Index,
-        labels: pd.DataFrame | None = None,
+        labels: pd.DataFrame | pd.Series | Callable[[str], Any] | None = None,
         *,
-        image_dir: str | Path,
+        image_dir: str | Path = ".",
+        suffix: str | Sequence[str] = ".png",
         batch_size: int = 32,
         shuffle: bool = False,
-        augment: A.Compose | None = None,
+        num_classes: int | None = None,
+        augment: Callable | None = None,
+        sampling: Callable[[np.random.Generator], np.ndarray] | None = None,
+        weights: pd.Series | None = None,
+        extra: pd.DataFrame | None = None,
+        neighbours: Sequence[int] = (0,),
+        slices: pd.DataFrame | None = None,
+        color_mode: str | None = None,
+        target_size: tuple[int, int] | None = None,
+        interpolation: str = "nearest",
+        window: Window | Sequence[Window] | None = None,
+        reader: Callable[[Path], np.ndarray] | None = None,
+        preprocess: Callable[[np.ndarray], np.ndarray] | None = None,
+        test_time: Sequence[Callable | None] | Callable | None = None,
+        on_error: str = "raise",
         seed: int = 0,
         epoch: int = 0,
-        suffix: str = ".png",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -63,35 +119,197 @@ class DataGenerator(keras.utils.PyDataset):
         if len(self.ids) == 0:
             raise IchError("there are no samples: the list of ids is empty")
         if not self.ids.is_unique:
-            twice = self.ids[self.ids.duplicated()]
-            raise IchError(f"{len(twice)} id(s) are listed twice, such as {twice[0]}; give each sample once")
+            twice = self.ids[self.ids.duplicated()].unique()
+            raise IchError(f"ids are listed twice: {name_some(twice)}; give each sample once")
         if batch_size < 1:
             raise IchError(f"batch_size is {batch_size}, expected at least 1")
-        if shuffle and labels is None:
-            raise IchError("shuffle needs labels: without them, order is what ties a prediction to its sample")
-        self.labels = None if labels is None else _label_array(self.ids, labels)
-        self.image_dir = Path(image_dir)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.augment = augment
-        self.seed = seed
-        self.suffix = suffix
-        self._local = threading.local()
-        self._shape: tuple[int, ...] | None = None
+        if on_error not in ("raise", "skip"):
+            raise IchError(f"on_error is {on_error!r}, expected raise or skip")
+        if labels is None and (shuffle or sampling is not None):
+            raise IchError(
+                "shuffle and sampling need labels: without them, order is what ties a prediction to its sample"
+            )
+        if on_error == "skip" and not shuffle and sampling is None:
+            raise IchError(
+                "on_error='skip' is for training, with shuffle or sampling: a prediction keeps to its sample"
+            )
+        if labels is None and weights is not None:
+            raise IchError("weights need labels: they are of samples in the loss")
+        if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != len(self.ids):
+            raise IchError(f"the sampling is of {len(sampling):,} samples, the ids are {len(self.ids):,}")
+        images.check(color_mode, target_size, interpolation)
+        suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+        if ".dcm" in suffixes and window is None and reader is None:
+            raise IchError("DICOM files are read through a window; say which, such as window=PRESETS['brain']")
+        self.labels = labels if labels is None or callable(labels) else _array(self.ids, labels, "labels")
+        if num_classes is not None:
+            self.labels = _one_hot(self.labels, num_classes)
+        self.label_names = [str(name) for name in labels.columns] if isinstance(labels, pd.DataFrame) else None
+        self.weights = None if weights is None else _array(self.ids, weights, "weights")
+        self.extra = None
+        if extra is not None:
+            if "image" in extra.columns:
+                raise IchError("the input of images is called image; give that column of extra another name")
+            self.extra = dict(zip(extra.columns, _array(self.ids, extra, "extra inputs").T[..., None], strict=True))
+        self.class_indices: dict[Hashable, int] | None = None
+        self.image_dir, self.suffix = Path(image_dir), suffix
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.augment, self.sampling, self.preprocess = augment, sampling, preprocess
+        self.test_time, self.on_error = test_time, on_error
+        self.color_mode, self.target_size, self.interpolation = color_mode, target_size, interpolation
+        self.window, self.reader = window, reader
+        # Memory that forked workers share, so that what they skip is counted here too.
+        self._skips = np.frombuffer(mmap.mmap(-1, 4 * len(self.ids)), np.uint32) if on_error == "skip" else None
+        self._suffixes = suffixes
+        self._files, self._neighbours = self.ids, None
+        if tuple(neighbours) != (0,):
+            if slices is None:
+                raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
+            self._files, self._neighbours = neighbours_in(slices, self.ids, tuple(neighbours))
+        self._pass: int | None = None
         self._begun = False
+        self._make_local()
         self.set_epoch(epoch)
 
-    def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: pd.DataFrame,
+        x_col: str = "filename",
+        y_col: str | Sequence[str] | None = "class",
+        *,
+        image_dir: str | Path = ".",
+        class_mode: str | None = "categorical",
+        classes: Sequence[Hashable] | None = None,
+        weight_col: str | None = None,
+        extra: Sequence[str] | None = None,
+        suffix: str = "",
+        **kwargs,
+    ) -> "DataGenerator":
+        """Samples from the rows of a frame, as Keras's flow_from_dataframe had them.
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """Batch `index` of this epoch."""
+        Args:
+            frame: a row a sample.
+            x_col: the column of file names, or of ids if there is a suffix.
+            y_col: the column of labels, or several for "raw".
+            class_mode: "raw", the column or columns as numbers; "binary", a class of two as 0 or 1; "sparse", its
+                index; "categorical", one-hot, or several ones where y_col holds lists of classes (none of an empty
+                list); None, no labels. `class_indices` tells which class is which.
+            classes: those wanted, in order; rows of others alone are left out. None takes those that occur, sorted.
+            weight_col: the column of sample weights.
+            extra: columns that become inputs beside the image.
+            **kwargs: as `DataGenerator` takes them.
+
+        Raises:
+            IchError: a column is missing, a row names no class, an unknown class_mode, or another number of classes
+                than two for "binary".
+        """
+        y_cols = [] if y_col is None or class_mode is None else [y_col] if isinstance(y_col, str) else list(y_col)
+        wanted = [x_col, *y_cols, *([weight_col] if weight_col else []), *(extra or [])]
+        missing = [column for column in wanted if column not in frame.columns]
+        if missing:
+            raise IchError(f"the frame lacks the columns {name_some(missing)}; it has {', '.join(map(str, frame))}")
+        if class_mode not in CLASS_MODES:
+            raise IchError(f"class_mode is {class_mode!r}, expected one of {', '.join(map(str, CLASS_MODES))}")
+        if class_mode is not None and not y_cols:
+            raise IchError(f"class_mode {class_mode} needs a column of labels: y_col=…; class_mode=None has no labels")
+        frame = frame.set_index(x_col)
+        labels, class_indices = None, None
+        if class_mode == "raw":
+            labels = frame[y_cols[0]] if isinstance(y_col, str) else frame[y_cols]
+        elif class_mode is not None:
+            if len(y_cols) != 1:
+                raise IchError(
+                    f"class_mode {class_mode} takes one column of classes, got {len(y_cols)}; raw takes more"
+                )
+            labels, class_indices, wanted = _class_labels(frame[y_cols[0]], class_mode, classes)
+            frame = frame[wanted]
+        made = cls(
+            frame.index,
+            labels,
+            image_dir=image_dir,
+            suffix=suffix,
+            weights=frame[weight_col] if weight_col else None,
+            extra=frame[list(extra)] if extra else None,
+            **kwargs,
+        )
+        made.class_indices = class_indices
+        return made
+
+    @classmethod
+    def from_directory(
+        cls,
+        path: str | Path,
+        *,
+        class_mode: str | None = "categorical",
+        classes: Sequence[str] | None = None,
+        **kwargs,
+    ) -> "DataGenerator":
+        """Samples from the folders of a folder, each of which is a class, as Keras's flow_from_directory had them.
+
+        Ids are `<class>/<file>`, sorted by class, then folder, then file.
+
+        Args:
+            class_mode, classes, **kwargs: as for `from_dataframe`; classes are the folders' names. "raw" is none.
+                `class_indices` tells them with class_mode None too.
+
+        Raises:
+            IchError: no such folder, or no images in it.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise IchError(f"{path} is no folder; expected one with a folder of images for each class")
+        if class_mode == "raw":
+            raise IchError(
+                "class_mode raw needs columns of numbers; folders are classes: categorical, binary or sparse"
+            )
+        if classes is None:
+            classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        found: list[tuple[str, str]] = []
+        for name in classes:
+            if not (path / name).is_dir():
+                raise IchError(f"{path} has no folder of the class {name}")
+            for folder, _, files in sorted(os.walk(path / name)):
+                inside = Path(folder).relative_to(path).as_posix()
+                found.extend(
+                    (f"{inside}/{file}", name) for file in sorted(files) if file.lower().endswith(images.SUFFIXES)
+                )
+        if not found:
+            raise IchError(
+                f"{path} has no images ({', '.join(images.SUFFIXES)}) in folders of {name_some(classes) or 'classes'}"
+            )
+        frame = pd.DataFrame(found, columns=["filename", "class"])
+        made = cls.from_dataframe(frame, image_dir=path, class_mode=class_mode, classes=classes, **kwargs)
+        made.class_indices = {name: index for index, name in enumerate(classes)}
+        return made
+
+    def __len__(self) -> int:
+        return -(-len(self._plan[1]) // self.batch_size)
+
+    def __getitem__(self, index: int):
+        """Batch `index` of the epoch: x, (x, labels) or (x, labels, weights); x is an array, or a dict with `extra`."""
+        if multiprocessing.current_process().name.startswith("Keras_worker"):
+            # A terminal's Ctrl-C reaches workers too. One that died of it would take its batch along, for which Keras
+            # waits for ever; the process that trains ends them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        epoch, order = self._plan
-        rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = np.stack([self._image(self.ids[row], epoch) for row in rows])
-        return batch if self.labels is None else (batch, self.labels[rows])
+        if self.workers > 1 or self.use_multiprocessing:
+            cv2.setNumThreads(1)  # workers are the parallel work; OpenCV's own threads would fight for the same cores
+        epoch, order, repeat = self._plan
+        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        rows, turns = order[places].copy(), repeat[places]
+        batch = None
+        for place, (row, turn) in enumerate(zip(order[places], turns, strict=True)):
+            rows[place], image = self._sample(row, epoch, turn)
+            if batch is None:
+                batch = _aligned((len(rows), *image.shape), image.dtype)
+            batch[place] = image
+        x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
+        if self.labels is None:
+            return x
+        y = np.stack([self._label(row) for row in rows]) if callable(self.labels) else self.labels[rows]
+        return (x, y) if self.weights is None else (x, y, self.weights[rows])
 
     def on_epoch_begin(self) -> None:
         """Keras calls it, after workers of the epoch have started."""
@@ -108,56 +326,280 @@ class DataGenerator(keras.utils.PyDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next batches those of this epoch (0-based)."""
-        order = np.arange(len(self.ids))
+        rng = np.random.default_rng([self.seed, epoch])
+        order = np.arange(len(self.ids)) if self.sampling is None else np.asarray(self.sampling(rng))
+        if order.ndim != 1 or order.dtype.kind not in "iu" or len(order) == 0:
+            raise IchError(f"the sampling gave {order.dtype} of {order.shape}, expected some places of samples, int64")
+        if order.max() >= len(self.ids) or order.min() < 0:
+            raise IchError(f"the sampling chose places outside the {len(self.ids):,} samples")
         if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        self._plan = epoch, order  # one assignment, so that no thread sees the order of another epoch
+            order = rng.permutation(order)
+        # A sample that an epoch shows again looks different each time.
+        repeat = np.zeros(len(order), np.int64)
+        if self.sampling is not None:
+            repeat = pd.Series(order).groupby(order).cumcount().to_numpy()
+        self._plan = epoch, order, repeat  # one assignment, so that no thread sees the order of another epoch
         self._begun = False
 
-    def _image(self, id: str, epoch: int) -> np.ndarray:
-        path = self.image_dir / f"{id}{self.suffix}"
-        image = images.read(path)
-        if image.dtype != np.uint8:
-            raise IchError(f"{path} holds {image.dtype}, expected uint8, 0 to 255; convert it")
+    def at_pass(self, k: int) -> "DataGenerator":
+        """A generator of the same samples in the k-th test-time pass (0-based): the same wherever and whenever it runs.
+
+        Raises:
+            IchError: there is no `test_time`, or no k-th transform in its list.
+        """
+        if self.test_time is None or k < 0 or (not callable(self.test_time) and k >= len(self.test_time)):
+            passes = (
+                0 if self.test_time is None else "any number of" if callable(self.test_time) else len(self.test_time)
+            )
+            raise IchError(f"there is no pass {k}: test_time gives {passes} passes, counted from 0")
+        other = copy.copy(self)  # with copies of its own for threads: see __setstate__
+        other._pass, other.on_error = k, "raise"
+        other.__dict__.pop("_first", None)  # a pass may have a size of its own
+        other.augment = self.test_time if callable(self.test_time) else self.test_time[k]
+        return other
+
+    def preview(self, n: int = 8):
+        """Draw the first n samples of the epoch: as they are in the files above, as the network sees them below.
+
+        Returns:
+            A matplotlib Figure, with each sample's id and positive labels (or label) as title.
+        """
+        from matplotlib.figure import Figure  # only here: training needs no pictures
+
+        epoch, order, repeat = self._plan
+        n = max(1, min(n, len(order)))
+        figure = Figure(figsize=(2.2 * n, 5.6), layout="constrained")
+        for column, (row, turn) in enumerate(zip(order[:n], repeat[:n], strict=True)):
+            row, seen = self._sample(row, epoch, turn)
+            above, below = (figure.add_subplot(2, n, line * n + column + 1) for line in (0, 1))
+            for axes, image in ((above, self._read(row)), (below, seen)):
+                axes.imshow(**_drawable(image))
+                axes.axis("off")
+            # A line holds some 24 letters at this width, and six lines all labels of a slice.
+            lines = [
+                line for text in (str(self.ids[row]), self._label_text(row)) for line in wrap(text, 24, max_lines=6)
+            ]
+            above.set_title("\n".join(lines), fontsize=8, parse_math=False)
+        return figure
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How often an image could not be read and another replaced it, by id, in this process and forked workers."""
+        if self._skips is None:
+            return {}
+        rows = np.flatnonzero(self._skips)
+        return dict(zip(self.ids[rows], self._skips[rows].tolist(), strict=True))
+
+    def _label(self, row: int) -> np.ndarray:
+        """The label of a sample; float32."""
+        if not callable(self.labels):
+            return self.labels[row]
+        with _told(self.ids[row], "labels"):
+            label = np.asarray(self.labels(self.ids[row]), dtype=np.float32)
+        if not np.isfinite(label).all():
+            raise IchError(f"the labels of {self.ids[row]} are not all numbers; nothing is filled in for them")
+        return label
+
+    def _label_text(self, row: int) -> str:
+        """For a picture: the names of what is 1, if labels have names and are 0 or 1; else the numbers."""
+        if self.labels is None:
+            return ""
+        label = np.atleast_1d(self._label(row))
+        if self.label_names is not None and np.isin(label, (0, 1)).all():
+            return ", ".join(name for name, value in zip(self.label_names, label, strict=True) if value) or "none"
+        if self.class_indices is not None and len(label) == 1:
+            return str(list(self.class_indices)[int(label[0])])
+        return " ".join(f"{value:g}" for value in label.ravel())
+
+    def _sample(self, row: int, epoch: int, turn: int) -> tuple[int, np.ndarray]:
+        """A sample, or what replaces it if it cannot be read; and which it is."""
+        chosen, unread = row, None
+        for attempt in range(_TRIES):
+            try:
+                image = self._read(chosen)
+            except IchError as error:
+                if self.on_error == "raise":
+                    raise
+                unread = error
+                self._skips[chosen] += 1
+                chosen = _seed(self.seed, epoch, turn, attempt, self.ids[row]) % len(self.ids)
+            else:
+                return chosen, self._finished(image, chosen, epoch, turn)
+        raise IchError(
+            f"{self.ids[row]} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {unread}"
+        ) from unread
+
+    def _finished(self, image: np.ndarray, row: int, epoch: int, turn: int) -> np.ndarray:
+        """What a batch holds of a sample whose image has been read."""
+        id = self.ids[row]
+        if image.dtype != np.uint8 and self.preprocess is None and self.reader is None:
+            raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         if self.augment is not None:
-            augment = self._augment_of_thread()
-            augment.set_random_seed(_sample_seed(self.seed, epoch, id))
-            image = augment(image=image)["image"]
-        if self._shape is None:
-            self._shape = image.shape
-        if image.shape != self._shape:
-            raise IchError(f"{path} gives {image.shape}, the first image gave {self._shape}; convert to one size")
+            when = (epoch, turn) if self._pass is None else ("pass", self._pass)
+            with _told(id, "augment"):
+                image = np.asarray(self._augmented(image, _seed(self.seed, *when, id)))
+        if self.preprocess is not None:
+            with _told(id, "preprocess"):
+                image = np.asarray(self.preprocess(image))
+        # In one step, so that of several threads one alone is the first.
+        shape, dtype = self.__dict__.setdefault("_first", (image.shape, image.dtype))
+        if (image.shape, image.dtype) != (shape, dtype):
+            raise IchError(
+                f"{id} gives {image.dtype} of {image.shape}, the first image gave {dtype} of {shape}; give"
+                " target_size=, or an augmentation that keeps size and dtype"
+            )
         return image
 
-    def _augment_of_thread(self) -> A.Compose:
+    def _read(self, row: int) -> np.ndarray:
+        if self._neighbours is None:
+            return self._file(self.ids[row])
+        try:
+            slices = [self._shared_file(place) for place in self._neighbours[row].tolist()]
+        except IchError as error:
+            raise IchError(f"{self.ids[row]} with its neighbours: {error}") from error
+        return _joined(slices, self.ids[row])
+
+    def _file(self, id: str) -> np.ndarray:
+        """The image of a slice, in the colours and size asked for; of several files, their channels."""
+        parts = []
+        for suffix in self._suffixes:
+            path = self.image_dir / f"{id}{suffix}"
+            image = images.read(path, self.window) if self.reader is None else self._own_reader(path)
+            try:
+                if self.color_mode is not None:
+                    image = images.recolor(image, self.color_mode)
+                if self.target_size is not None:
+                    image = images.resize(image, self.target_size, self.interpolation)
+            except IchError as error:
+                raise IchError(f"{path}: {error}") from error
+            parts.append(image)
+        return parts[0] if len(parts) == 1 else _joined(parts, id)
+
+    def _own_reader(self, path: Path) -> np.ndarray:
+        with _told(path, "reader"):
+            image = np.asarray(self.reader(path))
+        return image[..., None] if image.ndim == 2 else image
+
+    def _augmented(self, image: np.ndarray, seed: int) -> np.ndarray:
+        if not hasattr(self.augment, "set_random_state"):
+            return self.augment(image, np.random.default_rng(seed))
         # A Compose holds the state of its random numbers: shared by threads, it gives other images in each run.
         if not hasattr(self._local, "augment"):
             self._local.augment = copy.deepcopy(self.augment)
-        return self._local.augment
+        # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
+        # probability would happen together or not at all, and takes four times as long.
+        self._local.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        return self._local.augment(image=image)["image"]
+
+    def _make_local(self) -> None:
+        """What does not pickle, and belongs to one process."""
+        self._local = threading.local()
+        self._shared_file = lru_cache(_SHARED)(lambda place: self._file(self._files[place]))
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_local"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_local", "_shared_file")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._local = threading.local()
+        self._make_local()
 
 
-def _label_array(ids: pd.Index, labels: pd.DataFrame) -> np.ndarray:
-    """Labels in the order of the ids, looked up once; float32, shape (len(ids), columns)."""
+def _array(ids: pd.Index, labels: pd.DataFrame | pd.Series, what: str) -> np.ndarray:
+    """Labels in the order of the ids, looked up once; float32, shape (len(ids), columns) or (len(ids),)."""
     if not labels.index.is_unique:
-        raise IchError(f"the labels list {labels.index[labels.index.duplicated()][0]} twice; merge its rows first")
+        twice = labels.index[labels.index.duplicated()].unique()
+        raise IchError(f"the {what} list {name_some(twice)} twice; merge their rows first")
     places = labels.index.get_indexer(ids)
     if (places < 0).any():
-        without = ids[places < 0]
-        raise IchError(f"{len(without)} id(s) have no labels, such as {without[0]}; leave them out or label them")
-    array = labels.to_numpy(dtype=np.float32)[places]
-    if not np.isfinite(array).all():
-        raise IchError(f"the labels of {ids[~np.isfinite(array).all(axis=1)][0]} are not all numbers")
+        raise IchError(f"there are no {what} of {name_some(ids[places < 0])}; leave them out, or complete the {what}")
+    try:
+        array = labels.to_numpy(dtype=np.float32, na_value=np.nan)[places]
+    except (ValueError, TypeError) as error:
+        raise IchError(
+            f"{what} are numbers, but {error}; class_mode of from_dataframe takes classes by name"
+        ) from error
+    numbers = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not numbers.all():
+        raise IchError(f"the {what} of {name_some(ids[~numbers])} are not all numbers; nothing is filled in for them")
     return array
 
 
-def _sample_seed(seed: int, epoch: int, id: str) -> int:
-    """32 bits from all three. Python's own hash of a string differs from process to process."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=4).digest()
+def _one_hot(labels: Any, num_classes: int) -> np.ndarray:
+    """Whole numbers from 0 as float32 of shape (len(labels), num_classes)."""
+    fits = isinstance(labels, np.ndarray) and labels.ndim == 1 and (labels % 1 == 0).all()
+    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+        raise IchError(f"num_classes={num_classes} takes one column of whole numbers from 0 to {num_classes - 1}")
+    return np.eye(num_classes, dtype=np.float32)[labels.astype(np.int64)]
+
+
+def _class_labels(
+    column: pd.Series, class_mode: str, classes: Sequence[Hashable] | None
+) -> tuple[pd.DataFrame | pd.Series, dict[Hashable, int], np.ndarray]:
+    """Labels of classes by name, of rows that have a wanted one; which class has which index; which rows these are."""
+    lists = column.map(lambda value: isinstance(value, (list, tuple, set))).to_numpy(dtype=bool)
+    if lists.any() and class_mode != "categorical":
+        raise IchError(
+            f"{column.name} holds several classes for {name_some(column.index[lists])}: categorical takes them"
+        )
+    empty = lists & column.map(lambda value: isinstance(value, Sized) and len(value) == 0).to_numpy(dtype=bool)
+    named = pd.Series(column.to_numpy(), np.arange(len(column)), dtype=object).explode()
+    named = named[~empty[named.index]]
+    if named.isna().any():
+        nameless = column.index[named.index[named.isna()].unique()]
+        raise IchError(f"{column.name} names no class for {name_some(nameless)}; leave these rows out")
+    known = sorted(named.unique()) if classes is None else list(dict.fromkeys(classes))
+    if class_mode == "binary" and len(known) != 2:
+        raise IchError(f"class_mode binary takes two classes, found {len(known)}: {name_some(known)}")
+    indices = {name: index for index, name in enumerate(known)}
+    codes = pd.Index(known, dtype=object).get_indexer(named)
+    rows, codes = named.index.to_numpy()[codes >= 0], codes[codes >= 0]
+    wanted = empty.copy()
+    wanted[rows] = True
+    if class_mode == "categorical":
+        hot = np.zeros((len(column), len(known)), np.float32)
+        hot[rows, codes] = 1
+        return pd.DataFrame(hot, index=column.index, columns=known)[wanted], indices, wanted
+    return pd.Series(codes, index=column.index[rows]), indices, wanted
+
+
+@contextmanager
+def _told(which: str | Path, function: str) -> Iterator[None]:
+    """Name the sample in what a function of the user's own raises: in a worker, nothing else tells it."""
+    try:
+        yield
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise IchError(f"{which}: {function} raised {type(error).__name__}: {reason}") from error
+
+
+def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
+    """Images side by side in the channels."""
+    shapes = {(part.shape[:-1], part.dtype) for part in parts}
+    if len(shapes) > 1:
+        told = ", ".join(f"{part.dtype} of {part.shape}" for part in parts)
+        raise IchError(f"{id} has images that do not fit into the channels of one: {told}; give target_size=")
+    return np.concatenate(parts, axis=-1)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which TensorFlow takes over as it is; others it copies."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 63, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def _drawable(image: np.ndarray) -> dict[str, Any]:
+    """What imshow takes: an image of three or four bytes a pixel in colour, else its middle channel in grey."""
+    while image.ndim > 3:  # of a volume, the middle
+        image = image[image.shape[0] // 2]
+    if image.dtype == np.uint8 and image.shape[-1] in (3, 4):
+        return {"X": image}
+    limits = {"vmin": 0, "vmax": 255} if image.dtype == np.uint8 else {}
+    return {"X": image[..., image.shape[-1] // 2], "cmap": "gray"} | limits
+
+
+def _seed(*what: int | str) -> int:
+    """32 bits from all of it. Python's own hash of a string differs from process to process."""
+    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")

@@ -3,6 +3,7 @@
 Columns in DICOM's spelling hold what the file says; lower-case ones are ours.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ich.errors import IchError
+from ich.errors import IchError, name_some
 from ich.files import replacing
 
 _VECTOR = pa.list_(pa.float64())
@@ -177,3 +178,52 @@ def read_table(path: Path) -> pd.DataFrame:
 def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The slices of a split that have an image, indexed by SOPInstanceUID."""
     return table[(table["split"] == split) & (table["status"] == "ok")].set_index("SOPInstanceUID")
+
+
+def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tuple[pd.Index, np.ndarray]:
+    """The slices beside each slice in its scan.
+
+    Beyond the first and the last slice, that one is repeated. Where the neighbour cannot be read, the nearest that can
+    is taken, of two the one farther from the slice itself, which shows more. A slice without a place in a scan has
+    itself for all.
+
+    Args:
+        table: a slice table.
+        ids: SOPInstanceUIDs of readable slices.
+        offsets: such as (-1, 0, 1).
+
+    Returns:
+        (known, places): all readable slices' SOPInstanceUIDs; and for each id and offset the place in these, int32,
+        shape (len(ids), len(offsets)).
+
+    Raises:
+        IchError: ids that the table does not have as readable.
+    """
+    is_ok = (table["status"] == "ok").to_numpy()
+    ok = table[is_ok]
+    known = pd.Index(ok["SOPInstanceUID"])
+    own = known.get_indexer(ids)
+    if (own < 0).any():
+        raise IchError(f"the slice table has no readable slices {name_some(ids[own < 0])}; is it of other images?")
+    groups = table.groupby(["split", "SeriesInstanceUID"])  # order counts within these
+    series = groups.ngroup().fillna(-1).to_numpy(dtype=np.int64)[is_ok]  # -1 without a series
+    order = ok["order"].astype("float64").to_numpy()
+    placed = np.flatnonzero(np.isfinite(order) & (series >= 0))
+    last = groups["order"].transform("max").astype("float64").to_numpy()[is_ok]
+    # Series are laid behind one another on one line, far enough apart that none reaches into the next.
+    stride = 4 * (np.nanmax(order, initial=0) + max(map(abs, offsets), default=0) + 1)
+    line = np.full(len(ok), np.nan)
+    line[placed] = series[placed] * stride + order[placed]
+    sorted_places = placed[np.argsort(line[placed], kind="stable")]
+    sorted_line = line[sorted_places]
+    places = np.repeat(own[:, None], len(offsets), axis=1).astype(np.int32)
+    here = np.flatnonzero(np.isfinite(line[own]))
+    for column, offset in enumerate(offsets):
+        base = line[own[here]] - order[own[here]]
+        target = base + np.clip(order[own[here]] + offset, 0, last[own[here]])
+        after = np.searchsorted(sorted_line, target).clip(0, len(sorted_line) - 1)
+        before = (after - 1).clip(0)
+        gap_after, gap_before = np.abs(sorted_line[after] - target), np.abs(sorted_line[before] - target)
+        take_before = (gap_before < gap_after) | ((gap_before == gap_after) & (offset < 0))
+        places[here, column] = sorted_places[np.where(take_before, before, after)]
+    return known, places

@@ -1,0 +1,122 @@
+"""Which samples an epoch shows: functions for `DataGenerator(sampling=…)`.
+
+A sampling maps a NumPy random generator to the places of samples, int64, of the same number each epoch. Without one, an
+epoch shows every sample once. Its `len` is the number of samples it chooses from, if it has one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ich.errors import IchError, name_some
+
+
+@dataclass(frozen=True, eq=False)
+class PerSeries:
+    """Some slices of each series: each epoch another choice, none twice in an epoch; all of a series that has no more.
+
+    The 1st place showed its network a few slices a scan in each epoch: neighbouring slices tell it little that is new.
+
+    Args:
+        series: a series for each sample, in the order of the generator's ids; of equal series, samples stand in scan
+            order if `centre_weighted`.
+        n: slices of each.
+        centre_weighted: choose from the middle of a scan, where most bleeds are, up to three times as often as from
+            its ends: the weight falls linearly from 1 to 1/3.
+
+    Raises:
+        IchError: n below 1, or samples without a series.
+    """
+
+    series: pd.Series
+    n: int
+    centre_weighted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise IchError(f"n is {self.n}, expected at least 1 slice of each series")
+        unknown = self.series.isna().to_numpy()
+        if unknown.any():
+            raise IchError(f"{unknown.sum():,} sample(s) have no series; leave them out or sample another way")
+        codes, _ = pd.factorize(self.series)
+        place = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+        length = np.bincount(codes)[codes]
+        off_centre = np.abs(2 * place - (length - 1)) / np.maximum(length - 1, 1)  # 0 in the middle, 1 at both ends
+        object.__setattr__(self, "_codes", codes)
+        object.__setattr__(self, "_weights", 1 - off_centre * 2 / 3 if self.centre_weighted else np.ones(len(codes)))
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        # The smallest of exponential times divided by weights are a weighted choice without replacement (Efraimidis
+        # and Spirakis, Information Processing Letters 97, 2006), here of all series at once.
+        times = rng.exponential(size=len(self._codes)) / self._weights
+        order = np.lexsort((times, self._codes))
+        rank = np.arange(len(order)) - np.searchsorted(self._codes[order], self._codes[order])
+        return order[rank < self.n]
+
+
+@dataclass(frozen=True, eq=False)
+class PositiveShare:
+    """All positive samples, and as many negative ones, drawn anew each epoch, as make them the share asked for.
+
+    Args:
+        positive: whether a sample is, bool, in the order of the generator's ids.
+        share: of positive samples, between 0 and 1. Negative ones are drawn without replacement if there are enough.
+
+    Raises:
+        IchError: a share outside (0, 1), or no samples of one of both kinds.
+    """
+
+    positive: np.ndarray
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise IchError(f"the share of positives is {self.share}, expected a number between 0 and 1")
+        positive = np.asarray(self.positive, dtype=bool)
+        if positive.all() or not positive.any():
+            raise IchError(f"{positive.sum():,} of {len(positive):,} samples are positive, expected some of each kind")
+        object.__setattr__(self, "positive", positive)
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        positive, negative = np.flatnonzero(self.positive), np.flatnonzero(~self.positive)
+        wanted = max(1, round(len(positive) * (1 - self.share) / self.share))
+        drawn = rng.choice(negative, wanted, replace=wanted > len(negative))
+        return np.concatenate([positive, drawn])
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Samples drawn with replacement, in proportion to their weights.
+
+    Args:
+        weights: of at least 0, in the order of the generator's ids.
+        n: samples an epoch; None draws as many as there are.
+
+    Raises:
+        IchError: weights that are negative, no numbers or all 0; n below 1.
+    """
+
+    weights: np.ndarray
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights, dtype=np.float64)
+        wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if len(wrong) or weights.sum() == 0:
+            raise IchError(f"weights are finite, at least 0 and not all 0; found others at {name_some(wrong) or 'all'}")
+        if self.n is not None and self.n < 1:
+            raise IchError(f"n is {self.n}, expected at least 1 sample an epoch")
+        object.__setattr__(self, "weights", weights / weights.sum())
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.choice(len(self.weights), self.n or len(self.weights), p=self.weights)
