@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ich import images
+from ich import images, targets
 from ich.errors import IchError, name_some
 from ich.slices import neighbours as neighbours_in
 from ich.windows import Window
@@ -141,16 +141,18 @@ class DataGenerator(keras.utils.PyDataset):
         suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
         if ".dcm" in suffixes and window is None and reader is None:
             raise IchError("DICOM files are read through a window; say which, such as window=PRESETS['brain']")
-        self.labels = labels if labels is None or callable(labels) else _array(self.ids, labels, "labels")
+        self.labels = labels if labels is None or callable(labels) else targets.array_of(self.ids, labels, "labels")
         if num_classes is not None:
-            self.labels = _one_hot(self.labels, num_classes)
+            self.labels = targets.one_hot(self.labels, num_classes)
         self.label_names = [str(name) for name in labels.columns] if isinstance(labels, pd.DataFrame) else None
-        self.weights = None if weights is None else _array(self.ids, weights, "weights")
+        self.weights = None if weights is None else targets.array_of(self.ids, weights, "weights")
         self.extra = None
         if extra is not None:
             if "image" in extra.columns:
                 raise IchError("the input of images is called image; give that column of extra another name")
-            self.extra = dict(zip(extra.columns, _array(self.ids, extra, "extra inputs").T[..., None], strict=True))
+            self.extra = dict(
+                zip(extra.columns, targets.array_of(self.ids, extra, "extra inputs").T[..., None], strict=True)
+            )
         self.class_indices: dict[Hashable, int] | None = None
         self.image_dir, self.suffix = Path(image_dir), suffix
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
@@ -222,7 +224,7 @@ class DataGenerator(keras.utils.PyDataset):
                 raise IchError(
                     f"class_mode {class_mode} takes one column of classes, got {len(y_cols)}; raw takes more"
                 )
-            labels, class_indices, wanted = _class_labels(frame[y_cols[0]], class_mode, classes)
+            labels, class_indices, wanted = targets.class_labels(frame[y_cols[0]], class_mode, classes)
             frame = frame[wanted]
         made = cls(
             frame.index,
@@ -502,64 +504,6 @@ class DataGenerator(keras.utils.PyDataset):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._make_local()
-
-
-def _array(ids: pd.Index, labels: pd.DataFrame | pd.Series, what: str) -> np.ndarray:
-    """Labels in the order of the ids, looked up once; float32, shape (len(ids), columns) or (len(ids),)."""
-    if not labels.index.is_unique:
-        twice = labels.index[labels.index.duplicated()].unique()
-        raise IchError(f"the {what} list {name_some(twice)} twice; merge their rows first")
-    places = labels.index.get_indexer(ids)
-    if (places < 0).any():
-        raise IchError(f"there are no {what} of {name_some(ids[places < 0])}; leave them out, or complete the {what}")
-    try:
-        array = labels.to_numpy(dtype=np.float32, na_value=np.nan)[places]
-    except (ValueError, TypeError) as error:
-        raise IchError(
-            f"{what} are numbers, but {error}; class_mode of from_dataframe takes classes by name"
-        ) from error
-    numbers = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    if not numbers.all():
-        raise IchError(f"the {what} of {name_some(ids[~numbers])} are not all numbers; nothing is filled in for them")
-    return array
-
-
-def _one_hot(labels: Any, num_classes: int) -> np.ndarray:
-    """Whole numbers from 0 as float32 of shape (len(labels), num_classes)."""
-    fits = isinstance(labels, np.ndarray) and labels.ndim == 1 and (labels % 1 == 0).all()
-    if not fits or labels.min() < 0 or labels.max() >= num_classes:
-        raise IchError(f"num_classes={num_classes} takes one column of whole numbers from 0 to {num_classes - 1}")
-    return np.eye(num_classes, dtype=np.float32)[labels.astype(np.int64)]
-
-
-def _class_labels(
-    column: pd.Series, class_mode: str, classes: Sequence[Hashable] | None
-) -> tuple[pd.DataFrame | pd.Series, dict[Hashable, int], np.ndarray]:
-    """Labels of classes by name, of rows that have a wanted one; which class has which index; which rows these are."""
-    lists = column.map(lambda value: isinstance(value, (list, tuple, set))).to_numpy(dtype=bool)
-    if lists.any() and class_mode != "categorical":
-        raise IchError(
-            f"{column.name} holds several classes for {name_some(column.index[lists])}: categorical takes them"
-        )
-    empty = lists & column.map(lambda value: isinstance(value, Sized) and len(value) == 0).to_numpy(dtype=bool)
-    named = pd.Series(column.to_numpy(), np.arange(len(column)), dtype=object).explode()
-    named = named[~empty[named.index]]
-    if named.isna().any():
-        nameless = column.index[named.index[named.isna()].unique()]
-        raise IchError(f"{column.name} names no class for {name_some(nameless)}; leave these rows out")
-    known = sorted(named.unique()) if classes is None else list(dict.fromkeys(classes))
-    if class_mode == "binary" and len(known) != 2:
-        raise IchError(f"class_mode binary takes two classes, found {len(known)}: {name_some(known)}")
-    indices = {name: index for index, name in enumerate(known)}
-    codes = pd.Index(known, dtype=object).get_indexer(named)
-    rows, codes = named.index.to_numpy()[codes >= 0], codes[codes >= 0]
-    wanted = empty.copy()
-    wanted[rows] = True
-    if class_mode == "categorical":
-        hot = np.zeros((len(column), len(known)), np.float32)
-        hot[rows, codes] = 1
-        return pd.DataFrame(hot, index=column.index, columns=known)[wanted], indices, wanted
-    return pd.Series(codes, index=column.index[rows]), indices, wanted
 
 
 @contextmanager
