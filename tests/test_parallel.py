@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,38 @@ def sleep(number):
     return number
 
 
+SCHEDULER = """
+import sys, time
+from distributed import LocalCluster
+options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, **options)
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()  # until the test closes it
+    cluster.close()
+"""
+
+
+@contextmanager
+def scheduler(workers):
+    """A real scheduler with so many worker processes, in a process of its own; that process and its address."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-c", SCHEDULER, str(workers)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as elsewhere:
+        try:
+            yield elsewhere, elsewhere.stdout.readline().strip()
+            elsewhere.stdin.close()
+            elsewhere.wait(timeout=20)
+        finally:
+            elsewhere.kill()
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """The address of a real scheduler with two worker processes."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, before]))
-    options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
-    try:
-        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as running:
-            yield running.scheduler_address
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
+    with scheduler(workers=2) as (_, address):
+        yield address
 
 
 @pytest.fixture(params=["here", "processes", "threads", "dask"])
@@ -142,42 +164,20 @@ def test_what_cannot_work_is_refused(monkeypatch):
 
 def test_a_cluster_without_workers_does_no_work_and_says_so(monkeypatch):
     monkeypatch.setattr(parallel, "_CLUSTER_SECONDS", 2)
-    options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
-    with (
-        distributed.LocalCluster(n_workers=0, **options) as empty,
-        pytest.raises(IchError, match="has no workers; start some"),
-    ):
-        list(unordered(square, calls([1]), backend="dask", scheduler=empty.scheduler_address))
-
-
-SCHEDULER = """
-import time
-from distributed import LocalCluster
-options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
-if __name__ == "__main__":
-    cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
-    print(cluster.scheduler_address, flush=True)
-    time.sleep(600)
-"""
+    with scheduler(workers=0) as (_, address), pytest.raises(IchError, match="has no workers; start some"):
+        list(unordered(square, calls([1]), backend="dask", scheduler=address))
 
 
 def test_a_scheduler_that_goes_away_is_told():
-    environment = os.environ | {"PYTHONPATH": TESTS}
-    with subprocess.Popen(
-        [sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, text=True, env=environment
-    ) as elsewhere:
-        try:
-            address = elsewhere.stdout.readline().strip()
-            results = unordered(sleep, calls([0.01] * 3 + [300] * 3), backend="dask", scheduler=address)
-            next(results)
-            elsewhere.kill()
-            with (
-                distributed.client.dask.config.set({"distributed.client.scheduler-reconnect": False}),
-                pytest.raises(IchError, match=r"the Dask scheduler at .* is gone; run again"),
-            ):
-                list(results)
-        finally:
-            elsewhere.kill()
+    with scheduler(workers=1) as (elsewhere, address):
+        results = unordered(sleep, calls([0.01] * 3 + [300] * 3), backend="dask", scheduler=address)
+        next(results)
+        elsewhere.kill()
+        with (
+            distributed.client.dask.config.set({"distributed.client.scheduler-reconnect": False}),
+            pytest.raises(IchError, match=r"the Dask scheduler at .* is gone; run again"),
+        ):
+            list(results)
 
 
 # ------------------------------------------------------------------------------------------------------ conversion

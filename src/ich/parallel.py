@@ -78,7 +78,9 @@ def _on_cluster(
                 result = future.result()
             except KilledWorker as error:
                 raise IchError(_KILLED) from error
-            except CancelledError as error:
+            except (CancelledError, OSError) as error:
+                if future.status == "error":  # it is the task's own
+                    raise
                 raise IchError(f"the Dask scheduler at {scheduler} is gone; run again") from error
             running.update(client.submit(call, pure=False) for call in islice(calls, 1))
             yield result
