@@ -34,8 +34,10 @@ lint: install
 	$(BIN)/ruff format --check .
 
 bench: install
-	$(BIN)/python benchmarks/bench_labels.py
 	$(BIN)/python benchmarks/bench_demo.py
+	$(BIN)/python benchmarks/bench_labels.py
+	$(BIN)/python benchmarks/bench_convert.py  # this and the next on real slices, of the folder that RSNA_SAMPLE names
+	$(BIN)/python benchmarks/bench_generator.py
 
 clean-demo:
 	rm -rf data/demo images/demo runs/demo submissions/demo.csv submissions/demo.json
