@@ -66,7 +66,7 @@ def finished(archive, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def workplace(archive, tmp_path, monkeypatch) -> Path:
+def workdir(archive, tmp_path, monkeypatch) -> Path:
     """An empty folder to work in, with the archive."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(archive, tmp_path / ARCHIVE)
@@ -190,27 +190,27 @@ def new_zip(path: str, keep: Callable[[str], bool] = lambda name: True, **change
     return path
 
 
-def test_a_missing_source_is_told_and_nothing_written(workplace):
+def test_a_missing_source_is_told_and_nothing_written(workdir):
     config = write_config(data={"sources": "nowhere", "images": "images"})
     assert "nowhere does not exist" in complaint("preprocess", config)
-    assert not (workplace / "images").exists()
+    assert not (workdir / "images").exists()
 
 
-def test_an_archive_without_slices_is_told_and_nothing_written(workplace):
+def test_an_archive_without_slices_is_told_and_nothing_written(workdir):
     empty = new_zip("empty.zip", keep=lambda name: name.endswith(".csv"))
     config = write_config(data={"sources": empty, "images": "images"})
     assert "empty.zip holds no .dcm files" in complaint("preprocess", config)
-    assert not (workplace / "images").exists()
+    assert not (workdir / "images").exists()
 
 
-def test_a_misspelt_key_is_told_by_its_path(workplace):
+def test_a_misspelt_key_is_told_by_its_path(workdir):
     config = write_config(preprocess={"windos": ["brain"]})
     message = complaint("preprocess", config)
     assert "preprocess.windos is no known key; there are windows, size, fit" in message
-    assert not (workplace / "images").exists()
+    assert not (workdir / "images").exists()
 
 
-def test_labels_and_slices_that_do_not_belong_together_are_told(workplace):
+def test_labels_and_slices_that_do_not_belong_together_are_told(workdir):
     config = write_config()
     preprocess(config)
     with zipfile.ZipFile(ARCHIVE) as source:
@@ -221,12 +221,12 @@ def test_labels_and_slices_that_do_not_belong_together_are_told(workplace):
     images = {"sources": ARCHIVE, "images": "images"}
     assert f"1 slice(s) without a label: {first}" in complaint("make_folds", config, "--set", "data.labels=less.csv")
     assert "1 label(s) without a slice: ID_feed" in complaint("make_folds", config, "--set", "data.labels=more.csv")
-    assert not (workplace / "images" / "folds.csv").exists()
+    assert not (workdir / "images" / "folds.csv").exists()
     script("make_folds")([write_config(data=images | {"labels": "less.csv"}, folds={"n": 2, "allow_unmatched": True})])
-    assert first not in (workplace / "images" / "folds.csv").read_text()
+    assert first not in (workdir / "images" / "folds.csv").read_text()
 
 
-def test_one_patient_cannot_be_folded(workplace):
+def test_one_patient_cannot_be_folded(workdir):
     preprocess(write_config())
     table = pd.read_parquet("images/slices.parquet")
     one = (
@@ -238,7 +238,7 @@ def test_one_patient_cannot_be_folded(workplace):
     config = write_config(data={"sources": alone, "images": "alone"}, folds={"n": 5, "allow_unmatched": True})
     preprocess(config)
     assert "1 patient is too few for 5 folds" in complaint("make_folds", config)
-    assert not (workplace / "alone" / "folds.csv").exists()
+    assert not (workdir / "alone" / "folds.csv").exists()
 
 
 def test_a_run_of_another_config_is_refused_with_the_difference(finished, monkeypatch):
@@ -282,12 +282,12 @@ def test_a_mistake_leaves_no_run_that_would_refuse_the_corrected_config(finished
         assert not (finished / "runs" / "new").exists()
 
 
-def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workplace):
+def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workdir):
     config = write_config()
     assert "run scripts/preprocess.py" in complaint("make_folds", config)
     assert "scripts/make_folds.py" in complaint("train", config, "--fold", "0")
     assert "runs/tiny is no run" in complaint("predict", "runs/tiny")
-    assert not (workplace / "runs").exists()
+    assert not (workdir / "runs").exists()
 
 
 @pytest.mark.real
