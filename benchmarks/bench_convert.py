@@ -6,9 +6,13 @@ The folder in RSNA_SAMPLE holds a zip laid out as the competition's. Its slices 
 its own, to a folder and to a zip of --files slices. Sides take turns, each run in a process of its own, timed from the
 start of its pool to its end, imports of the first process apart:
 
-- floor: read, pydicom's parse, a lookup table, cv2.imencode with our settings, write. No checks, no table, no rename.
+- floor: read, pydicom's parse, a lookup table, cv2.imencode at its quickest, write. No checks, no table, no rename.
+- floor, our PNGs: the same with `ich.png`, which is quicker than cv2.
 - loop: pixel_array to float64, masks, cv2.imwrite with its defaults, multiprocessing.Pool; from a zip, by zipfile.
 - ours: the whole of `convert`, its workers' start, its slice table and all.
+
+Slices and PNGs of these lie in memory (/dev/shm), where that has room: of a disk, the speed of writing is measured, and
+its changes from one minute to the next.
 
 The big zip and the finished run are of 32 × 32 slices with a header as real ones, converted by scripts/preprocess.py.
 --only measures single parts. Prints tables and, last, a line of JSON.
@@ -38,6 +42,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
+from ich import png
+
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = 2
 WINDOWS = {1: ["brain"], 3: ["brain", "subdural", "bone"]}
@@ -46,11 +52,25 @@ IN_SERIES = 35  # slices, of the small ones
 HEADER = 2048  # bytes at a file's start, in which its id is
 
 
+# cv2's settings for grey slices that take the least time.
+QUICKEST = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+
+def encode_quickest(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image, QUICKEST)[1]
+
+
+def in_memory(files: int) -> Path | None:
+    """A folder in memory with room for the slices, packed and not, and their PNGs; else None."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > files * 1_500_000 else None
+
+
 # The sides of the throughput: each converts a folder or a zip, and gives the seconds that it took.
 
 
-def floor(source: Path, out: Path, count: int) -> float:
-    from ich import convert, windows
+def floor(source: Path, out: Path, count: int, encode: Callable = encode_quickest) -> float:
+    from ich import windows
 
     values = np.arange(65536, dtype=np.uint16)
     window = windows.PRESETS[WINDOWS[count][0]]
@@ -60,11 +80,15 @@ def floor(source: Path, out: Path, count: int) -> float:
     files = sorted(source.rglob("*.dcm"))
     start = time.perf_counter()
     with multiprocessing.get_context("fork").Pool(
-        JOBS, _set, [{"tables": tables, "values": values, "low": low, "width": window.width, "png": convert.PNG[1]}]
+        JOBS, _set, [{"tables": tables, "values": values, "low": low, "width": window.width, "encode": encode}]
     ) as pool:
         for _ in pool.imap_unordered(partial(floor_slice, out), files, chunksize=64):
             pass
     return time.perf_counter() - start
+
+
+def floor_ours(source: Path, out: Path, count: int) -> float:
+    return floor(source, out, count, lambda image: png.encode(image[..., None]))
 
 
 def floor_slice(out: Path, path: Path) -> None:
@@ -80,7 +104,7 @@ def floor_slice(out: Path, path: Path) -> None:
         image = cv2.LUT(stored, table)
     except cv2.error:  # before OpenCV 5, of bytes only
         image = np.take(table, stored)
-    (out / f"{path.stem}.png").write_bytes(cv2.imencode(".png", image, STATE["png"])[1])
+    (out / f"{path.stem}.png").write_bytes(STATE["encode"](image))
 
 
 def loop(source: Path, out: Path, count: int) -> float:
@@ -123,9 +147,9 @@ def window_image(image, center, width, intercept, slope):
 
 
 def ours(source: Path, out: Path, count: int) -> float:
-    from ich import convert, windows
+    from ich import convert, render, windows
 
-    settings = convert.Settings(windows=tuple(windows.PRESETS[name] for name in WINDOWS[count]))
+    settings = render.Settings(windows=tuple(windows.PRESETS[name] for name in WINDOWS[count]))
     start = time.perf_counter()
     table = convert.convert([source], out, settings, jobs=JOBS)
     seconds = time.perf_counter() - start
@@ -134,7 +158,7 @@ def ours(source: Path, out: Path, count: int) -> float:
     return seconds
 
 
-SIDES = {"floor": floor, "loop": loop, "ours": ours}
+SIDES = {"floor": floor, "floor, our PNGs": floor_ours, "loop": loop, "ours": ours}
 STATE: dict = {}  # of a worker
 
 
@@ -291,15 +315,25 @@ def memory(pid: int) -> int:
 
 # The encoder.
 
-ENCODERS = {
-    "cv2's defaults": [],
+
+def by_cv2(image: np.ndarray, settings: list[int]) -> bytes:
+    blue_first = image[..., 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", blue_first, settings)[1]
+
+
+ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
+    "ich.png": png.encode,
+    "cv2's defaults": partial(by_cv2, settings=[]),
     **{
-        f"{strategy} {filter} {level or '-'}": [
-            # In this order: setting the level resets the strategy.
-            *([cv2.IMWRITE_PNG_COMPRESSION, level] if level else []),
-            *(cv2.IMWRITE_PNG_STRATEGY, getattr(cv2, f"IMWRITE_PNG_STRATEGY_{strategy}")),
-            *(cv2.IMWRITE_PNG_FILTER, getattr(cv2, f"IMWRITE_PNG_{filter}")),
-        ]
+        f"{strategy} {filter} {level or '-'}": partial(
+            by_cv2,
+            settings=[
+                # In this order: setting the level resets the strategy.
+                *([cv2.IMWRITE_PNG_COMPRESSION, level] if level else []),
+                *(cv2.IMWRITE_PNG_STRATEGY, getattr(cv2, f"IMWRITE_PNG_STRATEGY_{strategy}")),
+                *(cv2.IMWRITE_PNG_FILTER, getattr(cv2, f"IMWRITE_PNG_{filter}")),
+            ],
+        )
         for strategy, levels in {
             "DEFAULT": (1, 3, 6),
             "RLE": (None,),
@@ -313,19 +347,23 @@ ENCODERS = {
 
 
 def real_images(sample: Path, count: int, every: int) -> list[np.ndarray]:
-    """Windowed slices as the encoder gets them."""
-    from ich import convert, dicom, windows
+    """Windowed slices."""
+    from ich import dicom, render, windows
 
     chosen = [windows.PRESETS[name] for name in WINDOWS[count]]
     slices = [data for _, data in sample_slices(sample)][::every]
-    settings = convert.Settings(windows=tuple(chosen))
-    return [np.ascontiguousarray(convert.render(dicom.read(data)[0], settings)[0][..., ::-1]) for data in slices]
+    settings = render.Settings(windows=tuple(chosen))
+    return [render.render(dicom.read(data)[0], settings)[0] for data in slices]
 
 
 def milliseconds(function: Callable, values: list) -> tuple[float, list]:
     start = time.perf_counter()
     results = [function(value) for value in values]
     return 1e3 * (time.perf_counter() - start) / len(values), results
+
+
+def decode_cv2(file: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def encoder_table(sample: Path, repeat: int) -> list[str]:
@@ -335,15 +373,15 @@ def encoder_table(sample: Path, repeat: int) -> list[str]:
         f"{'strategy filter level':26}" + f"{'encode ms':>11}{'decode ms':>11}{'KB':>8}" * 2,
     ]
     images = {count: real_images(sample, count, every=8) for count in WINDOWS}
-    for name, settings in ENCODERS.items():
+    for name, encode in ENCODERS.items():
         line = f"{name:26}"
         for pictures in images.values():
             encodes, decodes = [], []
             for _ in range(repeat):
-                took, pngs = milliseconds(lambda picture, p=settings: cv2.imencode(".png", picture, p)[1], pictures)
+                took, files = milliseconds(encode, pictures)
                 encodes.append(took)
-                decodes.append(milliseconds(lambda png: cv2.imdecode(png, cv2.IMREAD_UNCHANGED), pngs)[0])
-            size = sum(map(len, pngs)) / len(pngs) / 1e3
+                decodes.append(milliseconds(decode_cv2, files)[0])
+            size = sum(map(len, files)) / len(files) / 1e3
             line += f"{statistics.median(encodes):11.2f}{statistics.median(decodes):11.2f}{size:8.1f}"
         lines.append(line)
     return lines
@@ -351,16 +389,12 @@ def encoder_table(sample: Path, repeat: int) -> list[str]:
 
 def compare_decoding(sample: Path, work: Path, repeat: int) -> dict[str, float]:
     """One process: our PNGs of one window, and cv2's by default, read by cv2.imread."""
-    from ich import convert, windows
-
     cv2.setNumThreads(1)
-    settings = convert.Settings(windows=(windows.PRESETS["brain"],))
     files: dict[str, list[str]] = {"default": [], "ours": []}
     for number, image in enumerate(real_images(sample, 1, every=1)):
-        pngs = {"default": cv2.imencode(".png", image)[1].tobytes(), "ours": convert.encode(image, settings)[0]}
-        for side, png in pngs.items():
+        for side, data in {"default": by_cv2(image, []), "ours": png.encode(image)}.items():
             path = work / f"{side}-{number}.png"
-            path.write_bytes(png)
+            path.write_bytes(data)
             files[side].append(str(path))
     size = {side: sum(Path(path).stat().st_size for path in paths) for side, paths in files.items()}
     taken: dict[str, list[float]] = {side: [] for side in files}
@@ -395,18 +429,19 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("set RSNA_SAMPLE to a folder with a zip of the competition's slices, or give it as the argument")
 
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=in_memory(args.files)) as memory:
+        work = Path(memory)
         if {"folder", "zip"} & set(args.only):
             source, archive = work / "slices", work / "slices.zip"
             repeat_sample(sample, source, archive, args.files)
             print(f"{args.files:,} slices, {JOBS} processes each side, medians of {args.repeat} runs\n")
             if "folder" in args.only:
-                runs = [("floor", 1), ("ours", 1), ("loop", 1), ("ours", 3), ("loop", 3)]
+                runs = [("floor", 1), ("ours", 1), ("loop", 1), ("ours", 3), ("loop", 3), ("floor, our PNGs", 1)]
                 took = in_turns(work, source, runs, args.repeat)
                 for (side, count), seconds in took.items():
                     print(f"folder, {count} window(s), {side:24}{args.files / seconds:10.0f} slices/s")
                 found["one_window_vs_floor"] = took["floor", 1] / took["ours", 1]
+                found["one_window_vs_floor_of_our_pngs"] = took["floor, our PNGs", 1] / took["ours", 1]
                 found["one_window_vs_loop"] = took["loop", 1] / took["ours", 1]
                 found["three_windows_vs_loop"] = took["loop", 3] / took["ours", 3]
             shutil.rmtree(source)
@@ -420,6 +455,7 @@ def main(argv: list[str] | None = None) -> None:
             found |= compare_decoding(sample, work, args.repeat)
         if "encoder" in args.only:
             print("\n".join(["", *encoder_table(sample, args.repeat), ""]))
+        work = Path(disk)
         if "big-zip" in args.only:
             write_zip(work / "big.zip", small_slices(sample, args.big))
             first, seconds, peak = watch(script(work / "big.zip", work / "big"), work / "big")

@@ -366,8 +366,9 @@ def prepare(archive: Path, folder: Path) -> None:
     """PNGs `ID_….png`, labels.csv and slices.parquet of IMAGES slices, whole series after one another."""
     import pandas as pd
 
-    from ich.convert import Settings, convert
+    from ich.convert import convert
     from ich.labels import read_labels
+    from ich.render import Settings
     from ich.slices import write_table
     from ich.windows import PRESETS
 

@@ -20,9 +20,11 @@ from pydicom.pixels import apply_modality_lut
 
 from ich import convert as module
 from ich import dicom
-from ich.archive import Member
-from ich.convert import STATUSES, Settings, check_settings, convert, convert_slice, render, summary
+from ich import render as render_module
+from ich.convert import check_settings, convert, summary
 from ich.errors import IchError
+from ich.member import Member
+from ich.render import STATUSES, Settings, convert_slice, render
 from ich.windows import PRESETS, Window, apply_window
 
 BRAIN = Settings((PRESETS["brain"],))
@@ -231,13 +233,15 @@ def test_stopped_anywhere_and_run_again_it_ends_the_same(data, tmp_path, monkeyp
         return real(member, out, settings)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(module, "convert_slice", stop)
+        stopping.setattr(render_module, "convert_slice", stop)
         with pytest.raises(Forbidden):
             convert([data], tmp_path / "resumed", BRAIN, jobs=1)
     assert not (tmp_path / "resumed" / "slices.parquet").exists()
 
     again = []
-    monkeypatch.setattr(module, "convert_slice", lambda member, *rest: again.append(member.id) or real(member, *rest))
+    monkeypatch.setattr(
+        render_module, "convert_slice", lambda member, *rest: again.append(member.id) or real(member, *rest)
+    )
     convert([data], tmp_path / "resumed", BRAIN, jobs=1)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
     assert len(again) == 23 - (failing - 1) // chunk * chunk  # only what is left, and the chunk that was lost
@@ -347,6 +351,20 @@ def test_a_slice_of_another_size_is_converted_again(data, tmp_path):
     assert table.loc[name_of(3), ["Rows", "size"]].tolist() == [40, path.stat().st_size]
     convert([data], tmp_path / "fresh", BRAIN, jobs=1)
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_slice_that_cannot_be_read_keeps_its_series_if_it_is_its_own(data, tmp_path):
+    table = convert([data], tmp_path / "images", BRAIN, jobs=1).set_index("SOPInstanceUID")
+    for number in range(100, 107):
+        assert table.loc[name_of(number), "SeriesInstanceUID"] == "ID_ccccccccc1"
+        assert table.loc[name_of(number), "PatientID"] == "ID_aaaaaaaa1"
+        assert pd.isna(table.loc[name_of(number), "order"])  # it takes no slice's place
+    assert pd.isna(table.loc[name_of(107), "SeriesInstanceUID"])
+    foreign = slice_bytes(999)[:-200]
+    (data / "stage_2_train" / f"{name_of(100)}.dcm").write_bytes(foreign)
+    table = convert([data], tmp_path / "again", BRAIN, jobs=1).set_index("SOPInstanceUID")
+    assert table.loc[name_of(100), "status"] == "truncated"
+    assert pd.isna(table.loc[name_of(100), "SeriesInstanceUID"])
 
 
 def test_a_truncated_slice_is_converted_once_it_is_whole_and_the_other_way_round(data, tmp_path):

@@ -533,9 +533,22 @@ def test_random_bytes_after_the_mark_are_refused():
 
 
 def test_the_error_survives_the_way_from_a_worker_process():
-    error = pickle.loads(pickle.dumps(DicomError("truncated", "12 bytes, expected 24")))
+    error = pickle.loads(pickle.dumps(DicomError("truncated", "12 bytes, expected 24", {"PatientID": "ID_a"})))
     assert (type(error), error.kind, error.reason) == (DicomError, "truncated", "12 bytes, expected 24")
     assert str(error) == "12 bytes, expected 24"
+    assert error.identity == {"PatientID": "ID_a"}
+
+
+def test_a_slice_without_pixels_still_tells_what_it_is_of():
+    whole = make_dicom()
+    identity = {"SOPInstanceUID": UID_A, "PatientID": "ID_aaaaaaaa1"}
+    identity |= {"StudyInstanceUID": "ID_bbbbbbbbb1", "SeriesInstanceUID": "ID_ccccccccc1"}
+    for data in (whole[:-99], make_dicom(drop=["PixelData"]), make_dicom(RescaleSlope=0)):
+        assert failure(data).identity == identity
+    assert failure(make_dicom(drop=["StudyInstanceUID", "PixelData"])).identity == {
+        keyword: value for keyword, value in identity.items() if keyword != "StudyInstanceUID"
+    }
+    assert failure(b"no slice at all").identity == {}
 
 
 # ------------------------------------------------------------------------------------------------ how it is called

@@ -11,8 +11,7 @@ from PIL import Image
 
 from ich import dicom
 from ich.errors import IchError
-from ich.images import _PNG as SIGNATURE
-from ich.images import COLOR_MODES, INTERPOLATIONS, READERS, _decode_plain, check, read, recolor, resize
+from ich.images import COLOR_MODES, INTERPOLATIONS, READERS, check, read, recolor, resize
 from ich.windows import PRESETS, apply_window
 
 GREY = np.arange(20 * 30, dtype=np.int64).reshape(20, 30) % 251
@@ -255,53 +254,3 @@ def test_what_cannot_be_scaled_is_refused():
     with pytest.raises(IchError, match=r"shape \(2, 3, 4, 5\) has no height, width and channels"):
         resize(np.zeros((2, 3, 4, 5)), (5, 5), "nearest")
     check(None, None, "nearest")
-
-
-def chunk(kind, data):
-    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-
-
-def hand_made(image, kind, filters=0, extra=b"", tail=b"", interlaced=0):
-    """A PNG of 8 bits of an image (height, width, channels), its rows said to be filtered."""
-    height, width = image.shape[:2]
-    rows = np.insert(image.reshape(height, -1), 0, filters, axis=1)
-    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, kind, 0, 0, interlaced])
-    stream = zlib.compress(rows.tobytes() + tail)
-    halves = chunk(b"IDAT", stream[:20]) + chunk(b"IDAT", stream[20:])
-    return SIGNATURE + chunk(b"IHDR", header) + extra + halves + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(("channels", "kind"), [(1, 0), (3, 2)])
-def test_unfiltered_pngs_are_inflated_to_what_opencv_reads(tmp_path, channels, kind):
-    image = np.random.default_rng(0).integers(0, 256, (13, 17, channels), dtype=np.uint8)
-    for data in (hand_made(image, kind), encoded(image if channels == 3 else image[..., 0])):
-        (tmp_path / "a.png").write_bytes(data)
-        np.testing.assert_array_equal(read(tmp_path / "a.png"), image)
-    made = _decode_plain(hand_made(image, kind), 17, 13)
-    np.testing.assert_array_equal(made, image)
-    assert made.flags.writeable
-    assert made.flags.c_contiguous
-
-
-def test_any_other_png_is_left_to_opencv(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (13, 17, 1), dtype=np.uint8)
-    plain = hand_made(image, 0)
-    others = {
-        "filtered": hand_made(image, 0, filters=1),
-        "filtered once": hand_made(image, 0, filters=[0] * 12 + [2]),
-        "interlaced": hand_made(image, 0, interlaced=1),
-        "with a palette's chunk": hand_made(image, 0, extra=chunk(b"PLTE", bytes(3))),
-        "with more data": hand_made(image, 0, tail=b"1"),
-        "with less data": hand_made(image[:, :-1], 0).replace((16).to_bytes(4), (17).to_bytes(4), 1),
-        "cut": plain[:-13],
-        "with a wrong checksum": plain[:60] + bytes([plain[60] ^ 1]) + plain[61:],
-        "of 16 bits": cv2.imencode(".png", image.astype(np.uint16))[1].tobytes(),
-        "of no width": hand_made(image[:, :0], 0),
-    }
-    for what, data in others.items():
-        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-        assert _decode_plain(data, width, height) is None, what
-    (tmp_path / "a.png").write_bytes(others["filtered once"])
-    expected = image.copy()
-    expected[-1] += image[-2]  # filter 2 stores what is added to the row above
-    np.testing.assert_array_equal(read(tmp_path / "a.png"), expected)

@@ -10,10 +10,11 @@ import pytest
 from conftest import make_dicom
 
 from ich import parallel
-from ich.convert import Settings, convert, verify
+from ich.convert import convert, verify
 from ich.dicom import DicomError
 from ich.errors import IchError
 from ich.parallel import BACKENDS, unordered
+from ich.render import Settings
 from ich.windows import PRESETS
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")

@@ -290,6 +290,16 @@ def test_what_is_no_table_is_told(tmp_path):
             read_table(path)
 
 
+def test_some_columns_are_those_of_the_whole(tmp_path):
+    path = tmp_path / "slices.parquet"
+    write_table(ordered(row("ID_a", [0, 0, 0], size=3), row("ID_b", [0, 0, 1])), path)
+    wanted = ["size", "SOPInstanceUID", "z"]
+    pd.testing.assert_frame_equal(read_table(path, wanted), read_table(path)[wanted])
+    pq.write_table(pq.read_table(path).drop_columns(["order"]), path)
+    with pytest.raises(IchError, match=r"lacks order; .*another version"):
+        read_table(path, wanted)
+
+
 def test_a_lacking_column_is_named(tmp_path):
     path = tmp_path / "slices.parquet"
     pq.write_table(pa.Table.from_pylist([row("ID_a", None)], SCHEMA).drop_columns(["z", "order"]), path)

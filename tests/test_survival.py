@@ -13,6 +13,7 @@ import time
 import warnings
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,10 +35,11 @@ from pydicom.uid import (
 
 from ich import convert as module
 from ich import slices
-from ich.archive import Member
-from ich.convert import STATUSES, Settings, convert, convert_slice, summary, verify
+from ich.convert import convert, summary, verify
 from ich.dicom import DicomError, read
 from ich.errors import IchError
+from ich.member import Member
+from ich.render import STATUSES, Settings, convert_slice
 from ich.synthetic import COMMON_FORMATS, RARE_FORMATS, PixelFormat, phantom_series, to_dicom
 from ich.windows import PRESETS
 
@@ -114,10 +116,11 @@ def test_killed_twenty_times_and_resumed_it_ends_as_if_undisturbed(tmp_path):
                 # Some from the very start, as the folder is looked through; the rest among the slices.
                 while kill % 10 != 9 and running.poll() is None and count(out / "train") == before:
                     time.sleep(0.002)
-                time.sleep(rng.uniform(0, seconds / 10))
+                time.sleep(rng.uniform(0, seconds / 30))
                 within += running.poll() is None
             finally:
-                os.killpg(running.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may have just ended
+                    os.killpg(running.pid, signal.SIGKILL)
         parts = max(parts, len(list(out.glob("parts/[!.]*"))))
         for path in out.glob("train/[!.]*.png"):  # at any moment each PNG is whole
             assert path.read_bytes()[-8:-4] == b"IEND", path

@@ -118,7 +118,7 @@ class DataGenerator(keras.utils.PyDataset):
         self.ids = pd.Index(ids)
         if len(self.ids) == 0:
             raise IchError("there are no samples: the list of ids is empty")
-        if not self.ids.is_unique:
+        if not pd.Index(self.ids.array).is_unique:  # pandas would keep a table of Python strings with our own
             twice = self.ids[self.ids.duplicated()].unique()
             raise IchError(f"ids are listed twice: {name_some(twice)}; give each sample once")
         if batch_size < 1:
@@ -312,6 +312,10 @@ class DataGenerator(keras.utils.PyDataset):
             return x
         y = np.stack([self._label(row) for row in rows]) if callable(self.labels) else self.labels[rows]
         return (x, y) if self.weights is None else (x, y, self.weights[rows])
+
+    def ids_of(self, index: int) -> pd.Index:
+        """The ids of batch `index` of the epoch, in its order."""
+        return self.ids[self._plan[1][index * self.batch_size : (index + 1) * self.batch_size]]
 
     def on_epoch_begin(self) -> None:
         """Keras calls it, after workers of the epoch have started."""

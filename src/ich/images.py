@@ -6,9 +6,8 @@ from tokenize import TokenError  # what NumPy's parser of headers lets through
 
 import cv2
 import numpy as np
-from isal import isal_zlib
 
-from ich import dicom
+from ich import dicom, png
 from ich.errors import IchError
 from ich.windows import Window, apply_windows
 
@@ -29,17 +28,13 @@ COLOR_MODES = ("grayscale", "rgb", "rgba")
 """Keras's."""
 
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
 def _read_cv2(path: Path) -> np.ndarray:
     data = path.read_bytes()
-    if len(data) >= 24 and data.startswith(_PNG):  # whatever its name: cv2 goes by the content
-        # Of the first chunk, IHDR (PNG specification, 11.2.2).
-        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-        if max(width, height) > MAX_SIDE:
-            raise IchError(f"{path} says that it has {width:,} × {height:,} pixels, at most {MAX_SIDE:,} are read")
-        image = _decode_plain(data, width, height)
+    size = png.size(data)  # whatever its name: cv2 goes by the content
+    if size is not None:
+        if max(size) > MAX_SIDE:
+            raise IchError(f"{path} says that it has {size[0]:,} × {size[1]:,} pixels, at most {MAX_SIDE:,} are read")
+        image = png.decode(data)
         if image is not None:
             return image
     try:
@@ -52,40 +47,6 @@ def _read_cv2(path: Path) -> np.ndarray:
         return image[..., None]
     # cv2 gives blue first; a fourth channel, alpha, stays last.
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-
-
-def _decode_plain(data: bytes, width: int, height: int) -> np.ndarray | None:
-    """The pixels of a PNG such as `ich.convert` writes: 8 bits, grey or red, green, blue, and rows without filters.
-
-    Without filters, decoding is inflating, and ISA-L does that in half the time of the zlib that OpenCV has.
-
-    Returns:
-        uint8, shape (height, width, 1 or 3); None of any other PNG, or a damaged one: those are OpenCV's to judge.
-    """
-    # Of IHDR: depth 8, colour type grey or RGB, and no interlacing (PNG specification, 11.2.2).
-    channels = {b"\x08\x00\x00\x00\x00": 1, b"\x08\x02\x00\x00\x00": 3}.get(data[24:29])
-    if channels is None or not width or not height:
-        return None
-    at, kind, stream = len(_PNG), b"", []
-    while kind != b"IEND":
-        end = at + 8 + int.from_bytes(data[at : at + 4])
-        chunk, crc = data[at + 4 : end], data[end : end + 4]
-        kind = chunk[:4]
-        if kind not in (b"IHDR", b"IDAT", b"IEND") or isal_zlib.crc32(chunk).to_bytes(4) != crc:
-            return None
-        if kind == b"IDAT":
-            stream.append(chunk[4:])
-        at = end + 4
-    row = 1 + width * channels  # a byte says how the row is filtered; 0 is not at all
-    inflater = isal_zlib.decompressobj()
-    try:
-        pixels = inflater.decompress(b"".join(stream), height * row + 1)  # at most one byte more than there may be
-    except isal_zlib.error:
-        return None
-    if not inflater.eof or len(pixels) != height * row:
-        return None
-    rows = np.frombuffer(pixels, np.uint8).reshape(height, row)
-    return None if rows[:, 0].any() else rows[:, 1:].copy().reshape(height, width, channels)
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -1,8 +1,15 @@
 """The same work on the cores of one machine, by joblib, or on a Dask cluster."""
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from signal import SIGTERM
+from threading import Event, Thread
 from typing import Any
 
 from joblib import Parallel, delayed
@@ -13,6 +20,7 @@ from ich.errors import IchError
 BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 """Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
 
+_WATCH_SECONDS = 0.1
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 _KILLED = (
     "a worker process was killed, which is what a system does that runs out of memory; run again, with fewer jobs:"
@@ -99,3 +107,40 @@ def _client(scheduler: str | None) -> Any:
         raise IchError(
             f"no Dask scheduler answers at {scheduler} ({error}); start one, or correct the address"
         ) from error
+
+
+@contextmanager
+def ended_by_killed_workers() -> Iterator[None]:
+    """Within the block, end this process with a sentence and status 1 if a worker of a multiprocessing.Pool is killed.
+
+    The pool starts another worker, but the task of the dead one is lost, and what waits for it waits for ever: Keras
+    for a batch, in C, where no exception of another thread reaches it. What was written is left as it is.
+    """
+    over = Event()
+    watch = Thread(target=_watch, args=(over,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _watch(over: Event) -> None:
+    workers: set[BaseProcess] = set()
+    while not over.wait(_WATCH_SECONDS):
+        workers |= {child for child in active_children() if "PoolWorker" in child.name}
+        codes = {worker: worker.exitcode for worker in workers}
+        if any(
+            code not in (None, 0, -SIGTERM) for code in codes.values()
+        ):  # a pool ends those it needs no more by TERM
+            for child in active_children():
+                child.kill()
+            print(
+                "error: a process that reads images was killed, which is what a system does that runs out of memory;"
+                " run again, with fewer machine.workers: the same command continues",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
+        workers = {worker for worker, code in codes.items() if code is None}

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from conftest import make_dicom
 
-from ich import convert as module
 from ich import dicom, images, slices
-from ich.convert import Box, Settings, convert, cut, head_box, render, verify
+from ich import render as render_module
+from ich.convert import convert, verify
 from ich.errors import IchError
+from ich.render import Box, Settings, cut, head_box, render
 from ich.windows import PRESETS, Window, apply_window
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "preprocess.py"
@@ -156,13 +157,13 @@ def test_separate_files_are_named_by_their_windows_and_made_again_when_one_is_lo
             image = images.read(out / "train" / f"{name_of(number)}{suffix}")
             np.testing.assert_array_equal(image[..., 0], apply_window(hu, window))
     whole = contents(out)
-    real, again = module.convert_slice, []
+    real, again = render_module.convert_slice, []
     for suffix in settings.suffixes:
         (out / "train" / f"{name_of(2)}{suffix}").unlink()
         again.clear()
         with monkeypatch.context() as watched:
             watched.setattr(
-                module, "convert_slice", lambda member, *rest: again.append(member.id) or real(member, *rest)
+                render_module, "convert_slice", lambda member, *rest: again.append(member.id) or real(member, *rest)
             )
             convert([source], out, settings, jobs=1)
         assert again == [name_of(2)]

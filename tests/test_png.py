@@ -1,0 +1,128 @@
+import io
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from ich import png
+from ich.errors import IchError
+
+KINDS = {1: 0, 3: 2}  # the colour types of grey and RGB
+
+images = st.tuples(st.integers(1, 80), st.integers(1, 40), st.sampled_from([1, 3])).flatmap(
+    lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 40, 128, 254, 255]))
+)
+
+
+def chunk(kind, data):
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def hand_made(image, filters=0, extra=b"", tail=b"", interlaced=0):
+    """A PNG of 8 bits of an image (height, width, channels), its rows said to be filtered."""
+    height, width, channels = image.shape
+    rows = np.insert(image.reshape(height, -1), 0, filters, axis=1)
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, KINDS[channels], 0, 0, interlaced])
+    stream = zlib.compress(rows.tobytes() + tail)
+    halves = chunk(b"IDAT", stream[:20]) + chunk(b"IDAT", stream[20:])
+    return png.SIGNATURE + chunk(b"IHDR", header) + extra + halves + chunk(b"IEND", b"")
+
+
+def by_opencv(data):
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return image[..., None] if image.ndim == 2 else image[..., ::-1]
+
+
+@given(images)
+def test_others_read_what_is_written_and_so_do_we(image):
+    data = png.encode(image)
+    np.testing.assert_array_equal(by_opencv(data), image)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))).reshape(image.shape), image)
+    ours = png.decode(data)
+    np.testing.assert_array_equal(ours, image)
+    assert ours.flags.writeable
+    assert ours.flags.c_contiguous
+    assert png.size(data) == image.shape[1::-1]
+
+
+def test_black_rows_have_no_filter_and_are_read():
+    image = np.zeros((90, 20, 1), np.uint8)
+    image[30:41] = np.random.default_rng(0).integers(1, 256, (11, 20, 1))
+    rows = zlib.decompress(png.encode(image)[41:-16])
+    filters = np.frombuffer(rows, np.uint8).reshape(90, 21)[:, 0]
+    assert np.flatnonzero(filters).tolist() == [30, 31, *range(33, 42)]
+    np.testing.assert_array_equal(png.decode(png.encode(image)), image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("view", [np.s_[::2], np.s_[:, ::-1], np.s_[3:70, 5:20]])
+def test_any_view_is_written(channels, view):
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, channels), dtype=np.uint8)[view]
+    before = image.copy()
+    np.testing.assert_array_equal(by_opencv(png.encode(image)), before)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 1), np.uint16),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 0, 1), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_what_it_does_not_write(image):
+    with pytest.raises(IchError, match=r"uint8 of shape \(height, width, 1 or 3\), got"):
+        png.encode(image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_of_other_writers_without_filters_are_read(channels):
+    image = np.random.default_rng(0).integers(0, 256, (13, 17, channels), dtype=np.uint8)
+    unfiltered = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    by_cv2 = cv2.imencode(".png", image[..., ::-1], unfiltered)[1].tobytes()
+    for data in (hand_made(image), by_cv2):
+        np.testing.assert_array_equal(png.decode(data), image)
+
+
+def test_any_other_file_is_left_to_a_library():
+    image = np.random.default_rng(0).integers(0, 256, (70, 17, 1), dtype=np.uint8)
+    plain, ours = hand_made(image), png.encode(image)
+    others = {
+        "empty": b"",
+        "no PNG": b"GIF89a" + bytes(40),
+        "a signature alone": png.SIGNATURE,
+        "filtered otherwise": hand_made(image, filters=1),
+        "filtered from the first row on": hand_made(image, filters=2),
+        "filtered once": hand_made(image, filters=[0] * 69 + [2]),
+        "in strips of another height": hand_made(image, filters=([0] + [2] * 7) * 8 + [0] + [2] * 5),
+        "without a filter where no row is black": hand_made(
+            image, filters=([0] + [2] * 7 + [0] + [2] * 7) * 4 + [2] * 6
+        ),
+        "interlaced": hand_made(image, interlaced=1),
+        "with a palette's chunk": hand_made(image, extra=chunk(b"PLTE", bytes(3))),
+        "with more data": hand_made(image, tail=b"1"),
+        "with less data": hand_made(image[:, :-1]).replace((16).to_bytes(4), (17).to_bytes(4), 1),
+        "cut": plain[:-13],
+        "ours, cut": ours[:-13],
+        "with a wrong checksum": plain[:60] + bytes([plain[60] ^ 1]) + plain[61:],
+        "ours, with a wrong checksum": ours[:60] + bytes([ours[60] ^ 1]) + ours[61:],
+        "of 16 bits": cv2.imencode(".png", image.astype(np.uint16))[1].tobytes(),
+        "of no width": hand_made(image[:, :0]),
+        "that is no stream": png.SIGNATURE + plain[8:33] + chunk(b"IDAT", b"nonsense") + chunk(b"IEND", b""),
+    }
+    assert png.decode(plain) is not None
+    for what, data in others.items():
+        assert png.decode(data) is None, what
+
+
+def test_no_more_than_the_header_says_is_inflated():
+    bomb = hand_made(np.zeros((4, 4, 1), np.uint8), tail=bytes(50_000_000))
+    assert png.decode(bomb) is None
