@@ -1,10 +1,10 @@
-# make install | demo | test | test-slow | lint | bench | clean-demo
+# make install | demo | test | test-slow | test-backends | lint | bench | clean-demo
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
 
-.PHONY: install demo test test-slow lint bench clean-demo
+.PHONY: install demo test test-slow test-backends lint bench clean-demo
 
 install: $(VENV)/installed
 
@@ -22,12 +22,23 @@ demo: install
 	$(BIN)/python scripts/train_kfold.py configs/demo.yaml
 	$(BIN)/python scripts/predict.py runs/demo
 	$(BIN)/python scripts/make_submission.py runs/demo
+	$(BIN)/python scripts/report.py runs/demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not backends"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# In an environment of its own: JAX and PyTorch are as large as all else. With PyTorch's CPU wheels it is a gigabyte
+# instead of five: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test-backends
+test-backends: $(VENV)-backends/installed
+	$(VENV)-backends/bin/python -m pytest -m backends
+
+$(VENV)-backends/installed: requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-backends
+	$(VENV)-backends/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,backends]"
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .
@@ -35,9 +46,11 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/bench_demo.py
+	$(BIN)/python benchmarks/bench_blend.py
 	$(BIN)/python benchmarks/bench_labels.py
 	$(BIN)/python benchmarks/bench_convert.py  # this and the next on real slices, of the folder that RSNA_SAMPLE names
 	$(BIN)/python benchmarks/bench_generator.py
+	$(BIN)/python benchmarks/bench_predict.py
 
 clean-demo:
 	rm -rf data/demo images/demo runs/demo submissions/demo.csv submissions/demo.json

@@ -1,9 +1,12 @@
-"""Write the predictions of a run as the CSV that the competition accepts, checked row by row.
+"""Write the predictions of a result as the CSV that the competition accepts, checked row by row.
 
     python scripts/make_submission.py runs/baseline
+    python scripts/make_submission.py runs/baseline --missing series_mean --missing prevalence
 
-Writes submissions/<run>.csv in the order of the sample submission (data.sample_submission, or the one in
-data.sources), and submissions/<run>.json, which says where it comes from.
+Writes submissions/<name>.csv in the order of the sample submission, and submissions/<name>.json, which says where it
+comes from. A test slice that could not be read has no prediction, and without one no submission is written, unless a
+policy is named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of
+several, the first that can. The manifest lists the slices of each.
 """
 
 from pathlib import Path
@@ -13,35 +16,47 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_run(parser)
-    parser.add_argument("--predictions", type=Path, help="default: RUN/predictions_test.parquet")
+    parser.add_argument("result", type=Path, help="a directory of runs/, of a run, a second stage or a blend")
+    cli.add_overrides(parser, "override one value of the result's section data")
+    parser.add_argument(
+        "--sample-submission", type=Path, help="default: data.sample_submission, or that of data.sources"
+    )
+    parser.add_argument(
+        "--missing",
+        action="append",
+        metavar="POLICY",
+        help="what stands for a slice that could not be read: series_mean, prevalence or refuse, the default;"
+        " several are tried in their order",
+    )
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
     arguments = parser.parse_args(argv)
 
-    from ich import archive, runs, submission
+    from ich import archive, config, labels, predictions, results, slices, submission
 
-    run = runs.Run.open(arguments.run, arguments.overrides)
-    data = run.config.data
-    run.check_finished()
-    predictions = runs.read_predictions(arguments.predictions or run.predictions_path)
-    sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
-    rows = submission.make_submission(predictions, sample)
-    score = run.read_score()
-    path = arguments.out / f"{run.path.resolve().name}.csv"
-    provenance = {
-        "run": str(run.path),
-        "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
-        "prevalence_weighted_log_loss": score["of_prevalence"],
-        "commit": run.environment().get("commit"),
-        "config": run.config.model_dump(mode="json"),
-    }
-    submission.write_submission(rows, path, provenance)
+    result = arguments.result
+    provenance = results.describe(result)
+    score = results.read_score(result)
+    probabilities = predictions.read_predictions(result / "predictions_test.parquet")
+    sample = arguments.sample_submission
+    if sample is None:
+        data = config.load_data(result / "config.yaml", arguments.overrides)
+        sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
+    rows, images = labels.read_ids(sample)
+    policies, filled = arguments.missing or ["refuse"], {}
+    if policies != ["refuse"]:
+        data = config.load_data(result / "config.yaml", arguments.overrides)
+        table = slices.read_table(data.images / "slices.parquet", submission.NEEDED)
+        probabilities, filled = submission.fill_missing(probabilities, images, policies, table, score.get("prevalence"))
+    long = submission.make_submission(probabilities, rows, images)
+    path = arguments.out / f"{result.resolve().name}.csv"
+    missing = {policy: {"count": len(ids), "slices": ids} for policy, ids in filled.items()}
+    submission.write_submission(long, path, {"missing": {"policies": policies, "filled": missing}} | provenance)
+    for policy, ids in filled.items():
+        print(f"filled in by {policy}: {len(ids):,} slice(s)")
     print(f"""
-images         {data.images}
-folds          {data.folds_path}
-run            {run.path}
+result         {result}
 out-of-fold    weighted log loss {score["weighted_log_loss"]:.4f}; prevalence alone scores {score["of_prevalence"]:.4f}
-submission     {path} ({len(rows):,} rows, checked against the sample submission)
+submission     {path} ({len(long):,} rows, checked against the sample submission)
 provenance     {path.with_suffix(".json")}""")
 
 

@@ -1,9 +1,12 @@
-"""Predict the test set by all folds of a run.
+"""Predict the test set by all folds of a run, and the slices that each held out in the same way.
 
     python scripts/predict.py runs/baseline
+    python scripts/predict.py runs/baseline --set 'predict.test_time=[none, flip]' --set predict.mean=logit
 
-Writes RUN/predictions_test.parquet: the mean of the folds' probabilities. All settings are the run's own; where the
-images are can be set anew (--set data.images=…), and so can the folder to write into (--out), if the run is read-only.
+Writes RUN/predictions_test.parquet, the mean over the folds and the passes at test time, and RUN/oof.parquet with
+RUN/score.json, made in the same way. What was predicted before is not predicted again; stopped, the same command goes
+on where it was. All settings are the run's own; where the images are can be set anew (--set data.images=…), and so can
+the folder to write into (--out), if the run is read-only.
 """
 
 from pathlib import Path
@@ -23,9 +26,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich import inference
 
-    predictions = inference.predict_test(run, arguments.out)
-    out = arguments.out or run.path
-    print(f"{len(predictions):,} slices predicted: {out / run.predictions_path.name}")
+    results = run.elsewhere(arguments.out) if arguments.out else run
+    predictions = inference.predict_test(run, results)
+    score = results.read_score()
+    print(f"passes: {', '.join(run.config.predict.test_time)}; mean of the folds' {run.config.predict.mean}")
+    print(
+        f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
+        f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f})"
+    )
+    print(f"{len(predictions):,} slices predicted: {results.predictions_path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Train all folds of a run, one after the other, and score their out-of-fold predictions.
+"""Train all folds of a run and score their out-of-fold predictions.
 
     python scripts/train_kfold.py configs/baseline.yaml
 
-Writes runs/<name>: a directory a fold, oof.parquet and score.json. Folds that are finished are not trained again.
+Writes runs/<name>: a directory a fold, oof.parquet and score.json. Folds that are finished are not trained again, and
+one that was interrupted goes on after its last whole epoch. The folds are trained one after the other; by a Dask
+cluster, whose workers see the same files, each on a worker:
+
+    python scripts/train_kfold.py configs/baseline.yaml --set machine.backend=dask --set machine.scheduler=tcp://…:8786
 """
 
 from ich import cli
@@ -16,13 +20,10 @@ def main(argv: list[str] | None = None) -> None:
     from ich import config, runs
 
     run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
-    todo = [k for k in range(run.config.folds.n) if k not in run.finished_folds()]
-    if todo:
+    if len(run.finished_folds()) < run.config.folds.n:
         from ich import training
 
-        for k in todo:
-            print(f"fold {k} of {run.config.folds.n}")
-            training.train_fold(run, k)
+        training.train_folds(run)
     score = run.score()
     for label, loss in score["by_label"].items():
         print(f"  {label:<17}{loss:.4f}")

@@ -4,13 +4,19 @@ import io
 import os
 import struct
 
+import cv2
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
+
+from ich import convert, folds, runs, slices
+from ich.config import Config
+from ich.labels import INDEX_NAME, LABELS
 
 
 def pytest_runtest_setup(item):
@@ -85,3 +91,56 @@ def make_dicom(stored=None, *, uid=UID_A, syntax=ExplicitVRLittleEndian, drop=()
         end = start + length.size + length.unpack_from(data, start)[0]
         data = data[:start] + length.pack(len(value)) + value + data[end:]
     return data
+
+
+# ------------------------------------------------------------------------------------------- a run in seconds
+
+TRAIN = [f"ID_{number:09x}" for number in range(24)]
+TEST = [f"ID_{number:09x}" for number in range(100, 107)]
+
+
+def make_images(path):
+    """24 images of 32 x 32 pixels to train on, 7 to predict, slice table and folds; a slice of each that was not read.
+
+    A series has four slices, as has a patient, and every second patient is of fold 1.
+    """
+    convert._claim(path / "images", runs.settings(tiny_config(path)))
+    rng = np.random.default_rng(0)
+    five = rng.integers(0, 2, (len(TRAIN), 5), dtype=np.int8)
+    labels = np.column_stack([five, five.max(axis=1)])
+    for split, ids in (("train", TRAIN), ("test", TEST)):
+        (path / "images" / split).mkdir(parents=True)
+        for number, one in enumerate(ids):
+            image = rng.integers(0, 100, (32, 32), dtype=np.uint8)
+            if split == "train":
+                image[4:20, 4:20] += np.uint8(100 * labels[number, 5])
+            cv2.imwrite(str(path / "images" / split / f"{one}.png"), image)
+    rows = [_slice(one, "train", number) for number, one in enumerate(TRAIN)]
+    rows += [_slice(one, "test", 100 + number) for number, one in enumerate(TEST)]
+    rows += [_slice("ID_f00", "train", 200, "truncated"), _slice("ID_f01", "test", 300, "truncated")]
+    slices.write_table(slices.to_frame(rows), path / "images/slices.parquet")
+    table = pd.DataFrame(labels, columns=list(LABELS), index=pd.Index(TRAIN, name=INDEX_NAME))
+    table["PatientID"] = [f"ID_p{number // 4}" for number in range(len(TRAIN))]
+    table["fold"] = [number // 4 % 2 for number in range(len(TRAIN))]
+    folds.write_folds(path / "folds.csv", table)
+
+
+def _slice(one, split, number, status="ok"):
+    place = {"SeriesInstanceUID": f"ID_s{number // 4}", "order": 3 - number % 4}
+    return {"SOPInstanceUID": one, "split": split, "status": status, "path": f"{split}/{one}.png", **place}
+
+
+def tiny_config(path, /, **sections):
+    """Of `make_images`: two folds, one epoch."""
+    content = {
+        "name": "tiny",
+        "data": {"sources": path / "a.zip", "images": path / "images", "folds": path / "folds.csv"},
+        "folds": {"n": 2},
+        "model": {"name": "small_cnn", "weights": None},
+        "train": {"epochs": 1, "batch_size": 5},
+        "predict": {"batch_size": 5},
+        "machine": {"workers": 1},
+    }
+    for section, values in sections.items():
+        content[section] = {**content[section], **values}
+    return Config.model_validate(content)

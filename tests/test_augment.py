@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import albumentations as A
 import numpy as np
 import pytest
 
@@ -89,6 +90,46 @@ def test_an_unknown_name_is_refused_with_the_list():
         augment.pipeline("hevy", HEIGHT, WIDTH)
 
 
+# What the pass does to the column and row of a bright point: by hand, on an image of 40 × 48.
+MOVED = {
+    "none": (18, 28),
+    "flip": (18, 19),
+    "crop": (17.8, 29.1),  # 36 rows from 2, 43 columns from 2: (18.5 - 2) / 36 × 40 - 0.5, (28.5 - 2) / 43 × 48 - 0.5
+    "crop_top_left": (20.1, 31.3),
+    "crop_top_right": (20.1, 25.7),
+    "crop_bottom_left": (15.6, 31.3),
+    "crop_bottom_right": (15.6, 25.7),
+    "rotate_left": (17.2, 27.7),
+    "rotate_right": (18.8, 28.2),
+}
+
+
+@pytest.mark.parametrize("name", list(augment.PASSES))
+def test_a_pass_moves_the_image_where_it_says_and_always_alike(name):
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[17:20, 27:30] = 100
+    (transform,) = augment.passes([name], HEIGHT, WIDTH)
+    out = image if transform is None else transform(image=image)["image"]
+    assert (out.shape, out.dtype) == (image.shape, image.dtype)
+    assert (out == out[..., :1]).all()
+    weight = out[..., 0] / out[..., 0].sum()
+    place = (weight.sum(axis=1) @ np.arange(HEIGHT), weight.sum(axis=0) @ np.arange(WIDTH))
+    assert place == pytest.approx(MOVED[name], abs=0.15)
+    if transform is not None:
+        for seed in range(5):
+            np.testing.assert_array_equal(draw(A.Compose([copy.deepcopy(transform)]), image, seed), out)
+
+
+def test_passes_come_in_their_order_and_wrong_names_are_refused():
+    first, second = augment.passes(["none", "flip"], HEIGHT, WIDTH)
+    assert first is None
+    assert isinstance(second, A.HorizontalFlip)
+    with pytest.raises(IchError, match="no pass at test time is called 'flap'; there are none, flip, crop, crop_top"):
+        augment.passes(["none", "flap"], HEIGHT, WIDTH)
+    with pytest.raises(IchError, match="the pass 'flip' stands twice in flip, none, flip; each counts once"):
+        augment.passes(["flip", "none", "flip"], HEIGHT, WIDTH)
+
+
 def test_the_import_does_not_ask_the_network_for_a_newer_version():
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     code = """
@@ -106,8 +147,6 @@ print(os.environ["NO_ALBUMENTATIONS_UPDATE"])
 def test_transforms_of_one_compose_happen_apart_from_one_another(tmp_path):
     """Through the generator: albumentations' own set_random_seed makes these two happen together or not at all."""
     from collections import Counter
-
-    import albumentations as A
 
     from ich.generator import DataGenerator
 

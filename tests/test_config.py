@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.config import Config, WindowConfig, differences, load
+from ich.config import Config, WindowConfig, differences, load, load_data
 from ich.errors import IchError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -103,6 +103,20 @@ def test_resolved_writes_every_default_out():
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         config().name = "other"
+
+
+def test_ways_to_sample_that_do_not_go_together(written):
+    path = written(LEAST)
+    assert refusal(path, "train.centre_weighted=true") == (
+        "config FILE: train.centre_weighted is True: Value error, needs train.slices_per_series, the number of slices"
+        " to choose"
+    )
+    assert refusal(path, "train.slices_per_series=4", "train.positive_share=0.5") == (
+        "config FILE: train.positive_share is 0.5: Value error, train.slices_per_series is set too; an epoch is sampled"
+        " in one of both ways"
+    )
+    load(path, ["train.slices_per_series=4", "train.centre_weighted=true"])
+    load(path, ["train.positive_share=0.5"])
 
 
 # ------------------------------------------------------------------------------------------------- overrides
@@ -249,7 +263,7 @@ def test_the_machine_makes_no_difference():
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of values of another type
 @pytest.mark.parametrize(
-    "section", [name for name in Config.model_fields if name not in ("name", "data", "predict", "machine")]
+    "section", [name for name in Config.model_fields if name not in ("name", "data", "predict", "sequence", "machine")]
 )
 def test_every_other_value_makes_one(section):
     """A field that the comparison forgets would let a run be continued under another setting."""
@@ -260,7 +274,7 @@ def test_every_other_value_makes_one(section):
         assert [line.split(":")[0] for line in differences(base, changed)] == [f"{section}.{key}"]
 
 
-@pytest.mark.parametrize("section", ["data", "predict", "machine"])
+@pytest.mark.parametrize("section", ["data", "predict", "sequence", "machine"])
 def test_where_the_data_are_and_what_works_on_them_makes_no_difference(section):
     base = config()
     for key, value in getattr(base, section):
@@ -280,3 +294,24 @@ def test_an_empty_section_and_a_single_window_are_what_they_look_like(tmp_path):
     path.write_text("name: one\ndata: {sources: a, images: b}\ntrain:\npreprocess: {windows: bone}\n")
     found = load(path)
     assert (found.train, found.preprocess.windows) == (config().train, ["bone"])
+
+
+def test_the_data_of_a_config_of_another_kind(tmp_path):
+    path = tmp_path / "blend.yaml"
+    path.write_text("blend: {runs: [a, b]}\ndata: {sources: a.zip, images: there}\n")
+    assert load_data(path).images == Path("there")
+    assert load_data(path, ["data.images=elsewhere"]).images == Path("elsewhere")
+    with pytest.raises(IchError, match=r"data.imges is no known key; there are sources, split, labels"):
+        load_data(path, ["data.imges=elsewhere"])
+    path.write_text("blend: {}\n")
+    with pytest.raises(IchError, match=r"blend.yaml: data is missing"):
+        load_data(path)
+
+
+@pytest.mark.parametrize(("value", "said"), [("[]", "test_time is \\[\\]"), ("{}", r"test_time.0 is {}")])
+def test_passes_at_test_time_are_one_or_more(tmp_path, value, said):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\ndata: {sources: a.zip, images: there}\n")
+    assert load(path, ["predict.test_time=flip"]).predict.test_time == ["flip"]
+    with pytest.raises(IchError, match=said):
+        load(path, [f"predict.test_time={value}"])

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.metrics import roc_auc_score
 
 from ich import metrics
 from ich.errors import IchError
-from ich.losses import WeightedBinaryCrossentropy, WeightedLogLoss
+from ich.labels import LABELS
+from ich.losses import LabelAUC, WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
 
 
 def sigmoid(logits):
@@ -134,6 +136,97 @@ def test_saved_and_loaded_with_its_weights(cls):
     assert type(again) is cls
     assert again.get_config() == one.get_config()
     assert again.weights == [1, 2, 3, 4, 5, 6] if cls is WeightedBinaryCrossentropy else True
+
+
+def slow_focal(y, logits, gamma, smoothing=0.0, weights=(1, 1, 1, 1, 1, 2)):
+    """The formula of the paper, for a label of 1 and one of 0, as they are mixed by smoothing."""
+    p = sigmoid(logits)
+    one, zero = -((1 - p) ** gamma) * np.log(p), -(p**gamma) * np.log(1 - p)
+    y = y * (1 - smoothing) + smoothing / 2
+    return float(np.average((y * one + (1 - y) * zero).mean(axis=0), weights=weights))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0, 6), st.floats(0, 0.9), st.integers(0, 99))
+def test_focal_loss_and_smoothing_equal_the_reference(gamma, smoothing, seed):
+    y, logits = some(seed=seed)
+    found = float(WeightedFocalLoss(gamma, label_smoothing=smoothing)(y, logits))
+    assert found == pytest.approx(slow_focal(y, logits, gamma, smoothing), rel=1e-4, abs=1e-7)
+    plain = float(WeightedBinaryCrossentropy(label_smoothing=smoothing)(y, logits))
+    assert plain == pytest.approx(slow_focal(y, logits, 0, smoothing), rel=1e-4)
+
+
+def test_focal_loss_is_kerass_where_that_is_exact():
+    y, logits = some()
+    theirs = keras.losses.BinaryFocalCrossentropy(gamma=2.0, from_logits=True)(y, logits)
+    assert float(WeightedFocalLoss(2.0, weights=[1] * 6)(y, logits)) == pytest.approx(float(theirs), rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_has_a_gradient_at_every_logit(gamma):
+    tf = pytest.importorskip("tensorflow")
+    y = np.array([[1, 0, 1, 0, 1, 0]], dtype=np.float32)
+    x = tf.Variable([[300.0, -300.0, -300.0, 300.0, 0.0, 0.0]])
+    with tf.GradientTape() as tape:
+        value = WeightedFocalLoss(gamma)(y, x)
+    gradient = tape.gradient(value, x).numpy()[0]
+    np.testing.assert_allclose(gradient[:2], 0, atol=1e-9)  # certain and right
+    np.testing.assert_allclose(gradient[2:4], [-1 / 7, 1 / 7], rtol=1e-5)  # certain and wrong: as of the log loss
+    # At p = 1/2: of (1 - p)^gamma log p, by the logit.
+    slope = 0.5**gamma * (0.5 + gamma * 0.5 * np.log(2))
+    np.testing.assert_allclose(gradient[4:], [-slope / 7, 2 * slope / 7], rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [-1.0, float("inf"), float("nan")])
+def test_a_gamma_that_is_none_is_refused(gamma):
+    with pytest.raises(IchError, match=r"gamma of the focal loss is .*, expected a finite number of at least 0"):
+        WeightedFocalLoss(gamma)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("cls", [WeightedBinaryCrossentropy, WeightedFocalLoss])
+def test_a_smoothing_that_is_none_is_refused(cls, smoothing):
+    with pytest.raises(IchError, match=r"label_smoothing is .*, expected at least 0 and less than 1"):
+        cls(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("one", [WeightedFocalLoss(1.5, [1, 2, 3, 4, 5, 6], 0.1), LabelAUC("epidural")])
+def test_focal_loss_and_auc_are_saved_and_loaded(one):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(one), safe_mode=True)
+    assert type(again) is type(one)
+    assert again.get_config() == one.get_config()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("label", ["epidural", "any"])
+def test_auc_of_a_label_is_the_area_under_its_own_curve(label, dtype):
+    """Of a label as rare as epidural too, of which most probabilities lie below 0.005."""
+    rng = np.random.default_rng(0)
+    y = (rng.random((4000, 6)) < 0.01).astype(np.float32)
+    logits = (rng.normal(-7, 1, (4000, 6)) + y * 1.5).astype(np.float32)
+    stored = keras.ops.cast(logits, dtype)
+    metric = LabelAUC(label)
+    assert metric.name == f"auc_{label}"
+    for part in range(0, 4000, 700):
+        metric.update_state(y[part : part + 700], stored[part : part + 700])
+    place = LABELS.index(label)
+    exact = keras.ops.convert_to_numpy(keras.ops.cast(stored, "float32"))[:, place]
+    assert float(metric.result()) == pytest.approx(roc_auc_score(y[:, place], exact), abs=3e-3)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_auc_in_fit_is_that_of_all_samples(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        y, x = some(200)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Activation("linear", dtype="float32")])
+        model.compile(loss=WeightedBinaryCrossentropy(), metrics=[LabelAUC(label) for label in LABELS])
+        found = model.evaluate(x, y, batch_size=7, verbose=0, return_dict=True)
+    finally:
+        keras.config.set_dtype_policy(before)
+    for place, label in enumerate(LABELS):
+        assert found[f"auc_{label}"] == pytest.approx(roc_auc_score(y[:, place], x[:, place]), abs=5e-3)
 
 
 @pytest.mark.parametrize("cls", [WeightedBinaryCrossentropy, WeightedLogLoss])

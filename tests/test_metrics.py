@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -123,3 +124,16 @@ def test_bad_input_is_refused(y, p, message):
 def test_prevalence_of_nothing_is_refused_as_a_sentence():
     with pytest.raises(IchError, match=r"expected both as \(n, 6\), n > 0"):
         metrics.prevalence_log_loss(np.zeros((0, 6)))
+
+
+def test_the_summary_is_all_of_it_and_plain():
+    y = np.random.default_rng(0).integers(0, 2, (20, 6), dtype=np.int8)
+    p = np.random.default_rng(1).random((20, 6), dtype=np.float32)
+    summary = metrics.summary(y, p)
+    assert summary["weighted_log_loss"] == metrics.weighted_log_loss(y, p)
+    assert summary["of_prevalence"] == metrics.prevalence_log_loss(y)
+    assert list(summary["by_label"]) == list(summary["prevalence"]) == list(LABELS)
+    assert list(summary["by_label"].values()) == metrics.log_loss_by_label(y, p).tolist()
+    assert list(summary["prevalence"].values()) == pytest.approx(y.mean(axis=0))
+    assert summary["slices"] == 20
+    assert json.loads(json.dumps(summary)) == summary

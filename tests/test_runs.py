@@ -11,6 +11,7 @@ from ich import convert, folds, metrics, runs, slices
 from ich.config import Config, load
 from ich.errors import IchError
 from ich.labels import INDEX_NAME, LABELS
+from ich.predictions import read_predictions, write_predictions
 from ich.windows import Window, preset
 
 COUNT = 12
@@ -56,7 +57,7 @@ def root(tmp_path):
 
 def begun(config, root):
     run = runs.Run.begin(config, root)
-    run.claim(["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"])
     return run
 
 
@@ -79,12 +80,12 @@ def test_begin_writes_nothing_and_claim_writes_config_and_environment(config, ro
     run = runs.Run.begin(config, root)
     assert run.path == root / "one"
     assert not root.exists()
-    run.claim(["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"])
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "environment.json"]
     assert load(run.config_path) == config
     facts = json.loads(run.environment_path.read_text())
     assert facts["packages"]["keras"]
-    assert facts["devices"] == ["cpu:0"]
+    assert (facts["backend"], facts["devices"]) == ("tensorflow", ["cpu:0"])
     assert len(facts["folds_sha256"]) == len(facts["images_sha256"]) == 64
 
 
@@ -134,17 +135,17 @@ def test_other_images_are_refused_and_the_same_in_another_place_are_not(config, 
 
 def test_two_that_begin_at_once_do_not_both_own_the_directory(config, root):
     first, second = runs.Run.begin(config, root), runs.Run.begin(changed(config, train={"epochs": 9}), root)
-    first.claim(["cpu:0"])
+    first.claim("tensorflow", ["cpu:0"])
     with pytest.raises(IchError, match="belongs to another config"):
-        second.claim(["cpu:0"])
+        second.claim("tensorflow", ["cpu:0"])
 
 
 def test_a_restart_removes_what_an_earlier_model_predicted(config, root):
     run = begun(config, root)
-    stale = [run.fold(1) / "predictions_test.parquet", run.oof_path, run.score_path, run.predictions_path]
-    kept = run.fold(0) / "predictions_test.parquet"
+    stale = [run.passes(1) / "test-none.parquet", run.oof_path, run.score_path, run.predictions_path]
+    kept = run.passes(0) / "test-none.parquet"
     for path in (*stale, kept):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     run.restart(1)
     assert kept.exists()
@@ -155,7 +156,7 @@ def test_only_places_and_machines_can_be_set_on_a_finished_run(config, root):
     run = begun(config, root)
     opened = runs.Run.open(run.path, ["data.images=elsewhere", "predict.batch_size=3", "machine.workers=1"])
     assert (opened.config.data.images, opened.config.predict.batch_size) == (Path("elsewhere"), 3)
-    with pytest.raises(IchError, match=r"train.epochs: 6 / 2\); only the sections data, predict and machine"):
+    with pytest.raises(IchError, match=r"train.epochs: 6 / 2\); only the sections data, predict, sequence and"):
         runs.Run.open(run.path, ["train.epochs=2"])
 
 
@@ -163,7 +164,8 @@ def test_the_score_is_read_back_and_a_damaged_one_is_told(config, root):
     run = begun(config, root)
     with pytest.raises(IchError, match="lacks fold"):
         run.read_score()
-    run.score_path.write_text(json.dumps({"weighted_log_loss": 0.1, "of_prevalence": 0.2}))
+    score = {"weighted_log_loss": 0.1, "of_prevalence": 0.2, "plain_weighted_log_loss": 0.3}
+    run.score_path.write_text(json.dumps(score))
     assert run.read_score()["weighted_log_loss"] == 0.1
     run.score_path.write_text("{}")
     with pytest.raises(IchError, match="lacks fold"):
@@ -208,7 +210,7 @@ def test_open_what_is_no_run(tmp_path):
 
 def finish(run, table, predictions):
     for k in range(2):
-        runs.write_predictions(predictions[(table["fold"] == k).to_numpy()], run.fold(k) / "oof.parquet")
+        write_predictions(predictions[(table["fold"] == k).to_numpy()], run.fold(k) / "oof.parquet")
 
 
 def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config, root):
@@ -220,15 +222,27 @@ def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config
     assert score["of_prevalence"] == pytest.approx(metrics.prevalence_log_loss(table[list(LABELS)]))
     assert list(score["by_label"]) == list(LABELS)
     assert score["slices"] == COUNT
+    assert score["prevalence"] == pytest.approx(table[list(LABELS)].mean().to_dict())
+    assert score["plain_weighted_log_loss"] == score["weighted_log_loss"]
     assert json.loads(run.score_path.read_text()) == score
-    pd.testing.assert_frame_equal(runs.read_predictions(run.oof_path), predictions)
+    pd.testing.assert_frame_equal(read_predictions(run.oof_path), predictions)
 
 
 def test_a_missing_fold_is_told_before_anything_is_written(config, root):
     run, table = begun(config, root), fold_table()
-    runs.write_predictions(some_predictions(table)[:6], run.fold(1) / "oof.parquet")
+    write_predictions(some_predictions(table)[:6], run.fold(1) / "oof.parquet")
     assert run.finished_folds() == [1]
     with pytest.raises(IchError, match=r"lacks fold\(s\) 0; train them first"):
+        run.score()
+    assert not run.score_path.exists()
+
+
+def test_folds_predicted_in_two_ways_are_not_scored(config, root):
+    run, table = begun(config, root), fold_table()
+    for k, names in enumerate((["none"], ["none", "flip"])):
+        part = some_predictions(table)[(table["fold"] == k).to_numpy()]
+        write_predictions(part, run.fold(k) / "oof.parquet", {"test_time": names, "mean": "logit"})
+    with pytest.raises(IchError, match=r"were made in two ways \(fold 0: .*'none'\].*, fold 1: .*'flip'\].*predict.py"):
         run.score()
     assert not run.score_path.exists()
 
@@ -244,38 +258,11 @@ def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
         "foreign": part.rename(index={part.index[0]: "ID_fff"}),
         "twice": part.rename(index={part.index[0]: part.index[1]}),
     }[spoil]
-    runs.write_predictions(spoilt, run.fold(0) / "oof.parquet")
+    write_predictions(spoilt, run.fold(0) / "oof.parquet")
     with pytest.raises(IchError, match=r"out-of-fold predictions, .*folds.csv lists 12 slices, and they are not the s"):
         run.score()
     assert not run.score_path.exists()
     assert not run.oof_path.exists()
-
-
-# ------------------------------------------------------------------------------------------- predictions
-
-
-def test_predictions_come_back_as_float32_under_their_ids(tmp_path):
-    frame = some_predictions(fold_table()).astype(np.float64)
-    runs.write_predictions(frame, tmp_path / "p.parquet")
-    pd.testing.assert_frame_equal(runs.read_predictions(tmp_path / "p.parquet"), frame.astype(np.float32))
-
-
-def test_predictions_that_are_not_there_or_no_parquet(tmp_path):
-    with pytest.raises(IchError, match=r"predictions .*no.parquet cannot be read .*; make them again"):
-        runs.read_predictions(tmp_path / "no.parquet")
-    (tmp_path / "p.parquet").write_bytes(b"junk")
-    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; make them again"):
-        runs.read_predictions(tmp_path / "p.parquet")
-
-
-def test_predictions_with_other_columns(tmp_path):
-    frame = some_predictions(fold_table())
-    frame.drop(columns="any").to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(IchError, match=r"have the columns epidural, .* under the index SOPInstanceUID, expected"):
-        runs.read_predictions(tmp_path / "p.parquet")
-    frame.rename_axis("id").to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(IchError, match=r"under the index id, expected the numbers epidural"):
-        runs.read_predictions(tmp_path / "p.parquet")
 
 
 # ------------------------------------------------------------------------------------------- settings of the images
@@ -305,7 +292,9 @@ def test_images_of_other_settings_are_refused(config):
 
 def test_environment_is_plain_and_names_the_commit():
     facts = json.loads(json.dumps(runs.environment()))
-    assert {"python", "packages", "commit", "platform", "cpus"} == set(facts)
+    assert {"python", "packages", "commit", "platform", "cpu", "cpus", "memory_gib", "gpus"} == set(facts)
+    assert facts["cpu"]
+    assert facts["memory_gib"] > 0.1
     inside = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     if inside.returncode == 0:
         assert facts["commit"].removesuffix("-dirty") == inside.stdout.strip()
@@ -325,3 +314,15 @@ def test_environment_without_git_at_all(tmp_path, monkeypatch):
 def test_environment_with_another_package_in_ones_place(monkeypatch):
     monkeypatch.setattr(runs, "_PACKAGES", ("numpy", "no-such-package-at-all"))
     assert runs.environment()["packages"] == {"numpy": np.__version__, "no-such-package-at-all": None}
+
+
+def test_environment_names_the_gpus_that_the_driver_knows(tmp_path, monkeypatch):
+    told = "NVIDIA H200, 143771 MiB, 570.86"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{told}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.environment()["gpus"] == [told]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")  # a driver that does not answer
+    assert runs.environment()["gpus"] == []
+    monkeypatch.setenv("PATH", "")
+    assert runs.environment()["gpus"] == []

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ich.errors import IchError
-from ich.sampling import PerSeries, PositiveShare, Weighted
+from ich.sampling import Multiple, PerSeries, PositiveShare, Weighted
 
 
 def rng(seed=0):
@@ -138,3 +138,27 @@ def test_weights_that_make_no_sense_are_refused():
         Weighted(np.zeros(3))
     with pytest.raises(IchError, match="n is 0, expected at least 1 sample an epoch"):
         Weighted(np.ones(3), 0)
+
+
+# ------------------------------------------------------------------------------------------------- a multiple
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_a_multiple_leaves_out_the_rest_and_nothing_if_there_is_none(samples, n, seed):
+    sampling = Multiple(n, samples)
+    chosen = sampling(rng(seed))
+    assert len(sampling) == samples
+    assert len(chosen) == samples // n * n
+    assert (np.diff(chosen) > 0).all()
+    assert set(chosen) <= set(range(samples))
+    other = Weighted(np.ones(samples), 2 * n + 1)
+    drawn, kept = other(rng(seed)), Multiple(n, samples, other)(rng(seed))
+    assert len(kept) == (2 * n + 1) // n * n
+    assert not set(kept) - set(drawn)
+
+
+def test_what_a_multiple_leaves_out_is_drawn_evenly():
+    sampling = Multiple(4, 7)
+    generator = rng()
+    counts = np.bincount(np.concatenate([sampling(generator) for _ in range(3000)]), minlength=7)
+    assert fits(counts, np.ones(7))

@@ -2,10 +2,21 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ich.errors import IchError
 
@@ -79,6 +90,8 @@ class Model(_Section):
     # imagenet, the path of a weights file, or null.
     weights: str | None = "imagenet"
     dropout: float = Field(0.2, ge=0, lt=1)
+    # Which slices of the scan the network sees: offsets, each one's windows as channels; [-1, 0, 1] is 2.5-D.
+    neighbours: list[int] = Field([0], min_length=1)
 
 
 class Train(_Section):
@@ -93,13 +106,84 @@ class Train(_Section):
     weight_decay: float = Field(0.01, ge=0)
     # The gradient's norm over all weights is at most this.
     clip_norm: float = Field(1.0, gt=0)
+    # weighted_bce is the metric's own; focal gives what is predicted well less weight, the more the larger gamma is.
+    loss: Literal["weighted_bce", "focal"] = "weighted_bce"
+    focal_gamma: float = Field(2.0, ge=0)
     # Of the loss, a label each; null takes the metric's.
     label_weights: list[float] | None = None
+    # The loss takes 0 and 1 for this much less certain: 0.02 makes them 0.01 and 0.99.
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    # Evaluate, save and predict with the moving average of the weights, which keeps this much of itself each step, such
+    # as 0.999; null does without. The statistics of batch normalization are averages anyway.
+    ema_momentum: float | None = Field(None, gt=0, lt=1)
+    # How many slices of each series an epoch shows, another choice each epoch; null shows all.
+    slices_per_series: int | None = Field(None, ge=1)
+    # Choose them from the middle of the scan up to three times as often as from its ends.
+    centre_weighted: bool = False
+    # Or all slices with a bleed, and of the others as many as make the share of bleeds this.
+    positive_share: float | None = Field(None, gt=0, lt=1)
+    # The weights that are kept: those of the last epoch, or of the best by the held-out fold. best is chosen on the
+    # patients whose predictions are then scored, so that the out-of-fold score is better than new patients will give.
+    keep: Literal["last", "best"] = "last"
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+
+    @field_validator("centre_weighted")
+    @classmethod
+    def _has_series(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("slices_per_series") is None:
+            raise ValueError("needs train.slices_per_series, the number of slices to choose")
+        return value
+
+    @field_validator("positive_share")
+    @classmethod
+    def _one_sampling(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("slices_per_series") is not None:
+            raise ValueError("train.slices_per_series is set too; an epoch is sampled in one of both ways")
+        return value
 
 
 class Predict(_Section):
     batch_size: int = Field(64, ge=1)
+    # The passes over each slice, held out or of the test set, of which the mean is taken: names of ich.augment.PASSES.
+    test_time: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
+    # Over passes and folds: of the probabilities, or of the logits (the geometric mean of the odds).
+    mean: Literal["probability", "logit"] = "probability"
+
+
+class Sequence(_Section):
+    """The second stage, which reads the first one's predictions scan by scan."""
+
+    # recurrent: a network over the scan; boosting: trees on the neighbours' scores; blend: the mean of both, weighed.
+    kind: Literal["recurrent", "boosting", "blend"] = "blend"
+    seed: _Seed = 0
+    # Networks a fold, of seeds one behind the other, whose logits are averaged.
+    seeds: int = Field(2, ge=1)
+    # The network: channels, a dilation for each convolution, units of the GRU in each direction (0: no GRU).
+    width: int = Field(48, ge=1)
+    dilations: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 1]
+    units: int = Field(24, ge=0)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    epochs: int = Field(50, ge=1)
+    # Scans.
+    batch_size: int = Field(16, ge=1)
+    # As in train.
+    learning_rate: float = Field(3e-3, gt=0)
+    warmup_epochs: float = Field(2.0, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    label_weights: list[float] | None = None
+    # The weights kept are a mean of each step's, in which the mean before counts this much.
+    ema: float = Field(0.99, ge=0, lt=1)
+    # Slices that training sees of a scan at most.
+    window: int = Field(40, ge=1)
+    # Deviation of the errors added to logits in training: of the scan, of a label in it, of each.
+    noise: float = Field(0.3, ge=0)
+    # The share of samples whose five kinds of bleeding change places in training; 0 with embeddings, which know them.
+    shuffle_kinds: float = Field(0.5, ge=0, le=1)
+    # The trees: how many neighbours on either side they are told of, how many trees, and how much each counts.
+    reach: int = Field(7, ge=0)
+    rounds: int = Field(250, ge=1)
+    tree_rate: float = Field(0.05, gt=0)
 
 
 def _not_zero(value: int) -> int:
@@ -111,13 +195,19 @@ def _not_zero(value: int) -> int:
 class Machine(_Section):
     """What works on a run: it changes no result."""
 
-    # Workers that convert, as joblib's n_jobs, and what they are; dask needs its scheduler's address.
+    # Workers that convert, as joblib's n_jobs, and what they are; dask needs its scheduler's address. With dask the
+    # cluster trains the folds of train_kfold too, a fold a worker; without, they are trained one after the other.
     jobs: Annotated[int, AfterValidator(_not_zero)] = -1
     backend: Literal["processes", "threads", "dask"] = "processes"
     scheduler: str | None = None
     # Threads, or processes, that read and augment images.
     workers: int = Field(4, ge=1)
     processes: bool = False
+    # mirrored: each batch is shared out among all GPUs of the machine (TensorFlow only). Batch normalization then sees
+    # each GPU's share alone.
+    distribute: Literal["mirrored"] | None = None
+    # Logs for TensorBoard, in the folds' directories; needs the package tensorboard.
+    tensorboard: bool = False
 
 
 class Config(_Section):
@@ -131,11 +221,19 @@ class Config(_Section):
     model: Model = Model()
     train: Train = Train()
     predict: Predict = Predict()
+    sequence: Sequence = Sequence()
     machine: Machine = Machine()
 
     def resolved(self) -> str:
         """The config as YAML, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class _AnyConfig(BaseModel):
+    data: Data
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -160,6 +258,22 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
         IchError: no such file, no YAML, an unknown key or a value that does not fit, each named by its path in the
             file; an override that is not of the form.
     """
+    return _load(path, overrides, Config)
+
+
+def load_data(path: Path, overrides: Iterable[str] = ()) -> Data:
+    """Read the data section of a config that may be of another kind, as a blend's is.
+
+    Args:
+        path, overrides: as `load` takes them.
+
+    Raises:
+        IchError: as `load` does.
+    """
+    return _load(path, overrides, _AnyConfig).data
+
+
+def _load(path: Path, overrides: Iterable[str], schema: type[_Model]) -> _Model:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
@@ -170,21 +284,39 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
         raise IchError(
             f"config {path} holds {type(content).__name__}, expected sections of keys; configs/ holds examples"
         )
+    return _validated(content, overrides, f"config {path}", schema)
+
+
+def of_values(content: dict, overrides: Iterable[str], source: str) -> Config:
+    """A config from sections of keys, as YAML gives them.
+
+    Args:
+        overrides: as `load` takes them.
+        source: what the content is, for messages.
+
+    Raises:
+        IchError: as `load`.
+    """
+    return _validated(content, overrides, source, Config)
+
+
+def _validated(content: dict, overrides: Iterable[str], source: str, schema: type[_Model]) -> _Model:
     content = {key: {} if value is None else value for key, value in content.items()}  # a section left empty
     for override in overrides:
         _set(content, override)
     try:
-        return Config.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
-        raise IchError(f"config {path}: " + "; ".join(map(_complaint, error.errors()))) from error
+        raise IchError(f"{source}: " + "; ".join(map(_complaint, error.errors()))) from error
 
 
 def differences(one: Config, other: Config) -> list[str]:
     """The values in which two configs train differently, `path: one's / other's`.
 
-    Where the data are and what works on them does not count: a run knows its data by their digests.
+    Where the data are and what works on them does not count: a run knows its data by their digests. Nor does the second
+    stage: it has a directory of its own.
     """
-    aside = {"data", "predict", "machine"}
+    aside = {"data", "predict", "sequence", "machine"}
     flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude=aside))) for c in (one, other))
     keys = [*flat_one, *(key for key in flat_other if key not in flat_one)]
     return [

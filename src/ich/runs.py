@@ -3,26 +3,44 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from scipy.special import expit
 
 from ich import convert, folds, metrics, slices, windows
 from ich.config import Config, differences, load
-from ich.convert import Settings
 from ich.errors import IchError
 from ich.files import replacing
-from ich.labels import INDEX_NAME, LABELS
+from ich.labels import LABELS
+from ich.predictions import read_predictions, read_provenance, write_predictions
+from ich.render import Settings
+from ich.results import read_json
 
 RUNS = Path("runs")
 
-_PACKAGES = ("albumentations", "keras", "numpy", "opencv-python-headless", "pandas", "pydicom", "tensorflow")
+DIGESTED = ("SOPInstanceUID", "split", "status", "size", "crc")
+"""Columns of the slice table that tell which slices there are, and what they were made of."""
+
+_PACKAGES = (
+    "albumentations",
+    "keras",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pydicom",
+    "scipy",
+    "tensorflow",
+    "jax",
+    "torch",
+)
 
 
 class Run:
@@ -53,7 +71,7 @@ class Run:
 
         Args:
             overrides: as `ich.config.load` takes them, of the sections that say where things are and how they are
-                worked on: data, predict, machine.
+                worked on: data, predict, machine; and of the second stage's, sequence.
 
         Raises:
             IchError: there is none, or an override is of what was trained.
@@ -64,17 +82,17 @@ class Run:
         changed = differences(load(path / "config.yaml"), config)
         if changed:
             raise IchError(
-                f"{path} was trained as it was trained ({'; '.join(changed)}); only the sections data, predict and"
-                " machine can be set now"
+                f"{path} was trained as it was trained ({'; '.join(changed)}); only the sections data, predict,"
+                " sequence and machine can be set now"
             )
         return cls(path, config)
 
-    def claim(self, devices: Sequence[str]) -> None:
+    def claim(self, backend: str, devices: Sequence[str]) -> None:
         """Make the directory this config's own. To be called when all that could be wrong with the config was checked,
         so that a mistake leaves no directory which then refuses the config without it.
 
         Args:
-            devices: that train, for the record.
+            backend, devices: of Keras, which train, for the record.
 
         Raises:
             IchError: another config has made it its own since.
@@ -82,7 +100,7 @@ class Run:
         if self.config_path.exists():
             self._check_owner()
             return
-        facts = environment() | {"devices": list(devices)} | _data_digests(self.config)
+        facts = environment() | {"backend": backend, "devices": list(devices)} | _data_digests(self.config)
         with replacing(self.environment_path) as temporary:
             temporary.write_text(json.dumps(facts, indent=2) + "\n")
         with replacing(self.config_path) as temporary:
@@ -112,7 +130,7 @@ class Run:
         Raises:
             IchError: it is not there, or damaged.
         """
-        return _read_json(self.environment_path, "says what the run was trained with and on")
+        return read_json(self.environment_path, "says what the run was trained with and on")
 
     def read_score(self) -> dict:
         """The score of all folds' out-of-fold predictions; from score.json, if it was computed.
@@ -121,16 +139,40 @@ class Run:
             IchError: as `score`.
         """
         if self.score_path.exists():
-            score = _read_json(self.score_path, "holds the out-of-fold score")
-            if {"weighted_log_loss", "of_prevalence"} <= score.keys():
+            score = read_json(self.score_path, "holds the out-of-fold score")
+            if {"weighted_log_loss", "of_prevalence", "plain_weighted_log_loss"} <= score.keys():
                 return score
         return self.score()
 
     def restart(self, k: int) -> None:
         """Remove what was made of an earlier model of fold k: a new one is about to be trained."""
-        stale = [self.fold(k) / "predictions_test.parquet", self.oof_path, self.score_path, self.predictions_path]
-        for path in stale:
+        shutil.rmtree(self.passes(k), ignore_errors=True)
+        self.forget_results()
+
+    def forget_results(self) -> None:
+        """Remove what was made of all folds together: it is about to be made of others, or in another way."""
+        for path in (self.predictions_path, self.score_path, self.oof_path):
             path.unlink(missing_ok=True)
+
+    def elsewhere(self, path: Path) -> "Run":
+        """The same run with another folder for its results, for one that cannot be written into.
+
+        It gets a copy of all but the models, so that what was predicted is not predicted again.
+        """
+        if path.resolve() == self.path.resolve():
+            return self
+        other = Run(path, self.config)
+        files = [self.environment_path, self.oof_path, self.score_path]
+        for k in range(self.config.folds.n):
+            files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
+        for file in files:
+            target = path / file.relative_to(self.path)
+            if file.exists() and not target.exists():
+                with replacing(target) as temporary:
+                    shutil.copyfile(file, temporary)
+        with replacing(other.config_path) as temporary:
+            temporary.write_text(self.config.resolved())
+        return other
 
     @property
     def config_path(self) -> Path:
@@ -157,6 +199,10 @@ class Run:
     def fold(self, k: int) -> Path:
         return self.path / f"fold{k}"
 
+    def passes(self, k: int) -> Path:
+        """Where fold k's logits lie: oof-<pass>.parquet of the slices held out, test-<pass>.parquet of the test set."""
+        return self.fold(k) / "passes"
+
     def finished_folds(self) -> list[int]:
         """The folds whose training ended: their out-of-fold predictions are written last."""
         return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
@@ -174,29 +220,45 @@ class Run:
     def score(self) -> dict:
         """Score all folds' out-of-fold predictions, write them as one file and the score beside it.
 
+        Returns:
+            What score.json holds: `ich.metrics.summary`; test_time and mean, how the predictions were made; and
+            plain_weighted_log_loss, the score of one pass over the slices as they are.
+
         Raises:
-            IchError: a fold is missing, or its predictions are not those of its slices.
+            IchError: a fold is missing, its predictions are not those of its slices, or two folds' were made in two
+                ways.
         """
         self.check_finished()
-        oof = pd.concat([read_predictions(self.fold(k) / "oof.parquet") for k in self.finished_folds()])
+        paths = [self.fold(k) / "oof.parquet" for k in self.finished_folds()]
+        made = [read_provenance(path) or {} for path in paths]
+        how = {key: made[0].get(key) for key in ("test_time", "mean")}
+        for k, fold in enumerate(made):
+            if {key: fold.get(key) for key in how} != how:
+                raise IchError(
+                    f"the out-of-fold predictions of {self.path} were made in two ways (fold 0: {made[0]}, fold {k}:"
+                    f" {fold}); run scripts/predict.py {self.path} to make all in one"
+                )
         table = folds.read_folds(self.config.data.folds_path)
-        if len(oof) != len(table) or not oof.index.is_unique or not oof.index.isin(table.index).all():
-            raise IchError(
-                f"{self.path} has {len(oof):,} out-of-fold predictions, {self.config.data.folds_path} lists"
-                f" {len(table):,} slices, and they are not the same; delete the run's fold directories and train again"
-            )
-        oof = oof.loc[table.index]
-        y, p = table[list(LABELS)].to_numpy(), oof.to_numpy()
-        score = {
-            "weighted_log_loss": metrics.weighted_log_loss(y, p),
-            "of_prevalence": metrics.prevalence_log_loss(y),
-            "by_label": dict(zip(LABELS, metrics.log_loss_by_label(y, p).tolist(), strict=True)),
-            "slices": len(table),
-        }
-        write_predictions(oof, self.oof_path)
+        y, oof = table[list(LABELS)].to_numpy(), self._together(paths, table.index)
+        score = metrics.summary(y, oof.to_numpy()) | how
+        score["plain_weighted_log_loss"] = score["weighted_log_loss"]
+        if how["test_time"] not in (None, ["none"]):
+            plain = self._together([self.passes(k) / "oof-none.parquet" for k in self.finished_folds()], table.index)
+            score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, expit(plain.to_numpy(dtype=np.float64)))
+        write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
         with replacing(self.score_path) as temporary:
             temporary.write_text(json.dumps(score, indent=2) + "\n")
         return score
+
+    def _together(self, paths: list[Path], ids: pd.Index) -> pd.DataFrame:
+        """All folds' predictions as one frame, in the order of the ids."""
+        frame = pd.concat([read_predictions(path) for path in paths])
+        if len(frame) != len(ids) or not frame.index.is_unique or not frame.index.isin(ids).all():
+            raise IchError(
+                f"{self.path} has {len(frame):,} out-of-fold predictions, {self.config.data.folds_path} lists"
+                f" {len(ids):,} slices, and they are not the same; delete the run's fold directories and train again"
+            )
+        return frame.loc[ids]
 
 
 def settings(config: Config) -> Settings:
@@ -211,40 +273,18 @@ def settings(config: Config) -> Settings:
     )
 
 
-def slice_table(config: Config) -> pd.DataFrame:
+def slice_table(config: Config, columns: Sequence[str] = tuple(slices.SCHEMA.names)) -> pd.DataFrame:
     """The slice table of the config's images, which must be of the config's settings.
+
+    Args:
+        columns: as `slices.read_table` takes them.
 
     Raises:
         IchError: not converted yet, or of other settings.
     """
-    table = slices.read_table(config.data.images / "slices.parquet")
+    table = slices.read_table(config.data.images / "slices.parquet", columns)
     convert.check_settings(config.data.images, settings(config))
     return table
-
-
-def write_predictions(frame: pd.DataFrame, path: Path) -> None:
-    """Write six float32 probabilities a slice, indexed by SOPInstanceUID."""
-    with replacing(path) as temporary:
-        frame.astype("float32").to_parquet(temporary)
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read what `write_predictions` wrote.
-
-    Raises:
-        IchError: the file is missing, no Parquet, or has other columns.
-    """
-    try:
-        frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise IchError(f"predictions {path} cannot be read ({error}); make them again") from error
-    floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
-    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
-        raise IchError(
-            f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
-            f" {frame.index.name}, expected the numbers {', '.join(LABELS)} under {INDEX_NAME}; make them again"
-        )
-    return frame
 
 
 def environment() -> dict:
@@ -254,8 +294,30 @@ def environment() -> dict:
         "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": _gpus(),
     }
+
+
+def _cpu() -> str:
+    """The CPU's name as Linux tells it, or what Python knows elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name":
+                return name.strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU, of whichever backend is to use it; none without a driver."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 def _version(package: str) -> str | None:
@@ -289,15 +351,17 @@ def _data_digests(config: Config) -> dict[str, str]:
         raise IchError(
             f"cannot read {config.data.folds_path}: {error.strerror or error}; make it with scripts/make_folds.py"
         ) from error
-    train = slices.readable(slice_table(config), "train")[["size", "crc"]].sort_index()
-    images_now = sha256("".join(f"{id} {size} {crc}\n" for id, size, crc in train.itertuples()).encode()).hexdigest()
-    return {"folds_sha256": folds_now, "images_sha256": images_now}
+    train = slices.readable(slice_table(config, DIGESTED), "train").sort_index()
+    return {"folds_sha256": folds_now, "images_sha256": slices_digest(train)}
 
 
-def _read_json(path: Path, what: str) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IchError(
-            f"{path}, which {what}, cannot be read ({error}); restore it, or train the run again under another name"
-        ) from error
+def slices_digest(table: pd.DataFrame) -> str:
+    """SHA-256 of which DICOM files slices were made of, in their order.
+
+    Args:
+        table: size and crc of the files, indexed by SOPInstanceUID.
+    """
+    digest = sha256()
+    for id, size, crc in zip(table.index, table["size"], table["crc"], strict=True):
+        digest.update(f"{id} {size} {crc}\n".encode())
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ A sampling maps a NumPy random generator to the places of samples, int64, of the
 epoch shows every sample once. Its `len` is the number of samples it chooses from, if it has one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,3 +121,28 @@ class Weighted:
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(len(self.weights), self.n or len(self.weights), p=self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple:
+    """A number of samples that n divides: those of another sampling, but for up to n - 1 drawn anew each epoch.
+
+    So that n devices which share each batch have as many samples each: the mean of their losses is the batch's then.
+
+    Args:
+        n: at least 1.
+        samples: how many there are to choose from.
+        of: the other sampling; None takes all.
+    """
+
+    n: int
+    samples: int
+    of: Callable[[np.random.Generator], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        order = np.arange(self.samples) if self.of is None else self.of(rng)
+        rest = len(order) % self.n
+        return np.delete(order, rng.choice(len(order), rest, replace=False)) if rest else order

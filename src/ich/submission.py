@@ -1,23 +1,89 @@
 """From predictions to the CSV that the competition accepts."""
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 import pandas as pd
 
 from ich.errors import IchError, name_some
 from ich.files import replacing
-from ich.labels import LABELS, read_ids, to_long
+from ich.labels import INDEX_NAME, LABELS, to_long
+
+POLICIES = ("refuse", "series_mean", "prevalence")
+"""What may stand for the prediction of a test slice that could not be read."""
+
+NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "split", "status")
+"""The columns of the slice table that filling in takes."""
 
 
-def make_submission(predictions: pd.DataFrame, sample: str | Path | BinaryIO) -> pd.DataFrame:
+def fill_missing(
+    predictions: pd.DataFrame,
+    images: pd.Index,
+    policies: Sequence[str],
+    table: pd.DataFrame,
+    prevalence: dict[str, float] | None = None,
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Put numbers where the sample submission asks for slices that could not be read, by policies that somebody named.
+
+    Nothing else is filled: a slice that the table does not know, or that could be read, has no prediction because
+    something was not run.
+
+    Args:
+        predictions: six probabilities, indexed by SOPInstanceUID.
+        images: the slices that the sample submission asks for.
+        policies: of `POLICIES`, tried in this order for each slice: `series_mean`, the mean over the predicted slices
+            of its series, each label its own; `prevalence`; `refuse`.
+        table: the slice table, its columns `NEEDED`.
+        prevalence: of each label among the training's slices.
+
+    Returns:
+        The predictions, and below them those that were filled in; and the ids of these, by policy.
+
+    Raises:
+        IchError: an unknown policy; a slice that no policy can fill, or none was to.
+    """
+    unknown = [policy for policy in policies if policy not in POLICIES]
+    if unknown:
+        raise IchError(f"no policy is called {unknown[0]!r}; there are {', '.join(POLICIES)}")
+    if "prevalence" in policies and prevalence is None:
+        raise IchError("the result's score.json does not tell the labels' prevalence; name another policy")
+    rows = table[table["split"] == "test"].set_index("SOPInstanceUID")
+    series_of = rows["SeriesInstanceUID"].dropna()
+    means = predictions.groupby(series_of.reindex(predictions.index)).mean()
+    missing = images.difference(predictions.index, sort=False)
+    unread = missing[missing.isin(rows.index[rows["status"] != "ok"])]
+    filled: dict[str, list[str]] = {policy: [] for policy in policies if policy != "refuse"}
+    values = []
+    for id in unread:
+        for policy in filled:
+            if policy == "prevalence":
+                values.append(pd.Series(prevalence, name=id))
+            elif series_of.get(id) in means.index:
+                values.append(means.loc[series_of[id]].rename(id))
+            else:
+                continue
+            filled[policy].append(id)
+            break
+    left = unread.difference([id for ids in filled.values() for id in ids], sort=False)
+    if len(left):
+        why = "of a series of which no slice is predicted, or unknown" if filled else "so that they have no prediction"
+        raise IchError(
+            f"{name_some(left)} could not be read ({', '.join(sorted(set(rows.loc[left, 'status'])))}), {why}; name a"
+            " policy that can fill it in: --missing series_mean, --missing prevalence, or one after the other"
+        )
+    if values:
+        predictions = pd.concat([predictions, pd.DataFrame(values).astype(predictions.dtypes)])
+    return predictions.rename_axis(INDEX_NAME), filled
+
+
+def make_submission(predictions: pd.DataFrame, rows: pd.Series, images: pd.Index) -> pd.DataFrame:
     """The rows of a submission, in the order of the sample submission.
 
     Args:
         predictions: six probabilities, indexed by SOPInstanceUID, in any order.
-        sample: the competition's sample submission, as `ich.labels.read_ids` takes it; its Label column is not read.
+        rows, images: of the competition's sample submission, as `ich.labels.read_ids` gives them.
 
     Returns:
         Columns ID and Label (float), one row for each of the sample's.
@@ -26,12 +92,12 @@ def make_submission(predictions: pd.DataFrame, sample: str | Path | BinaryIO) ->
         IchError: an id of the sample has no prediction, a prediction no place in the sample, or a value is not in
             [0, 1]; nothing is filled in.
     """
-    rows, images = read_ids(sample)
     without = images.difference(predictions.index)
     if len(without):
         raise IchError(
             f"the sample submission asks for {name_some(without)}, of which there are no predictions; nothing is filled"
-            " in: the slice table says which slices could not be read, or this is the sample of another test set"
+            " in: --missing names a policy for slices that could not be read, as the slice table tells; for others,"
+            " predict the test set that this sample belongs to"
         )
     foreign = predictions.index.difference(images)
     if len(foreign):

@@ -1,41 +1,105 @@
 """Training: one fold of a run, and its out-of-fold predictions."""
 
-import re
+import math
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
+from threading import Lock
 
 import keras
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
-from ich import augment, folds, models, runs, slices
-from ich.config import Config
+from ich import augment, curves, devices, folds, models, parallel, runs, sampling, slices
+from ich.callbacks import Checkpoint, FiniteLoss, KeepBest, read_variables
+from ich.config import Config, Train
 from ich.errors import IchError
-from ich.files import replacing
+from ich.files import replacing, sweep
 from ich.generator import DataGenerator
-from ich.labels import INDEX_NAME, LABELS
-from ich.losses import WeightedBinaryCrossentropy, WeightedLogLoss
+from ich.inference import generator_options, predict_held_out, unwrapped
+from ich.labels import LABELS
+from ich.losses import LabelAUC, WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
+from ich.optimizers import adamw
+
+CHECKPOINT, BEST = "checkpoint.npz", "best.npz"
+"""Names of files in the directory of a fold that is being trained."""
+
+_ALONE = Lock()  # of a worker's threads, one at a time: they have one GPU
+_TRAIN = """
+import sys
+from pathlib import Path
+from ich import cli, config, runs, training
+run = runs.Run(Path(sys.argv[1]), config.load(Path("/dev/stdin")))
+cli.run(lambda: training.train_fold(run, int(sys.argv[2])))
+"""
+
+
+def train_folds(run: runs.Run) -> None:
+    """Train the folds that are not finished: one after the other, or with `machine.backend=dask` a fold a worker.
+
+    The cluster's workers start in this directory, and see its files; each trains one fold at a time.
+
+    Raises:
+        IchError: as `train_fold`, or there is no such cluster.
+    """
+    todo = [k for k in range(run.config.folds.n) if k not in run.finished_folds()]
+    machine = run.config.machine
+    if not todo or machine.backend != "dask":
+        for k in todo:
+            train_fold(run, k)
+        return
+    print(f"{len(todo)} fold(s) on the cluster at {machine.scheduler}, whose workers' logs tell of their epochs")
+    tasks = ((run, k) for k in todo)
+    done = parallel.unordered(_train_there, tasks, jobs=len(todo), backend="dask", scheduler=machine.scheduler)
+    for k in done:
+        print(f"fold {k}: {run.fold(k)}")
+
+
+def _train_there(run: runs.Run, k: int) -> int:
+    """A task of a cluster: train a fold, and tell which.
+
+    In a process of its own: in other threads of its workers Dask draws from Python's global random state, which Keras
+    seeds the layers by. It may have processes that read images, too, and gives the GPU back when it ends.
+    """
+    command = [sys.executable, "-c", _TRAIN, str(run.path), str(k)]
+    with _ALONE:
+        done = subprocess.run(command, input=run.config.resolved(), stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        last = done.stderr.rstrip().rpartition("\n")[2]
+        if not last.startswith("error: "):
+            raise RuntimeError(f"fold {k} ended with status {done.returncode}: {done.stderr}")
+        raise IchError(f"fold {k}: {last.removeprefix('error: ')}")
+    return k
 
 
 def train_fold(run: runs.Run, k: int) -> None:
     """Train on all folds but `k` and predict fold `k`; nothing to do if that was done.
 
-    The weights kept are those of the last epoch. To keep those of the best one would choose them on the patients whose
-    predictions are then scored, and the out-of-fold score would be better than any on new patients.
+    A fold that was interrupted goes on after its last whole epoch: the checkpoint holds all variables, and what an
+    epoch shows depends on its number alone. On the same CPU, with as many threads, it ends in the very same numbers as
+    one that ran through; a GPU adds in another order each time.
 
-    Writes model.keras, history.csv and, last, oof.parquet into `run.fold(k)`.
+    The weights kept are those of the last epoch, unless `train.keep` says otherwise. To keep those of the best one
+    would choose them on the patients whose predictions are then scored, and the out-of-fold score would be better than
+    any on new patients.
+
+    Writes model.keras, history.csv, curves.png and, last, oof.parquet into `run.fold(k)`; before that, the checkpoint.
 
     Raises:
-        IchError: there is no such fold, or slices of folds.csv have no image.
+        IchError: there is no such fold, slices of folds.csv have no image, the loss is no number any more, a file
+            cannot be read or written, or the backend cannot do what the config asks of it.
     """
     config = run.config
     if config.preprocess.files != "channels":
         raise IchError(f"training reads images of preprocess.files=channels, not {config.preprocess.files}")
     if not 0 <= k < config.folds.n:
         raise IchError(f"there is no fold {k}; the config has folds 0 to {config.folds.n - 1}")
+    if config.machine.tensorboard and find_spec("tensorboard") is None:
+        raise IchError("machine.tensorboard needs the package tensorboard: pip install 'ich[tensorboard]'")
     if k in run.finished_folds():
+        _forget(run, k)  # if it was killed between the last two steps
         return
     table = folds.read_folds(config.data.folds_path)
     if table["fold"].max() != config.folds.n - 1:
@@ -53,75 +117,85 @@ def train_fold(run: runs.Run, k: int) -> None:
     keras.backend.clear_session()  # the fold before leaves its graph
     keras.utils.set_random_seed(config.train.seed + k)
     keras.config.set_dtype_policy(config.train.precision)
-    train, held_out = _generators(config, table, k)
-    model = models.build_model(
-        config.model.name, train[0][0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
-    )
-    model.compile(
-        optimizer=_optimizer(config, steps_per_epoch=len(train)),
-        loss=WeightedBinaryCrossentropy(config.train.label_weights),
-        metrics=[WeightedLogLoss()],
-    )
-    devices = keras.distribution.list_devices()
-    run.claim(devices)
+    strategy = None
+    if config.machine.distribute is not None:
+        strategy = devices.mirrored(train=config.train.batch_size, predict=config.predict.batch_size)
+    train, held_out = _generators(config, table, k, multiple=strategy.num_replicas_in_sync if strategy else 1)
+    first = train[0]
+    with strategy.scope() if strategy else nullcontext():
+        model = models.build_model(
+            config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
+        )
+        model.compile(
+            optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
+            loss=_loss(config.train),
+            metrics=[WeightedLogLoss(), *(LabelAUC(label) for label in LABELS)],
+        )
+        # Else `fit` builds these from a batch that it draws: for several devices it takes that for an epoch, and on JAX
+        # and PyTorch each epoch then begins with what the workers read for the one before.
+        model.optimizer.build(model.trainable_variables)
+        model.test_on_batch(*first)
+        model.reset_metrics()
+    names = devices.names()
+    run.claim(keras.backend.backend(), names)
     run.restart(k)
-    print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(devices)}")
-    if config.train.precision != "float32" and all(device.startswith("cpu") for device in devices):
+    sweep(run.fold(k))
+    print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(names)}")
+    if config.train.precision != "float32" and all(name.startswith("cpu") for name in names):
         print(f"warning: no GPU was found, and {config.train.precision} is slow on a CPU", file=sys.stderr)
-    with _unwrapped():
-        history = model.fit(
-            train,
-            validation_data=held_out,
-            epochs=config.train.epochs,
-            shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
-            callbacks=[keras.callbacks.TerminateOnNaN()],
-            verbose=_verbose(),
-        )
-    if len(history.epoch) < config.train.epochs or not np.isfinite(history.history["loss"][-1]):
-        raise IchError(
-            f"the loss of fold {k} is no number any more in epoch {len(history.epoch)}; lower train.learning_rate, and"
-            f" give the run another name or delete {run.path}"
-        )
-
+    with strategy.scope() if strategy else nullcontext():
+        history = _fit(run, k, model, train, held_out)
     with replacing(run.fold(k) / "model.keras") as temporary:
         model.save(temporary)
     with replacing(run.fold(k) / "history.csv") as temporary:
-        pd.DataFrame(history.history).rename_axis("epoch").to_csv(temporary)
-    runs.write_predictions(predict(model, held_out), run.fold(k) / "oof.parquet")
+        history.to_csv(temporary)
+    curves.draw(history, run.fold(k) / "curves.png", f"{config.name}, fold {k}")
+    # Of what was saved, so that nothing else can be scored than what will predict.
+    saved = keras.saving.load_model(run.fold(k) / "model.keras", compile=False, safe_mode=True)
+    predict_held_out(run, k, lambda: saved)
+    _forget(run, k)
 
 
-def predict(model: keras.Model, samples: DataGenerator) -> pd.DataFrame:
-    """Probabilities of all samples.
+def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_out: DataGenerator) -> pd.DataFrame:
+    """Train from the last checkpoint on, if there is one; the weights to keep are in the model then.
 
     Returns:
-        Six float32 columns, indexed by the generator's ids in their order.
-
-    Raises:
-        IchError: an image cannot be read.
+        The history, a row an epoch.
     """
-    with _unwrapped():
-        logits = model.predict(samples, verbose=_verbose())
-    probabilities = expit(logits.astype(np.float64))
-    return pd.DataFrame(probabilities.astype(np.float32), index=samples.ids.rename(INDEX_NAME), columns=list(LABELS))
+    section = run.config.train
+    checkpoint = Checkpoint(run.fold(k) / CHECKPOINT)
+    done = checkpoint.restore(model)
+    if done:
+        print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
+    advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
+    train.set_epoch(done)
+    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice)]
+    if section.keep == "best":
+        before = checkpoint.history.get("val_weighted_log_loss", ())
+        watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
+    if section.ema_momentum is not None:
+        watching.append(keras.callbacks.SwapEMAWeights())
+    if run.config.machine.tensorboard:
+        watching.append(keras.callbacks.TensorBoard(run.fold(k) / "tensorboard", write_graph=False))
+    with unwrapped():
+        model.fit(
+            train,
+            validation_data=held_out,
+            initial_epoch=done,
+            epochs=section.epochs,
+            shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
+            callbacks=[*watching, checkpoint],
+            verbose=_verbose(),
+        )
+    if section.keep == "best":
+        read_variables(run.fold(k) / BEST, model.weights)
+    return pd.DataFrame(checkpoint.history).rename_axis("epoch")
 
 
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise a generator's IchError as what it is: TensorFlow hands its text on, within an error of its own."""
-    try:
-        yield
-    except IchError:
-        raise
-    except Exception as error:
-        told = re.search(r"\bIchError: (.*)", str(error))
-        if told is None:
-            raise
-        raise IchError(told[1]) from error
-
-
-def generator_options(config: Config) -> dict:
-    """Where images lie and how many workers read them, as arguments of DataGenerator."""
-    return {"workers": config.machine.workers, "use_multiprocessing": config.machine.processes, "max_queue_size": 16}
+def _forget(run: runs.Run, k: int) -> None:
+    """Remove what only an unfinished fold needs."""
+    for name in (CHECKPOINT, BEST):
+        (run.fold(k) / name).unlink(missing_ok=True)
 
 
 def _verbose() -> str | int:
@@ -129,34 +203,59 @@ def _verbose() -> str | int:
     return "auto" if sys.stderr.isatty() else 2
 
 
-def _generators(config: Config, table: pd.DataFrame, k: int) -> tuple[DataGenerator, DataGenerator]:
-    """Of the samples to train on, and of those held out."""
-    labels, image_dir = table[list(LABELS)], config.data.images / "train"
-    options = {"image_dir": image_dir, **generator_options(config)}
+def _generators(config: Config, table: pd.DataFrame, k: int, multiple: int) -> tuple[DataGenerator, DataGenerator]:
+    """Of the samples to train on, of which each batch holds a multiple of so many, and of those held out."""
+    labels = table[list(LABELS)]
+    options = generator_options(config, "train")
     held_out = DataGenerator(table.index[table["fold"] == k], labels, batch_size=config.predict.batch_size, **options)
     height, width = held_out[0][0].shape[1:3]
+    augment.passes(config.predict.test_time, height, width)  # a name that is none is told before the training
+    ids, sample = _sampling(config, table[table["fold"] != k])
+    if multiple > 1:
+        sample = sampling.Multiple(multiple, len(ids), sample)
     train = DataGenerator(
-        table.index[table["fold"] != k],
+        ids,
         labels,
         batch_size=config.train.batch_size,
         shuffle=True,
         augment=augment.pipeline(config.train.augment, height, width),
+        sampling=sample,
         seed=config.train.seed,
         **options,
     )
     return train, held_out
 
 
-def _optimizer(config: Config, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def _sampling(
+    config: Config, table: pd.DataFrame
+) -> tuple[pd.Index, Callable[[np.random.Generator], np.ndarray] | None]:
+    """The samples to train on, and which of them an epoch shows."""
     section = config.train
-    steps = section.epochs * steps_per_epoch
-    warmup = min(round(section.warmup_epochs * steps_per_epoch), steps - 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else section.learning_rate,
-        decay_steps=steps - warmup,
-        warmup_target=section.learning_rate if warmup else None,
-        warmup_steps=warmup,
+    if section.slices_per_series is not None:
+        rows = slices.readable(runs.slice_table(config), "train").loc[table.index]
+        rows = rows.sort_values(["SeriesInstanceUID", "order"])
+        series = rows["SeriesInstanceUID"]
+        return rows.index, sampling.PerSeries(series, section.slices_per_series, section.centre_weighted)
+    if section.positive_share is not None:
+        return table.index, sampling.PositiveShare(table["any"].to_numpy(), section.positive_share)
+    return table.index, None
+
+
+def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    averaging = {} if section.ema_momentum is None else {"use_ema": True, "ema_momentum": section.ema_momentum}
+    return adamw(
+        steps_per_epoch,
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        warmup_epochs=section.warmup_epochs,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+        **averaging,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=section.weight_decay, global_clipnorm=section.clip_norm)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+
+
+def _loss(section: Train) -> keras.losses.Loss:
+    options = {"weights": section.label_weights, "label_smoothing": section.label_smoothing}
+    if section.loss == "focal":
+        return WeightedFocalLoss(section.focal_gamma, **options)
+    return WeightedBinaryCrossentropy(**options)

@@ -1,0 +1,80 @@
+"""Blend runs by weights fitted on their out-of-fold predictions, and say what that gains on patients not fitted on.
+
+    python scripts/blend.py runs/baseline runs/gold --out runs/blend
+    python scripts/blend.py runs/gold --calibrate temperature --out runs/gold-calibrated
+
+Writes OUT as a run's directory, ready for make_submission: oof.parquet, of each fold by weights fitted on the others;
+score.json, with the gain over the best run and the weights; predictions_test.parquet, by weights fitted on all folds,
+if all runs have one; config.yaml and environment.json. Runs must share their folds; other blends and sequence runs may
+be among them.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to write, such as runs/blend")
+    parser.add_argument("--method", default="weights", help="weights (default), mean, logit_mean or rank_mean")
+    parser.add_argument("--by-label", action="store_true", help="weights of each label's own")
+    parser.add_argument(
+        "--calibrate", metavar="KIND", help="temperature or platt: try it, and keep it for the labels that it helps"
+    )
+    parser.add_argument(
+        "--any-at-least-max",
+        action="store_true",
+        help="try to raise any to the largest of the five, keep it if it helps",
+    )
+    parser.add_argument("--folds", type=Path, help="the file of folds (default: the first run's)")
+    arguments = parser.parse_args(argv)
+
+    import numpy as np
+
+    from ich import blend, comparison
+    from ich.labels import LABELS
+
+    recipe = blend.Recipe(arguments.method, arguments.by_label, arguments.calibrate, arguments.any_at_least_max)
+    found = comparison.read_results(arguments.runs, arguments.folds)
+    config = {
+        "name": arguments.out.resolve().name,
+        "data": found.data,
+        "blend": {"runs": list(found.oof), **dataclasses.asdict(recipe)},
+    }
+    comparison.check_owner(arguments.out, config)
+    members = np.stack(list(found.oof.values()))
+    blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
+    fitted = blend.fit(members, found.table, recipe)
+
+    score = comparison.judge(found, blended) | fitted.describe(list(found.oof))
+    lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
+    test = None
+    if not lacking:
+        ids, theirs = comparison.read_test(arguments.runs)
+        test = comparison.frame(ids, fitted(theirs))
+    comparison.write_results(arguments.out, config, found, blended, test, score)
+
+    for run, loss in score["runs"].items():
+        shares = [f"{score['weights'][label][run]:.3f}" for label in (LABELS if arguments.by_label else LABELS[:1])]
+        print(f"  {run}  log loss {loss:.4f}  weight {' '.join(shares)}")
+    for trial in ("calibration", "any_at_least_max"):
+        for label, told in score.get(trial, {}).items():
+            print(
+                f"  {trial} of {label}: gains {told['gain']:+.5f} ± {told['standard_error']:.5f},"
+                f" {'kept' if told['kept'] else 'left out'}"
+            )
+    print(
+        f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}; gain over"
+        f" {score['best_run']}: {score['gain']:+.4f} ±"
+        f" {score['gain_standard_error']:.4f} (standard error over patients)"
+    )
+    if lacking:
+        print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none: scripts/predict.py first")
+    print(f"blend: {arguments.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,53 @@
+"""Files of predictions: six numbers a slice, and how they were made."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ich.errors import IchError
+from ich.files import replacing
+from ich.labels import INDEX_NAME, LABELS
+
+_KEY = b"provenance"
+
+
+def write_predictions(frame: pd.DataFrame, path: Path, provenance: dict | None = None) -> None:
+    """Write six float32 numbers a slice, indexed by SOPInstanceUID.
+
+    Args:
+        provenance: how they were made, as JSON takes it; a part of the file.
+    """
+    table = pa.Table.from_pandas(frame.astype("float32"))
+    table = table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(provenance or {})})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        IchError: the file is missing, no Parquet, or has other columns.
+    """
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IchError(f"predictions {path} cannot be read ({error}); make them again") from error
+    floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
+    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
+        raise IchError(
+            f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
+            f" {frame.index.name}, expected the numbers {', '.join(LABELS)} under {INDEX_NAME}; make them again"
+        )
+    return frame
+
+
+def read_provenance(path: Path) -> dict | None:
+    """How the predictions of a file were made; empty if it does not tell, None if there is no whole file."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+    except (pa.ArrowInvalid, OSError):
+        return None

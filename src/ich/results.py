@@ -1,0 +1,103 @@
+"""The directory of a result, be it a run's, a second stage's or a blend's: what all of these hold.
+
+oof.parquet               out-of-fold predictions of every labelled slice
+predictions_test.parquet  predictions of the test set, made in the same way
+score.json                of the first, with at least what `ich.metrics.summary` gives
+config.yaml               what made it, defaults written out
+environment.json          versions, commit and machine
+"""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import yaml
+
+from ich.errors import IchError
+from ich.predictions import read_provenance
+
+
+def read_json(path: Path, what: str) -> dict:
+    """Read a file of a result.
+
+    Args:
+        what: it does, for the message.
+
+    Raises:
+        IchError: it is not there, or no JSON.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IchError(
+            f"{path}, which {what}, cannot be read ({error}); restore it, or train the run again under another name"
+        ) from error
+
+
+def check_alike(folder: Path) -> None:
+    """Refuse a result whose out-of-fold and test predictions were not made in one way, by the same models.
+
+    What is fitted on the first (weights of a blend, a calibration) would not fit the second, nor would their score.
+
+    Raises:
+        IchError: they were not, or one is missing.
+    """
+    told = {name: read_provenance(folder / name) for name in ("oof.parquet", "predictions_test.parquet")}
+    for name, provenance in told.items():
+        if provenance is None:
+            raise IchError(f"{folder / name} is missing or damaged; predict with {folder} first (scripts/predict.py)")
+    one, other = told.values()
+    differing = [
+        f"{key}: {one.get(key)} out of fold, {other.get(key)} on the test set"
+        for key in {**one, **other}
+        if one.get(key) != other.get(key)
+    ]
+    if differing:
+        raise IchError(
+            f"the predictions of {folder} were made in two ways ({'; '.join(differing)}); run scripts/predict.py"
+            f" {folder} to make both in one"
+        )
+
+
+def read_score(folder: Path) -> dict:
+    """The out-of-fold score.
+
+    Raises:
+        IchError: it is not there, or lacks what is told of every result.
+    """
+    score = read_json(folder / "score.json", "holds the out-of-fold score")
+    lacking = {"weighted_log_loss", "of_prevalence"} - score.keys()
+    if lacking:
+        raise IchError(f"{folder / 'score.json'} lacks {', '.join(sorted(lacking))}; score the result again")
+    return score
+
+
+def describe(folder: Path) -> dict:
+    """Where the test predictions come from, for the manifest of what is made of them.
+
+    Returns:
+        run; commit of the code that trained it, None if nobody knows; the score out of fold and that of the
+        prevalence; how predictions were made (passes at test time, their mean, digests of the models), as far as their
+        file tells; the config and the SHA-256 of its file.
+
+    Raises:
+        IchError: a file is missing or cannot be read, or predictions were made in two ways.
+    """
+    check_alike(folder)
+    score = read_score(folder)
+    try:
+        text = (folder / "config.yaml").read_bytes()
+        config = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise IchError(
+            f"{folder / 'config.yaml'}, which says what made the result, cannot be read ({error})"
+        ) from error
+    return {
+        "run": str(folder),
+        "commit": read_json(folder / "environment.json", "says what the result was made with").get("commit"),
+        "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
+        "prevalence_weighted_log_loss": score["of_prevalence"],
+        "predictions": read_provenance(folder / "predictions_test.parquet"),
+        "config_sha256": sha256(text).hexdigest(),
+        "config": config,
+    }

@@ -1,0 +1,79 @@
+import json
+from hashlib import sha256
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ich import results
+from ich.errors import IchError
+from ich.labels import INDEX_NAME, LABELS
+from ich.predictions import write_predictions
+
+MADE = {"test_time": ["none"], "mean": "logit"}
+
+
+def some_predictions():
+    return pd.DataFrame(
+        np.full((3, 6), 0.5), columns=list(LABELS), index=pd.Index(["ID_0", "ID_1", "ID_2"], name=INDEX_NAME)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A result as a blend might leave it."""
+    for name in ("oof.parquet", "predictions_test.parquet"):
+        write_predictions(some_predictions(), tmp_path / name, MADE)
+    (tmp_path / "score.json").write_text(json.dumps({"weighted_log_loss": 0.1, "of_prevalence": 0.2}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"blend": {"runs": ["a", "b"]}}))
+    (tmp_path / "environment.json").write_text(json.dumps({"commit": "abc"}))
+    return tmp_path
+
+
+def test_a_result_tells_where_it_comes_from(folder):
+    assert results.describe(folder) == {
+        "run": str(folder),
+        "commit": "abc",
+        "out_of_fold_weighted_log_loss": 0.1,
+        "prevalence_weighted_log_loss": 0.2,
+        "predictions": MADE,
+        "config_sha256": sha256((folder / "config.yaml").read_bytes()).hexdigest(),
+        "config": {"blend": {"runs": ["a", "b"]}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("score.json", None, r"score.json, which holds the out-of-fold score, cannot be read \(.*No such file"),
+        ("score.json", "[1, 2]", r"score.json, which holds the out-of-fold score, cannot be read"),
+        ("score.json", "{}", r"score.json lacks of_prevalence, weighted_log_loss; score the result again"),
+        ("config.yaml", None, r"config.yaml, which says what made the result, cannot be read \(.*No such file"),
+        ("config.yaml", "a: [", r"config.yaml, which says what made the result, cannot be read"),
+        ("environment.json", "{", r"environment.json, which says what the result was made with, cannot be read"),
+        ("predictions_test.parquet", None, r"predictions_test.parquet is missing or damaged; predict with"),
+        ("oof.parquet", "junk", r"oof.parquet is missing or damaged; predict with"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_told(folder, name, content, said):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(IchError, match=said):
+        results.describe(folder)
+
+
+def test_a_mixture_is_refused_with_the_difference(tmp_path):
+    oof, test = tmp_path / "oof.parquet", tmp_path / "predictions_test.parquet"
+    write_predictions(some_predictions(), oof, {"test_time": ["none"], "mean": "logit"})
+    with pytest.raises(IchError, match=r"predictions_test.parquet is missing or damaged; predict with"):
+        results.check_alike(tmp_path)
+    write_predictions(some_predictions(), test, {"test_time": ["none"], "mean": "logit"})
+    results.check_alike(tmp_path)
+    write_predictions(some_predictions(), test, {"test_time": ["flip"], "mean": "logit"})
+    with pytest.raises(IchError, match=r"two ways \(test_time: \['none'\] out of fold, \['flip'\] on the test set\)"):
+        results.check_alike(tmp_path)
+    write_predictions(some_predictions(), test)
+    with pytest.raises(IchError, match=r"test_time: \['none'\] out of fold, None on the test set; mean: logit out"):
+        results.check_alike(tmp_path)
