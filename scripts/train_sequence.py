@@ -1,0 +1,49 @@
+"""Train the second stage: read a run's predictions scan by scan, and make them better.
+
+    python scripts/train_sequence.py runs/baseline
+
+Writes runs/<run>-sequence, a run like every other: oof.parquet, score.json, a network a fold, and the test set's
+predictions if the first stage has some (scripts/predict.py). Of several runs with the same folds it takes the mean of
+their logits. Stopped and started again, it does what is left; after new test predictions of the first stage it predicts
+the test set anew.
+
+Without a run, a table of scores will do; it needs no images:
+
+    python scripts/train_sequence.py --table scores.csv.gz --name stacked
+
+with a row a slice: SOPInstanceUID, PatientID, SeriesInstanceUID, z in mm, the six labels and their logits
+(score_epidural, …). The folds of its patients are made by the section folds, and written into the run.
+"""
+
+from pathlib import Path
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="directories of runs/, of the same folds")
+    parser.add_argument("--table", type=Path, help="slices with scores, CSV or Parquet, instead of runs")
+    parser.add_argument("--name", help="of the new run (default: <first run>-sequence, or the table's name)")
+    cli.add_overrides(parser, "override one value of the section sequence; may be given several times")
+    arguments = parser.parse_args(argv)
+    if bool(arguments.runs) == bool(arguments.table):
+        parser.error("give one run or more, or a table")
+
+    from ich import sequence
+
+    if arguments.table:
+        stage = sequence.of_table(arguments.table, arguments.name, arguments.overrides)
+    else:
+        stage = sequence.of_runs(arguments.runs, arguments.name, arguments.overrides)
+    run, facts = sequence.train(stage)
+    before, after = facts["of_first_stage"], facts["weighted_log_loss"]
+    print(f"first stage     {before:.4f}")
+    for kind, loss in facts["of_kinds"].items():
+        print(f"{kind:<16}{loss:.4f}")
+    print(f"out-of-fold weighted log loss: {after:.4f} ({after / before:.2f} of the first stage's)")
+    print(f"run: {run.path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

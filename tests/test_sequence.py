@@ -1,0 +1,251 @@
+"""The second stage as a run, on a small table of scores and on a first stage made up of files."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from ich import convert, folds, runs, sequence, slices
+from ich.config import Config
+from ich.errors import IchError
+from ich.labels import INDEX_NAME, LABELS
+from ich.results import check_alike
+
+FAST = [
+    "sequence.seeds=1",
+    "sequence.width=8",
+    "sequence.units=4",
+    "sequence.dilations=[1]",
+    "sequence.epochs=2",
+    "sequence.window=12",
+    "sequence.rounds=40",
+    "sequence.tree_rate=0.15",
+]
+
+
+def some_table(scans=40, length=12, seed=0):
+    """Scans of patients with bleeds that run over slices, and logits of a classifier that errs slice by slice."""
+    rng = np.random.default_rng(seed)
+    n = scans * length
+    scan = np.repeat(np.arange(scans), length)
+    labels = np.zeros((n, 6), np.int8)
+    for start in range(0, n, length):
+        for k in range(5):
+            if rng.random() < 0.5:
+                first = rng.integers(length - 4)
+                labels[start + first : start + first + 5, k] = 1
+    labels[:, 5] = labels[:, :5].max(axis=1)
+    scores = 4.0 * labels - 2.5 + rng.normal(0, 2, labels.shape)
+    frame = pd.DataFrame(labels, columns=list(LABELS)).join(
+        pd.DataFrame(scores, columns=[f"score_{label}" for label in LABELS])
+    )
+    frame.insert(0, INDEX_NAME, [f"ID_{seed}{k:05x}" for k in range(n)])
+    return frame.assign(
+        PatientID=[f"ID_p{s // 2}" for s in scan],
+        SeriesInstanceUID=[f"ID_s{s}" for s in scan],
+        z=np.tile(np.arange(length) * 5.0, scans),
+    )
+
+
+def first_stage(folder, test=True):
+    """A finished run of two folds with the files that a first stage leaves, and its images' slice table."""
+    table, unseen = some_table(), some_table(6, seed=1)
+    unseen[["PatientID", "SeriesInstanceUID"]] += "t"
+    images = folder / "images"
+    rows = [
+        {**row, "split": split, "status": "ok", "size": 1, "crc": 1}
+        for split, frame in (("train", table), ("test", unseen))
+        for row in frame[[INDEX_NAME, "PatientID", "SeriesInstanceUID", "z"]].to_dict("records")
+    ]
+    slices.write_table(slices.to_frame(rows), images / "slices.parquet")
+    data = {"sources": folder / "a.zip", "images": images}
+    config = Config.model_validate({"name": "first", "data": data, "folds": {"n": 2}})
+    (images / "settings.json").write_text(json.dumps(convert._as_json(runs.settings(config))))
+    folded = folds.make_folds(table.set_index(INDEX_NAME), 2)
+    folds.write_folds(config.data.folds_path, folded)
+    run = runs.Run.begin(config, folder / "runs")
+    run.claim("tensorflow", ["cpu:0"])
+    told = probabilities(table)
+    for k in (0, 1):
+        runs.write_predictions(told[folded["fold"] == k], run.fold(k) / "oof.parquet")
+    run.score()
+    if test:
+        runs.write_predictions(probabilities(unseen), run.predictions_path)
+    return run
+
+
+def probabilities(table):
+    values = expit(table[[f"score_{label}" for label in LABELS]].to_numpy())
+    return pd.DataFrame(values, index=pd.Index(table[INDEX_NAME], name=INDEX_NAME), columns=list(LABELS))
+
+
+@pytest.fixture(scope="module")
+def blended(tmp_path_factory):
+    """A second stage of kind blend on a first stage with test predictions; its root, run and facts."""
+    folder = tmp_path_factory.mktemp("blend")
+    run = first_stage(folder)
+    second, facts = sequence.train(sequence.of_runs([run.path], overrides=FAST), folder / "runs")
+    return run, second, facts
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+def test_it_leaves_a_run_like_every_other(blended):
+    first, second, facts = blended
+    assert second.path.name == "first-sequence"
+    names = {path.name for path in second.path.iterdir()}
+    expected = {"config.yaml", "environment.json", "fold0", "fold1", "oof.parquet", "predictions_test.parquet"}
+    assert names == expected | {"score.json"}
+    opened = runs.Run.open(second.path)
+    opened.check_finished()
+    assert opened.read_score()["weighted_log_loss"] == facts["weighted_log_loss"]
+    assert opened.read_score().keys() >= first.read_score().keys()
+    check_alike(second.path)  # so that a submission can be made of it
+    for path in (second.oof_path, second.predictions_path):
+        told = runs.read_predictions(path)
+        assert told.index.sort_values().equals(runs.read_predictions(first.path / path.name).index.sort_values())
+        assert ((told > 0) & (told < 1)).all(axis=None)
+    assert {path.name for path in second.fold(0).iterdir()} >= {"model.keras", "history.csv", "oof.parquet"}
+    history = pd.read_csv(second.fold(0) / "history.csv")
+    assert history["epoch"].tolist() == [0, 1]
+
+
+def test_it_improves_on_the_first_stage(blended):
+    _, _, facts = blended
+    assert facts["of_kinds"]["boosting"] < 0.9 * facts["of_first_stage"]
+    assert facts["weighted_log_loss"] < 0.9 * facts["of_first_stage"]
+
+
+def test_the_share_is_fitted_on_other_patients_than_it_is_judged_on(blended):
+    """The predictions of a fold may be replaced by anything: its own share stays, the other's does not."""
+    _, second, facts = blended
+    table = folds.read_folds(second.config.data.folds_path)
+    parts = {
+        kind: pd.concat([sequence._read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
+        for kind in ("recurrent", "boosting")
+    }
+    for k in (0, 1):
+        others = (table["fold"] != k).to_numpy()
+        y = table.loc[others, list(LABELS)].to_numpy()
+        share = sequence._share(y, [part[others] for part in parts.values()])
+        assert share == pytest.approx(facts["share_of_the_network"]["folds"][k], abs=1e-6)
+        mixed = expit(share * parts["recurrent"][~others] + (1 - share) * parts["boosting"][~others])
+        told = runs.read_predictions(second.fold(k) / "oof.parquet")
+        np.testing.assert_allclose(told, mixed.loc[told.index], atol=1e-6)
+
+
+def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch):
+    first, second, facts = blended
+    monkeypatch.setattr(sequence.recurrent, "train", None)
+    monkeypatch.setattr(sequence.boosting, "fit_predict", None)
+    before = second.oof_path.read_bytes()
+    _, again = sequence.train(sequence.of_runs([first.path], overrides=FAST), first.path.parent)
+    assert again == facts
+    assert second.oof_path.read_bytes() == before
+
+
+def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, monkeypatch):
+    first = first_stage(tmp_path, test=False)
+    overrides = [*FAST, "sequence.kind=recurrent"]
+    second, facts = sequence.train(sequence.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+    assert not second.predictions_path.exists()
+    monkeypatch.setattr(sequence.recurrent, "train", None)
+    told = []
+    for seed in (0, 1):
+        unseen = some_table(6, seed=1)
+        unseen["score_any"] += seed
+        runs.write_predictions(probabilities(unseen), first.predictions_path)
+        _, again = sequence.train(sequence.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+        assert again == facts
+        told.append(runs.read_predictions(second.predictions_path))
+    assert not told[0].equals(told[1])
+
+
+def test_another_section_or_other_scores_are_refused(blended):
+    first, _, _ = blended
+    root = first.path.parent
+    with pytest.raises(IchError, match=r"was trained with another section sequence, other folds or other scores"):
+        sequence.train(sequence.of_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
+    stage = sequence.of_runs([first.path], overrides=FAST)
+    stage.digests["train"][0] = "another"
+    with pytest.raises(IchError, match="give this one another name"):
+        sequence.train(stage, root)
+
+
+# ------------------------------------------------------------------------------------------------ honest stacking
+
+
+def test_a_run_of_other_folds_is_refused(tmp_path):
+    first = first_stage(tmp_path)
+    table = folds.read_folds(first.config.data.folds_path)
+    sequence.check_out_of_fold(first.path, table)
+    with pytest.raises(IchError, match=r"as held out, which are not in fold 0 of these folds: its model has seen"):
+        sequence.check_out_of_fold(first.path, table.assign(fold=1 - table["fold"]))
+    with pytest.raises(IchError, match="list other slices"):
+        sequence.check_out_of_fold(first.path, table.iloc[1:])
+    torn = table.assign(fold=[k % 2 for k in range(len(table))])
+    with pytest.raises(IchError, match="patients in more than one fold"):
+        sequence.check_out_of_fold(first.path, torn)
+
+
+def test_a_fold_is_predicted_by_a_model_that_saw_none_of_its_patients(tmp_path, monkeypatch):
+    table = some_table()
+    seen = []
+
+    def spy(features, labels, others, rounds, learning_rate, seed):
+        seen.append((features, others[0]))
+        return [np.zeros((len(other), 6)) for other in others]
+
+    monkeypatch.setattr(sequence.boosting, "fit_predict", spy)
+    # The first feature names the patient.
+    table["score_epidural"] = table["PatientID"].str.removeprefix("ID_p").astype(float) / 2
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    overrides = ["folds.n=3", "sequence.kind=boosting", "sequence.reach=0"]
+    sequence.train(sequence.of_table(tmp_path / "scores.csv", overrides=overrides, root=tmp_path), tmp_path)
+    assert len(seen) == 3
+    everybody = set(table["score_epidural"])
+    for features, held_out in seen:
+        trained, judged = (set(part[:, 0, 0].tolist()) for part in (features, held_out))
+        assert not trained & judged
+        assert trained | judged == everybody
+
+
+def test_a_scan_of_patients_in_two_folds_is_refused(tmp_path):
+    table = some_table()
+    table["SeriesInstanceUID"] = "one"
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(IchError, match="scans have slices of patients in two folds"):
+        sequence.train(sequence.of_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- what it works on
+
+
+def test_several_runs_are_averaged_as_logits(tmp_path):
+    first = first_stage(tmp_path)
+    other = tmp_path / "runs" / "other"
+    for path in first.path.rglob("*.parquet"):
+        runs.write_predictions(runs.read_predictions(path) / 2, other / path.relative_to(first.path))
+    (other / "config.yaml").write_bytes(first.config_path.read_bytes())
+    one, two, both = (sequence.of_runs(paths) for paths in ([first.path], [other], [first.path, other]))
+    assert both.train.ids.equals(one.train.ids)
+    np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.test.logits, (one.test.logits + two.test.logits) / 2, atol=1e-5)
+    short = runs.read_predictions(other / "predictions_test.parquet").iloc[1:]
+    runs.write_predictions(short, other / "predictions_test.parquet")
+    with pytest.raises(IchError, match=r"are of other slices: ID_1"):
+        sequence.of_runs([first.path, other])
+
+
+def test_a_table_makes_its_folds_and_keeps_them(tmp_path):
+    some_table().to_parquet(tmp_path / "scores.parquet")
+    stage = sequence.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
+    assert stage.config.name == "mine"
+    assert folds.read_folds(tmp_path / "runs" / "mine" / "folds.csv").equals(stage.folds)
+    assert stage.folds["fold"].max() == 2
+    assert stage.test is None
+    with pytest.raises(IchError, match=r"sequence.kind is 'none'"):
+        sequence.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
