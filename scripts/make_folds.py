@@ -3,7 +3,8 @@
     python scripts/make_folds.py configs/baseline.yaml
 
 Reads the slice table of data.images and the label CSV (data.labels, or the one in data.sources), writes data.folds: a
-row a train slice with its patient, fold and labels. Every later stage takes labels and folds from there.
+row a train slice with its patient, fold and labels. Every later stage takes labels and folds from there. Beside it, a
+chart of the balance, folds.png.
 """
 
 from ich import cli
@@ -14,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser)
     arguments = parser.parse_args(argv)
 
-    from ich import archive, config, folds, labels, runs, slices
+    from ich import archive, config, folds, labels, pictures, runs, slices
     from ich.errors import IchError, name_some
 
     settings = config.load(arguments.config, arguments.overrides)
@@ -51,6 +52,15 @@ def main(argv: list[str] | None = None) -> None:
         raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
     print(folds.audit(made))
     print(f"folds: {path}")
+    chart = path.with_suffix(".png")
+    if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(made).table), chart):
+        print(f"label balance: {chart}")
+
+
+def _chart(prevalence):
+    from ich import figures  # only here: without Matplotlib there is no chart, and folds all the same
+
+    return figures.label_balance(prevalence)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python scripts/preprocess.py configs/baseline.yaml
 
 Reads the folders and zips of data.sources where they lie, writes data.images: a PNG a slice under train/ and test/, and
-slices.parquet with a row a slice, read or not. Stopped and started again, it does what is left.
+slices.parquet with a row a slice, read or not. Stopped and started again, it does what is left. contact_sheet.png shows
+random slices, those repaired and what could not be read.
 
 A slice that cannot be read gets no PNG; its row says why, and the rest goes on. If there are more of them than
 --max-failures, the exit status is 3.
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="re-read all and compare each PNG with its source")
     arguments = parser.parse_args(argv)
 
-    from ich import config, convert, runs
+    from ich import config, convert, pictures, runs
     from ich.errors import IchError
 
     settings = config.load(arguments.config, arguments.overrides)
@@ -41,6 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     table = convert.convert(*where, **how)
     print(convert.summary(table))
     print(f"images and slice table: {data.images}")
+    contact = data.images / "contact_sheet.png"
+    if not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime:
+        pictures.save_if_possible(lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact)
     failures = (table["status"] != "ok").sum()
     if failures > arguments.max_failures:
         print(f"{failures:,} slice(s) have no image, --max-failures {arguments.max_failures}", file=sys.stderr)

@@ -7,13 +7,16 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pytest
 import yaml
+from scipy.special import expit
 
-from ich import cli
+from ich import cli, slices
 from ich.labels import LABELS, read_ids, read_labels
 from ich.synthetic import FOLDER, write_archive
 
@@ -119,8 +122,8 @@ def test_the_submission_has_the_rows_of_the_sample_and_the_mean_of_the_folds(fin
     assert made["ID"].tolist() == rows.tolist()
     assert made["Label"].between(0, 1).all()
     run = finished / "runs" / "tiny"
-    folds = [pd.read_parquet(run / f"fold{k}" / "predictions_test.parquet") for k in (0, 1)]
-    mean = (folds[0] + folds[1]) / 2
+    folds = [pd.read_parquet(run / f"fold{k}" / "passes" / "test-none.parquet") for k in (0, 1)]
+    mean = (expit(folds[0]) + expit(folds[1])) / 2
     assert made["Label"].to_numpy() == pytest.approx(mean.loc[images].to_numpy().ravel(), abs=1e-6)
     manifest = json.loads((finished / "submissions" / "tiny.json").read_text())
     assert manifest["rows"] == len(rows)
@@ -143,18 +146,44 @@ def test_a_second_run_converts_trains_and_predicts_nothing(finished, monkeypatch
     assert rewritten <= summaries | {"submissions/tiny.csv", "submissions/tiny.json"}
 
 
+def test_conversion_and_folds_leave_pictures_and_stand_without(workdir, capsys):
+    config = write_config()
+    sheet, chart = Path("images/contact_sheet.png"), Path("images/folds.png")
+
+    def fails(figure, path):
+        raise ZeroDivisionError("what nobody foresaw")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ich.pictures.save", fails)
+        preprocess(config)
+        script("make_folds")([config])
+    said = capsys.readouterr().err
+    assert f"warning: {sheet} was not drawn (ZeroDivisionError" in said
+    assert f"warning: {chart} was not drawn (ZeroDivisionError" in said
+    assert not sheet.exists()
+    assert not chart.exists()
+    times = []
+    for _ in range(2):
+        preprocess(config)
+        script("make_folds")([config])
+        times.append([path.stat().st_mtime_ns for path in (sheet, chart)])
+    assert times[0] == times[1]  # drawn once
+    assert cv2.imread(str(sheet)).shape[1] > 700
+    assert cv2.imread(str(chart)).std() > 10
+
+
 def test_a_fold_trained_anew_leaves_nothing_of_its_earlier_model(finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "again")
     monkeypatch.chdir(tmp_path / "again")
     run = Path("runs/tiny")
     for name in ("model.keras", "oof.parquet"):
         (run / "fold0" / name).unlink()
-    assert "lacks fold(s) 0" in complaint("make_submission", str(run))
+    assert "lacks fold(s) 0" in complaint("predict", str(run))
     script("train")(["tiny.yaml", "--fold", "0"])
-    assert not (run / "fold0" / "predictions_test.parquet").exists()
-    assert (run / "fold1" / "predictions_test.parquet").exists()
+    assert not (run / "fold0" / "passes" / "test-none.parquet").exists()
+    assert (run / "fold1" / "passes" / "test-none.parquet").exists()
     assert not (run / "score.json").exists()
-    assert "cannot be read" in complaint("make_submission", str(run))
+    assert "is missing or damaged; predict with" in complaint("make_submission", str(run))
     script("predict")([str(run)])
     script("make_submission")([str(run)])
     assert (run / "score.json").exists()
@@ -164,13 +193,54 @@ def test_a_run_predicts_elsewhere_and_writes_beside_itself_nothing(finished, tmp
     run = finished / "runs" / "tiny"
     before = files(run)
     monkeypatch.chdir(tmp_path)
-    assert "images/slices.parquet does not exist" in complaint("predict", str(run), "--out", "out")
+    assert "images/slices.parquet does not exist" in complaint("predict", str(run), "--out", "out/tiny")
     images = f"data.images={finished / 'images'}"
-    script("predict")([str(run), "--out", "out", "--set", images, "--set", "machine.workers=2"])
+    script("predict")([str(run), "--out", "out/tiny", "--set", images, "--set", "machine.workers=2"])
     sources = f"data.sources={finished / ARCHIVE}"
-    script("make_submission")([str(run), "--predictions", "out/predictions_test.parquet", "--set", sources])
+    script("make_submission")(["out/tiny", "--set", sources])
     assert (tmp_path / "submissions" / "tiny.csv").read_bytes() == (finished / "submissions" / "tiny.csv").read_bytes()
     assert files(run) == before
+
+
+def test_passes_at_test_time_reach_the_submission_and_its_manifest(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    run = Path("runs/tiny")
+    before = files(run)
+    passes = ["--set", "predict.test_time=[none, flip]", "--set", "predict.mean=logit"]
+    script("predict")([str(run), "--out", str(tmp_path / "tiny"), *passes])
+    script("make_submission")([str(tmp_path / "tiny"), "--out", str(tmp_path)])
+    manifest = json.loads((tmp_path / "tiny.json").read_text())
+    assert (manifest["predictions"]["test_time"], manifest["predictions"]["mean"]) == (["none", "flip"], "logit")
+    score = json.loads((tmp_path / "tiny" / "score.json").read_text())
+    assert manifest["out_of_fold_weighted_log_loss"] == score["weighted_log_loss"] != score["plain_weighted_log_loss"]
+    assert manifest["missing"] == {"policies": ["refuse"], "filled": {}}
+    config = (tmp_path / "tiny" / "config.yaml").read_bytes()
+    assert manifest["config_sha256"] == sha256(config).hexdigest()
+    assert manifest["config"]["predict"]["test_time"] == ["none", "flip"]
+    assert (tmp_path / "tiny.csv").read_bytes() != (finished / "submissions" / "tiny.csv").read_bytes()
+    assert files(run) == before
+    # Out of fold in one way and on the test set in another is no result.
+    shutil.copy(run / "predictions_test.parquet", tmp_path / "tiny")
+    assert "were made in two ways (test_time:" in complaint("make_submission", str(tmp_path / "tiny"))
+
+
+def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")
+    path = Path("images/slices.parquet")
+    table = slices.read_table(path)
+    lost = table.loc[table["split"] == "test", "SOPInstanceUID"].iloc[2]
+    table.loc[table["SOPInstanceUID"] == lost, "status"] = "truncated"
+    slices.write_table(table, path)
+    script("predict")(["runs/tiny"])
+    assert f"asks for {lost}, of which there are no predictions" in complaint("make_submission", "runs/tiny")
+    script("make_submission")(["runs/tiny", "--missing", "series_mean", "--missing", "prevalence"])
+    manifest = json.loads(Path("submissions/tiny.json").read_text())
+    assert manifest["missing"] == {
+        "policies": ["series_mean", "prevalence"],
+        "filled": {"series_mean": {"count": 1, "slices": [lost]}, "prevalence": {"count": 0, "slices": []}},
+    }
+    assert manifest["rows"] == 6 * (table["split"] == "test").sum()
 
 
 def complaint(stage: str, *arguments: str) -> str:

@@ -3,6 +3,7 @@
 import ast
 import os
 import pkgutil
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,28 @@ import ich
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-KERAS_LEVEL = {"generator", "losses", "models", "training", "inference", "sequence", "report"}
+KERAS_LEVEL = {
+    "callbacks",
+    "devices",
+    "galleries",
+    "generator",
+    "gradcam",
+    "losses",
+    "models",
+    "optimizers",
+    "recurrent",
+    "training",
+    "inference",
+    "sequence",
+    "report",
+}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(ich.__path__, "ich.")
     if module.name.split(".")[1] not in KERAS_LEVEL and not module.name.endswith("__main__")
 )
 LEAVES = {"archive", "dicom", "windows", "labels"}
-BELOW_LEAVES = {"errors", "files"}
+BELOW_LEAVES = {"errors", "files", "member"}
 HEAVY = ("tensorflow", "keras", "jax", "torch")
 
 
@@ -106,3 +121,12 @@ except SystemExit as end:
     assert out.startswith("usage: ")
     assert f"python scripts/{script.name}" in out
     assert out.endswith("loaded: []\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_is_there_at_once(script):
+    """In seconds of the processor's time: of the clock's, other work on the machine takes its share."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, script, "--help"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6

@@ -1,0 +1,41 @@
+"""Draw a scan as a montage: its slices in order, with labels and predictions where there are some.
+
+    python scripts/view_study.py configs/baseline.yaml ID_63eb1e259 --out scan.png
+    python scripts/view_study.py runs/baseline ID_63eb1e259 --window subdural
+
+The first shows the images of a config with the labels of its folds; the second those of a result directory (a run, a
+blend) with its predictions too: out-of-fold ones of train slices, the test set's of test slices. The id is a
+StudyInstanceUID, a SeriesInstanceUID or that of a slice. A slice that has a label is captioned in orange.
+"""
+
+from pathlib import Path
+
+from ich import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("where", type=Path, metavar="CONFIG_OR_RUN", help="a YAML file, or a directory of runs/")
+    parser.add_argument("study", help="the id of a study, a series or a slice")
+    parser.add_argument("--window", help="of the images' windows by name (default: the first)")
+    parser.add_argument("--out", type=Path, default=Path("study.png"), help="the picture to write (default: study.png)")
+    arguments = parser.parse_args(argv)
+
+    import pandas as pd
+
+    from ich import comparison, convert, folds, pictures, runs, slices
+    from ich.labels import LABELS
+
+    images, folds_path = comparison.data_of(arguments.where)
+    scans = pictures.find_scans(slices.read_table(images / "slices.parquet"), arguments.study)
+    labels = folds.read_folds(folds_path)[list(LABELS)] if folds_path.exists() else None
+    found = [arguments.where / name for name in ("oof.parquet", "predictions_test.parquet")]
+    found = [runs.read_predictions(path) for path in found if path.exists()]
+    predictions = pd.concat(found) if found else None
+    figure = pictures.montage(images, scans, convert.read_settings(images), arguments.window, labels, predictions)
+    pictures.save(figure, arguments.out)
+    print(f"{len(scans)} slices: {arguments.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
