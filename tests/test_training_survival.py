@@ -175,7 +175,7 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, 
             for one in children(process):
                 with suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
-            time.sleep(0.3)
+            time.sleep(0.01)  # an epoch's workers live for some hundredths of a second
         process.kill()
         said = process.stdout.read()
     assert process.returncode == 1, said

@@ -20,7 +20,7 @@ from ich.errors import IchError
 BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 """Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
 
-_WATCH_SECONDS = 0.1
+_WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 _KILLED = (
     "a worker process was killed, which is what a system does that runs out of memory; run again, with fewer jobs:"
