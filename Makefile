@@ -1,10 +1,10 @@
-# make install | demo | test | test-slow | test-backends | lint | bench | clean-demo
+# make install | demo | picture | test | test-slow | test-backends | lint | bench | clean-demo
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
 
-.PHONY: install demo test test-slow test-backends lint bench clean-demo
+.PHONY: install demo picture test test-slow test-backends lint bench clean-demo
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ demo: install
 	$(BIN)/python scripts/predict.py runs/demo
 	$(BIN)/python scripts/make_submission.py runs/demo
 	$(BIN)/python scripts/report.py runs/demo
+
+# README.md's picture, of a slice on which Grad-CAM is easily read.
+picture: demo
+	$(BIN)/python scripts/draw_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal --out docs/slice_life.png
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not backends"

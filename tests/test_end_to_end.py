@@ -346,6 +346,7 @@ def test_a_sample_submission_of_other_slices_is_refused(finished, monkeypatch, t
 def test_a_mistake_leaves_no_run_that_would_refuse_the_corrected_config(finished, monkeypatch):
     monkeypatch.chdir(finished)
     wrong = {"model.name=resnet": "no model is called 'resnet'", "folds.n=3": "has 2 folds, the config 3"}
+    wrong |= {"train.loss=dice": "no loss is called 'dice'"}
     wrong |= {"train.augment=hevy": "no augmentation is called 'hevy'", "model.weights=a.h5": "a.h5 are no file"}
     for override, expected in wrong.items():
         assert expected in complaint("train", "tiny.yaml", "--fold", "0", "--set", "name=new", "--set", override)

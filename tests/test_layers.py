@@ -18,6 +18,7 @@ KERAS_LEVEL = {
     "callbacks",
     "devices",
     "galleries",
+    "life",
     "generator",
     "gradcam",
     "losses",

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from ich import metrics
 from ich.errors import IchError
 from ich.labels import LABELS
-from ich.losses import LabelAUC, WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
+from ich.losses import LOSSES, LabelAUC, WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss, build_loss
 
 
 def sigmoid(logits):
@@ -188,6 +188,28 @@ def test_a_gamma_that_is_none_is_refused(gamma):
 def test_a_smoothing_that_is_none_is_refused(cls, smoothing):
     with pytest.raises(IchError, match=r"label_smoothing is .*, expected at least 0 and less than 1"):
         cls(label_smoothing=smoothing)
+
+
+def test_a_loss_by_its_name():
+    one = build_loss("weighted_bce", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+    assert (type(one), one.weights, one.label_smoothing) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6], 0.1)
+    one = build_loss("focal", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+    assert (type(one), one.weights, one.label_smoothing, one.gamma) == (WeightedFocalLoss, [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_of_a_sample_and_falls_with_better_logits(name):
+    y, logits = some()
+    loss = build_loss(name)
+    good, bad = (np.asarray(loss.call(y, sign * (8 * y - 4))) for sign in (1, -1))
+    assert good.shape == (20,)
+    assert (good < bad).all()
+    assert np.isfinite(np.asarray(loss.call(y, logits))).all()
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(IchError, match=r"no loss is called 'dice'; there are weighted_bce, focal"):
+        build_loss("dice")
 
 
 @pytest.mark.parametrize("one", [WeightedFocalLoss(1.5, [1, 2, 3, 4, 5, 6], 0.1), LabelAUC("epidural")])

@@ -106,8 +106,9 @@ class Train(_Section):
     weight_decay: float = Field(0.01, ge=0)
     # The gradient's norm over all weights is at most this.
     clip_norm: float = Field(1.0, gt=0)
-    # weighted_bce is the metric's own; focal gives what is predicted well less weight, the more the larger gamma is.
-    loss: Literal["weighted_bce", "focal"] = "weighted_bce"
+    # ich.losses.LOSSES: weighted_bce is the metric's own; focal gives what is predicted well less weight, the more the
+    # larger gamma is.
+    loss: str = "weighted_bce"
     focal_gamma: float = Field(2.0, ge=0)
     # Of the loss, a label each; null takes the metric's.
     label_weights: list[float] | None = None

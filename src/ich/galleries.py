@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -101,22 +100,16 @@ def _slice_pictures(folder: Path, scan: pd.DataFrame, id: str, label: str, heat:
     first = next(iter(own))
     shown = [png_picture(own[window], f"slice {id}, {window} window", window) for window in own]
     if heat is not None:
+        from ich import gradcam
+
         alt = f"Grad-CAM of {label} over the {first} window of slice {id}"
         told = f"Grad-CAM, {label}" if heat.any() else f"Grad-CAM: nothing speaks for {label}"
-        shown.append(png_picture(_overlaid(own[first], heat), alt, told))
+        shown.append(png_picture(gradcam.overlaid(own[first], heat), alt, told))
     shown += [
         png_picture(image[first], f"the slice {where} {id}, {first} window", f"slice {where}")
         for where, image in (("before", before), ("after", after))
     ]
     return shown
-
-
-def _overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A slice in grey and where it is hot in colour; uint8, shape (height, width, 3), red first."""
-    heat = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = 0.6 * heat[..., None]
-    return np.rint(picture[..., None] * (1 - share) + colours * share).astype(np.uint8)
 
 
 def _scan_curve(

@@ -1,5 +1,6 @@
 """Grad-CAM: which part of a slice speaks for a label (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
 
+import cv2
 import keras
 import numpy as np
 
@@ -40,6 +41,22 @@ def heatmaps(model: keras.Model, slices: np.ndarray, labels: np.ndarray) -> np.n
     peak = heat.max(axis=(1, 2, 3), keepdims=True)
     heat = np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
     return np.stack([images.resize(one, slices.shape[1:3], "bilinear")[..., 0] for one in heat])
+
+
+def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A slice in grey and where it is hot in colour.
+
+    Args:
+        picture: uint8, shape (height, width).
+        heat: of 0 to 1, of any size, as `heatmaps` gives one.
+
+    Returns:
+        uint8, shape (height, width, 3), red first.
+    """
+    heat = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share = 0.6 * heat[..., None]
+    return np.rint(picture[..., None] * (1 - share) + colours * share).astype(np.uint8)
 
 
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:

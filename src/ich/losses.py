@@ -1,7 +1,7 @@
 """Losses and metrics of multi-label logits: the competition's own, focal loss, AUC a label."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -112,6 +112,31 @@ class WeightedFocalLoss(WeightedBinaryCrossentropy):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "gamma": self.gamma}
+
+
+LOSSES: dict[str, Callable[[Sequence[float] | None, float, float], keras.losses.Loss]] = {
+    "weighted_bce": lambda weights, smoothing, gamma: WeightedBinaryCrossentropy(weights, smoothing),
+    "focal": lambda weights, smoothing, gamma: WeightedFocalLoss(gamma, weights, smoothing),
+}
+"""A loss from train.label_weights, train.label_smoothing and train.focal_gamma of a config."""
+
+
+def build_loss(
+    name: str, weights: Sequence[float] | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
+) -> keras.losses.Loss:
+    """The loss of that name.
+
+    Args:
+        name: a key of `LOSSES`.
+        weights, label_smoothing: as `WeightedBinaryCrossentropy` takes them.
+        gamma: as `WeightedFocalLoss` takes it; the others do without.
+
+    Raises:
+        IchError: there is no such loss, and the message lists those that exist; or values that it does not take.
+    """
+    if name not in LOSSES:
+        raise IchError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
+    return LOSSES[name](weights, label_smoothing, gamma)
 
 
 @keras.saving.register_keras_serializable("ich")

@@ -20,7 +20,7 @@ from ich.files import replacing, sweep
 from ich.generator import DataGenerator
 from ich.inference import generator_options, predict_held_out, unwrapped
 from ich.labels import LABELS
-from ich.losses import LabelAUC, WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
+from ich.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.optimizers import adamw
 
 CHECKPOINT, BEST = "checkpoint.npz", "best.npz"
@@ -255,7 +255,4 @@ def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimiz
 
 
 def _loss(section: Train) -> keras.losses.Loss:
-    options = {"weights": section.label_weights, "label_smoothing": section.label_smoothing}
-    if section.loss == "focal":
-        return WeightedFocalLoss(section.focal_gamma, **options)
-    return WeightedBinaryCrossentropy(**options)
+    return build_loss(section.loss, section.label_weights, section.label_smoothing, section.focal_gamma)

@@ -1,0 +1,295 @@
+"""README.md and CONTRIBUTING.md are true: their commands parse, their diffs apply and work, their names exist."""
+
+import argparse
+import ast
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich import config, slices
+from ich.labels import LABELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGES = README + CONTRIBUTING
+
+
+def blocks(kind):
+    """The fenced blocks of a kind."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README, flags=re.M | re.S)
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+def commands():
+    """Each call of a script: its words, from the script on."""
+    text = PAGES.replace("\\\n", " ")
+    text = re.sub(r"`[^`]*`", lambda code: "\n" + code[0].strip("`").replace("\n", " ") + "\n", text)
+    for line in text.splitlines():
+        words = re.search(r"\bpython (scripts/\w+\.py.*)", line)
+        if words:
+            yield tuple(shlex.split(words[1], comments=True))
+
+
+class Parsed(Exception):
+    """Where a script would begin its work."""
+
+
+@pytest.mark.parametrize("words", sorted(set(commands())), ids=" ".join)
+def test_every_command_parses(words, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, *arguments):
+        raise Parsed(parse(parser, *arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(Parsed) as parsed:
+        runpy.run_path(str(ROOT / words[0]))["main"](list(words[1:]))
+    arguments = parsed.value.args[0]
+    if "overrides" in arguments:
+        path = getattr(arguments, "config", None) or Path("configs/baseline.yaml")
+        config.load(ROOT / path, arguments.overrides)
+
+
+def test_commands_are_found():
+    scripts = {words[0] for words in commands()}
+    assert {f"scripts/{name}.py" for name in ("preprocess", "train_kfold", "predict", "blend", "report")} <= scripts
+    assert ("scripts/train.py", *shlex.split("configs/baseline.yaml --fold 0")) in set(commands())
+
+
+def test_every_value_that_is_set_is_a_key():
+    found = re.findall(r"--set[ \n]+\"?([a-z_.]+)=", PAGES)
+    assert len(found) > 10
+    for key in found:
+        section, _, name = key.rpartition(".")
+        schema = config.Config.model_fields[section].annotation if section else config.Config
+        assert name in schema.model_fields, key
+
+
+def test_every_make_target_exists():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    named = re.findall(r"(?:^ {4,}|`)make ([a-z-]+)", PAGES, flags=re.M)
+    assert {"demo", "test", "picture"} <= set(named) <= set(targets)
+
+
+# --------------------------------------------------------------------------------------------------------- names
+
+
+def top_level(path):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+            if isinstance(node, ast.ClassDef):
+                yield from (part.name for part in node.body if isinstance(part, ast.FunctionDef))
+        for target in [getattr(node, "target", None), *getattr(node, "targets", [])]:
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+def test_every_name_in_code_exists():
+    """`section.key` of a config, or `module.name` of ich."""
+    found = set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)(?:[(=:][^`]*)?`", PAGES))
+    assert len(found) > 20
+    for first, second in sorted(found):
+        if second in ("csv", "parquet", "py", "json", "toml", "yaml", "txt", "md", "keras", "html", "png"):
+            continue
+        field = config.Config.model_fields.get(first)
+        known = set(getattr(field.annotation, "model_fields", ())) if field else set()
+        module = ROOT / "src/ich" / f"{first}.py"
+        if module.exists():
+            known |= set(top_level(module))
+        assert second in known, f"{first}.{second}"
+
+
+def mapped():
+    """The paths that the map names."""
+    text = README[README.index("## The map") : README.index("Modules above `generator.py`")]
+    folder = ""
+    for line in text.splitlines():
+        if match := re.match(r"( {4}| {6})([\w./-]+)(?: {1,}|$)", line):
+            if len(match[1]) == 4:
+                folder = match[2] if match[2].endswith("/") else ""
+            yield match[2] if len(match[1]) == 4 else folder + match[2]
+
+
+def test_what_the_map_names_exists():
+    paths = list(mapped())
+    assert "src/ich/synthetic/" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_map_names_every_file():
+    files = [*(ROOT / "src/ich").iterdir(), *(ROOT / "scripts").iterdir(), *(ROOT / "configs").iterdir()]
+    there = {
+        f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}"
+        for path in files
+        if path.name not in ("__init__.py", "__pycache__", "templates")
+    }
+    assert there - set(mapped()) == set()
+
+
+def headings(page):
+    """By the names that GitHub gives them."""
+    for line in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S), flags=re.M):
+        yield re.sub(r"[^\w -]", "", line).lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(name):
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            path, _, heading = link.partition("#")
+            target = ROOT / (path or name)
+            assert target.exists(), link
+            assert not heading or heading in set(headings(target.read_text(encoding="utf-8"))), link
+
+
+# ------------------------------------------------------------------------------------------------------ messages
+
+
+def said():
+    """What the source says, as patterns: a text that has values in it takes any."""
+    for path in sorted((ROOT / "src/ich").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in node.values]
+                yield "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.escape(node.value)
+
+
+def test_every_message_is_one_that_the_code_gives():
+    quoted = re.findall(r"^ {4}error: (.*(?:\n {4}(?!error)\S.*)*)", README, flags=re.M)
+    quoted = [" ".join(message.split()) for message in quoted]
+    assert len(quoted) == 4
+    patterns = [re.compile(pattern.removeprefix("error:\\ ")) for pattern in said() if len(pattern) > 40]
+    for message in quoted:
+        assert any(pattern.fullmatch(message) for pattern in patterns), message
+
+
+# ------------------------------------------------------------------------------------------------- how-to and code
+
+USED = """
+import sys
+import keras, numpy as np
+from ich import augment, losses, models, runs, windows
+from ich.config import Config
+
+window, model, pipeline, loss = sys.argv[1:]
+config = Config.model_validate({
+    "name": "one",
+    "data": {"sources": "a.zip", "images": "images"},
+    "preprocess": {"windows": [window]},
+    "model": {"name": model, "weights": None},
+    "train": {"augment": pipeline, "loss": loss},
+})
+settings = runs.settings(config)
+assert windows.name_of(settings.windows[0]) == window
+image = windows.apply_windows(np.arange(4096, dtype=np.int16).reshape(64, 64) - 1024, settings.windows)
+assert len(np.unique(image)) > 10
+compose = augment.pipeline(config.train.augment, 64, 64)
+batch = np.stack([compose(image=image)["image"] for _ in range(20)])
+assert (batch.shape, batch.dtype) == ((20, 64, 64, 1), np.uint8)
+assert len({one.tobytes() for one in batch}) > 1
+y = np.tile(np.float32([0, 1]), (20, 3))
+network = models.build_model(config.model.name, (64, 64, 1))
+network.compile("adam", losses.build_loss(config.train.loss))
+first = network.train_on_batch(batch, y)
+for _ in range(10):
+    last = network.train_on_batch(batch, y)
+assert np.isfinite([first, last]).all() and last < first, (first, last)
+# It is saved, as part of a compiled model, and read again.
+again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(losses.build_loss(loss)))
+assert type(again) is type(losses.build_loss(loss))
+print(*(module.__file__ for module in (augment, losses, models, windows)))
+"""
+
+
+def test_what_the_diffs_add_works(tmp_path):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    names = {}
+    for number, diff in enumerate(blocks("diff")):
+        path = re.search(r"^\+\+\+ b/src/ich/(\w+)\.py$", diff, flags=re.M)[1]
+        names[path] = re.search(r'^\+    "(\w+)": ', diff, flags=re.M)[1]
+        assert f'"{names[path]}"' not in (ROOT / f"src/ich/{path}.py").read_text(encoding="utf-8")
+        (tmp_path / f"{number}.diff").write_text(diff, encoding="utf-8")
+        command = ["git", "apply", "--whitespace=nowarn", f"{number}.diff"]
+        ceiling = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+        done = subprocess.run(command, cwd=tmp_path, env=ceiling, capture_output=True, text=True)
+        assert done.returncode == 0, f"{path}: {done.stderr}"
+    assert sorted(names) == ["augment", "losses", "models", "windows"]
+    arguments = [names[path] for path in ("windows", "models", "augment", "losses")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", USED, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(tmp_path)) == 4
+    lint = [sys.executable, "-m", "ruff", "--config", str(ROOT / "pyproject.toml")]
+    for what in (["check"], ["format", "--check"]):
+        done = subprocess.run([*lint[:3], *what, *lint[3:], "src"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
+    import albumentations as A
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    ids = [f"ID_{number}" for number in range(8)]
+    for folder in ("images/brain-256/train", "photos/cat", "photos/dog"):
+        Path(folder).mkdir(parents=True)
+        for id in ids:
+            cv2.imwrite(f"{folder}/{id}.png", rng.integers(0, 256, (16, 16), dtype=np.uint8))
+    labels = pd.DataFrame(rng.integers(0, 2, (8, 6), dtype=np.int8), ids, list(LABELS))
+    series = pd.Series([f"s{number // 4}" for number in range(8)], ids)
+    rows = [
+        {"SOPInstanceUID": id, "SeriesInstanceUID": series[id], "order": number % 4, "status": "ok", "split": "train"}
+        for number, id in enumerate(ids)
+    ]
+    given = {
+        "ids": ids,
+        "labels": labels,
+        "compose": A.HorizontalFlip(p=0.5),
+        "flip": A.HorizontalFlip(p=1),
+        "frame": pd.DataFrame({"file": [f"photos/cat/{id}.png" for id in ids], "class": ["cat", "dog"] * 4}),
+        "folder": "images/brain-256/train",
+        "slice_table": slices.to_frame(rows),
+        "series": series,
+    }
+    (block,) = blocks("python")
+    shapes = []
+    for node in ast.parse(block).body:
+        code = ast.unparse(node)
+        if not isinstance(node, ast.Expr):
+            exec(code, given)
+            continue
+        batch = eval(code, given)[0]
+        image, *rest = batch if isinstance(batch, tuple) else (batch,)
+        assert image.dtype == np.uint8
+        shapes.append((image.shape, *(label.shape for label in rest)))
+    assert shapes == [
+        ((8, 16, 16, 1), (8, 6)),
+        ((8, 16, 16, 1), (8, 2)),
+        ((16, 16, 16, 1), (16,)),
+        ((8, 16, 16, 3), (8, 6)),
+        ((8, 16, 16, 1), (8, 6)),
+        ((8, 16, 16, 1),),
+    ]
+
+
+def test_the_picture_is_small_enough_to_look_at_first():
+    assert (ROOT / "docs/slice_life.png").stat().st_size < 300_000
+    assert re.search(r"!\[[^\]]{100,}\]\(docs/slice_life\.png\)", README)
