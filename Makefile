@@ -1,10 +1,10 @@
-# make install | demo | picture | test | test-slow | test-backends | lint | bench | clean-demo
+# make install | demo | picture | notebooks | test | test-slow | test-notebooks | test-backends | lint | bench | clean-demo
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
 
-.PHONY: install demo picture test test-slow test-backends lint bench clean-demo
+.PHONY: install demo picture notebooks test test-slow test-notebooks test-backends lint bench clean-demo
 
 install: $(VENV)/installed
 
@@ -21,18 +21,31 @@ demo: install
 	$(BIN)/python scripts/make_folds.py configs/demo.yaml
 	$(BIN)/python scripts/train_kfold.py configs/demo.yaml
 	$(BIN)/python scripts/predict.py runs/demo
+	$(BIN)/python scripts/train_sequence.py runs/demo
 	$(BIN)/python scripts/make_submission.py runs/demo
 	$(BIN)/python scripts/report.py runs/demo
+	$(BIN)/python scripts/report.py runs/demo-sequence
+
+# On what `make demo` left, from top to bottom; the outputs are thrown away.
+notebooks: $(VENV)/notebooks
+	$(BIN)/jupyter-execute --timeout=300 notebooks/0*.ipynb
+
+$(VENV)/notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[notebooks]"
+	touch $@
 
 # README.md's picture, of a slice on which Grad-CAM is easily read.
 picture: demo
 	$(BIN)/python scripts/draw_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal --out docs/slice_life.png
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not backends"
+	$(BIN)/python -m pytest -m "not slow and not backends and not notebooks"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-notebooks: $(VENV)/notebooks
+	$(BIN)/python -m pytest -m notebooks
 
 # In an environment of its own: JAX and PyTorch are as large as all else. With PyTorch's CPU wheels it is a gigabyte
 # instead of five: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test-backends
@@ -57,4 +70,4 @@ bench: install
 	$(BIN)/python benchmarks/bench_predict.py
 
 clean-demo:
-	rm -rf data/demo images/demo runs/demo submissions/demo.csv submissions/demo.json
+	rm -rf data/demo images/demo runs/demo runs/demo-sequence submissions/demo.csv submissions/demo.json

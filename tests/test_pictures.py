@@ -94,6 +94,13 @@ def test_a_sheet_is_pixel_by_pixel(tmp_path):
     assert texts(figure) == ["five", *"abcde"]
 
 
+def test_a_sheet_in_a_notebook_is_the_one_on_disk(tmp_path):
+    figure = pictures.sheet([pictures.Section("h", [np.full((50, 40), 77, np.uint8)], ["a"], [False])], columns=1)
+    in_notebook = cv2.imdecode(np.frombuffer(pictures.png(figure), np.uint8), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(in_notebook, pixels(figure, tmp_path))
+    assert (in_notebook == 77).sum() >= 50 * 40
+
+
 @pytest.mark.parametrize("settings", [THREE, SEPARATE, HU], ids=lambda settings: settings.files)
 def test_a_contact_sheet_shows_the_repaired_and_lists_the_unread(tmp_path, settings):
     table = write_images(tmp_path, settings, shape=(30, 20))

@@ -1,5 +1,6 @@
 """Slices as pictures: contact sheets of converted images, and a scan as a montage."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,11 @@ def windows_of(folder: Path, path: str, settings: Settings) -> dict[str, np.ndar
     return {name_of(window): channel for window, channel in zip(settings.windows, channels, strict=True)}
 
 
+def window_names(settings: Settings) -> list[str]:
+    """The windows that `windows_of` gives."""
+    return list(_HU_WINDOWS) if settings.files == "hu" else [name_of(window) for window in settings.windows]
+
+
 def contact_sheet(folder: Path, table: pd.DataFrame, settings: Settings, n: int = 24, most: int = 300) -> "Figure":
     """Random slices, all repaired ones, and a list of those that could not be read.
 
@@ -88,7 +94,7 @@ def contact_sheet(folder: Path, table: pd.DataFrame, settings: Settings, n: int 
     repaired = ok[ok["repaired"] != ""]
     drawn = ok.sample(min(n, len(ok)), random_state=0)
     side = 128
-    names = list(_HU_WINDOWS) if settings.files == "hu" else [name_of(window) for window in settings.windows]
+    names = window_names(settings)
     sections = []
     for rows, heading in (
         (drawn, f"{len(drawn)} of {len(ok):,} slices, at random; windows: {', '.join(names)}"),
@@ -227,6 +233,14 @@ def save(figure: "Figure", path: Path) -> None:
     """
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG in its own size. For notebooks: they show no figure without axes, as a sheet is, and cut the
+    edges of others, so that a picture which a slider changes would jump."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def save_if_possible(draw: Callable[[], "Figure"], path: Path) -> bool:
