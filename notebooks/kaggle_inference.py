@@ -49,8 +49,9 @@ root = found[0]
 
 wheels = sorted({wheel.name.split("-")[0] for wheel in (root / "wheels").glob("*.whl")})
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-if wheels:
-    subprocess.run([*pip, "--no-index", "--no-deps", "--find-links", str(root / "wheels"), *wheels], check=True)
+if wheels:  # whatever version is there: models want the Keras that wrote them
+    pip += ["--no-index", "--no-deps", "--force-reinstall", "--find-links", str(root / "wheels")]
+    subprocess.run([*pip, *wheels], check=True)
 print(f"data set {root}; installed: {', '.join(wheels) or 'nothing'}")
 
 # %% [markdown]

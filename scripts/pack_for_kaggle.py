@@ -4,9 +4,9 @@
     kaggle datasets create -p kaggle/baseline --dir-mode zip --keep-tabular
 
 RUN is a run, a second stage or a blend; what it is made of is packed with it. OUT gets the code as its source tree
-(nothing has to be built, and it can be read there), the wheels of what Kaggle's image lacks, and of each run what
-predicting takes: models, config, environment, out-of-fold predictions and score. Stopped and started again, it goes on;
-given other runs, it changes the folder to hold those.
+(nothing has to be built, and it can be read there), the wheels of what Kaggle's image lacks, Keras as it wrote the
+models (an older one cannot read them), and of each run what predicting takes: models, config, environment, out-of-fold
+predictions and score. Stopped and started again, it goes on; given other runs, it changes the folder to hold those.
 
 The last run named is what the notebook submits, unless it is told another. Second stages and blends bring the folds and
 the places of the training's slices, which are the competition's: keep the data set private, as Kaggle makes it.
@@ -17,7 +17,7 @@ from pathlib import Path
 from ich import cli
 
 HAVE = (
-    "tensorflow,keras,numpy,pandas,pydicom,opencv-python-headless,scikit-learn,scipy,matplotlib,albumentations,joblib,"
+    "tensorflow,numpy,pandas,pydicom,opencv-python-headless,scikit-learn,scipy,matplotlib,albumentations,joblib,"
     "packaging,tqdm,PyYAML,pydantic,Jinja2,pyarrow"
 )
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--have", default=HAVE, help=f"what Kaggle's image has, of requirements.txt (default: {HAVE})")
     parser.add_argument(
-        "--lack", default="", help="what it lacks, or has in a version that will not do: keras,albucore==0.0.24"
+        "--lack", default="", help="what it lacks, or has in a version that will not do: matplotlib,albucore==0.0.24"
     )
     arguments = parser.parse_args(argv)
 
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     have, lack, pythons = (
         [part for part in text.split(",") if part] for text in (arguments.have, arguments.lack, arguments.python)
     )
+    if "keras" not in have:
+        lack.insert(0, f"keras=={max(contents.keras)}")
     lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
     packing.check_owner(out, facts)
     fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", arguments.wheels)

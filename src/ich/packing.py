@@ -3,7 +3,7 @@
 OUT/dataset-metadata.json  title, id and licence, as `kaggle datasets create` reads them
 OUT/ich-manifest.json      what is in it, and each file's SHA-256; written last
 OUT/code/                  src/ich, scripts, requirements.txt, LICENSE
-OUT/wheels/                of what Kaggle's image lacks
+OUT/wheels/                of what Kaggle's image lacks, and of the Keras that wrote the models
 OUT/runs/<name>/           models, config, environment, out-of-fold predictions and score
 OUT/scans/                 for second stages and blends: folds.csv, and <name>/slices.parquet of the training's slices
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
 from ich import runs, slices
@@ -75,11 +76,13 @@ class Contents:
     Attributes:
         results: name -> what `ich.kaggle.steps` has to know of it.
         files: path within the data set -> the file to copy, or what writes it to a path.
+        keras: the versions of Keras that wrote the models: an older one cannot read them.
     """
 
     def __init__(self) -> None:
         self.results: dict[str, dict] = {}
         self.files: dict[str, Path | Callable[[Path], None]] = {}
+        self.keras: set[Version] = set()
         self._places: dict[str, Path] = {}
         self._images: dict[str, Path] = {}
 
@@ -115,6 +118,8 @@ class Contents:
             if not (path / file).is_file():
                 raise IchError(f"{path} lacks {file}; make the result again, then pack it")
             self.files[f"runs/{name}/{file}"] = path / file
+        if "blend" not in config:
+            self.keras.add(_keras_of(path, environment))
         self._places[name] = path.resolve()
         return name
 
@@ -183,6 +188,16 @@ class Contents:
         there = self.files.setdefault("scans/folds.csv", folds)
         if digest(there) != now:
             raise IchError(f"{path} has other folds ({folds}) than those before it ({there}); pack it on its own")
+
+
+def _keras_of(path: Path, environment: dict) -> Version:
+    try:
+        return Version(environment["packages"]["keras"])
+    except (KeyError, TypeError, InvalidVersion) as error:
+        raise IchError(
+            f"{path}/environment.json does not tell the version of Keras ({error!r}), which Kaggle needs to read the"
+            " models; restore it"
+        ) from error
 
 
 def _found(told: Path, by: Path) -> Path:

@@ -71,7 +71,7 @@ def fetch(
 
     Args:
         pythons: versions such as 3.12.
-        constraints: pip's file of exact versions.
+        constraints: pip's file of exact versions, of what is not wanted in an exact version itself.
         source: a folder of wheels to take them from; None asks pip's index.
 
     Returns:
@@ -112,7 +112,7 @@ def _download(wanted: Requirement, python: str, folder: Path, constraints: Path 
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     for platform in PLATFORMS:
         command += ["--platform", platform]
-    if constraints is not None:
+    if constraints is not None and not any(one.operator == "==" for one in wanted.specifier):
         command += ["--constraint", str(constraints)]
     if source is not None:
         command += ["--no-index", "--find-links", str(source)]
