@@ -27,9 +27,16 @@ def read_requirements(path: Path) -> list[Requirement]:
     """
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Requirement(line) for line in lines if line]
-    except (OSError, UnicodeDecodeError, InvalidRequirement) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise IchError(f"the requirements {path} cannot be read ({error}); expected a distribution a line") from error
+    return [_requirement(line, f"a line of {path}") for line in lines if line]
+
+
+def _requirement(text: str, what: str) -> Requirement:
+    try:
+        return Requirement(text)
+    except InvalidRequirement as error:
+        raise IchError(f"{what}, {text!r}, names no distribution; write it as pip takes it: keras, keras>=3") from error
 
 
 def lacking(wanted: Iterable[Requirement], have: Iterable[str], lack: Iterable[str] = ()) -> list[Requirement]:
@@ -47,10 +54,7 @@ def lacking(wanted: Iterable[Requirement], have: Iterable[str], lack: Iterable[s
     by_name = {canonicalize_name(one.name): one for one in wanted}
     there = set(map(canonicalize_name, have))
     for text in lack:
-        try:
-            one = Requirement(text)
-        except InvalidRequirement as error:
-            raise IchError(f"{text!r} names no distribution ({error}); write it as pip takes it") from error
+        one = _requirement(text, "what is lacking")
         name = canonicalize_name(one.name)
         there.discard(name)
         if one.specifier or name not in by_name:
