@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         " several are tried in their order",
     )
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
+    parser.add_argument("--name", help="of both files (default: the result's)")
     arguments = parser.parse_args(argv)
 
     from ich import archive, config, labels, predictions, results, slices, submission
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         table = slices.read_table(data.images / "slices.parquet", submission.NEEDED)
         probabilities, filled = submission.fill_missing(probabilities, images, policies, table, score.get("prevalence"))
     long = submission.make_submission(probabilities, rows, images)
-    path = arguments.out / f"{result.resolve().name}.csv"
+    path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
     missing = {policy: {"count": len(ids), "slices": ids} for policy, ids in filled.items()}
     submission.write_submission(long, path, {"missing": {"policies": policies, "filled": missing}} | provenance)
     for policy, ids in filled.items():

@@ -436,6 +436,25 @@ def test_a_damaged_model_is_a_sentence(copied, damage):
             work()
 
 
+def test_a_model_of_another_keras_that_cannot_be_read_names_it(copied):
+    path = copied.fold(0) / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["metadata.json"] = b'{"keras_version": "99.1.0"}'
+    parts["config.json"] = parts["config.json"].replace(b'"strides"', b'"steps"')
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(IchError, match=r"Keras 99.1.0 wrote it, this is [\d.]+: pip install keras==99.1.0$"):
+        inference.load_model(copied, 0)
+    parts["metadata.json"] = b"[]"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(IchError, match=r"; delete .*fold0 and train the fold again$"):
+        inference.load_model(copied, 0)
+
+
 def test_a_model_with_code_inside_is_refused(copied):
     image = keras.Input((32, 32, 1))
     keras.Model(image, keras.layers.Lambda(lambda x: x)(image)).save(copied.fold(0) / "model.keras")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -33,15 +34,26 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
     """The model of a fold, read in Keras's safe mode: no code of the file is run.
 
     Raises:
-        IchError: it is not there or cannot be read.
+        IchError: it is not there or cannot be read, be it that another Keras has written it.
     """
     path = run.fold(k) / "model.keras"
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
-        raise IchError(
-            f"the model {path} cannot be read ({error}); delete {path.parent} and train the fold again"
-        ) from error
+        advice = f"delete {path.parent} and train the fold again"
+        writer = _keras_of(path)
+        if writer not in (None, keras.__version__):  # what a layer is told changes from version to version
+            advice = f"Keras {writer} wrote it, this is {keras.__version__}: pip install keras=={writer}"
+        raise IchError(f"the model {path} cannot be read ({error}); {advice}") from error
+
+
+def _keras_of(path: Path) -> str | None:
+    """The version of Keras that wrote a model; None if its file does not tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+        return None
 
 
 def generator_options(config: Config, split: str) -> dict:

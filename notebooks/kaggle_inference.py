@@ -1,0 +1,99 @@
+# %% [markdown]
+# # A submission on Kaggle, without network
+#
+# Runs that were trained elsewhere predict the competition's test set here: conversion, prediction, `submission.csv`.
+#
+# 1. On the machine that has the runs: `python scripts/pack_for_kaggle.py runs/baseline --id OWNER/SLUG --out FOLDER`,
+#    then the upload command that it prints. The data set holds the code, the runs and the wheels that Kaggle lacks.
+# 2. Here, under *Add Input*: that data set, and the competition *RSNA Intracranial Hemorrhage Detection*.
+# 3. Under *Settings*: a GPU if you have hours left, Internet off. Then *Save & Run All*.
+# 4. Submit `submission.csv` from the notebook's output.
+#
+# **Disk:** `/kaggle/working` has 20 GB and becomes the notebook's output, so only the submission goes there. Images and
+# results go to `/tmp`, which is larger and not kept: 121,232 test slices take 2 GB at 256 × 256 and one window, some
+# 13 GB at 512 × 512 and three. The training's images are neither converted nor read.
+#
+# Stopped in a running session, each step goes on where it was when its cell is run again.
+
+# %%
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+INPUT = Path(os.environ.get("ICH_INPUT", "/kaggle/input"))
+WORK = Path(os.environ.get("ICH_WORK", "/tmp/ich"))  # images and results
+OUT = Path(os.environ.get("ICH_OUT", "/kaggle/working"))  # submission.csv and submission.json
+
+# Which result to submit: its name, as in runs/. None takes the last one that was packed.
+RESULT = os.environ.get("ICH_RESULT")
+# Test slices that cannot be read: how many are no failure, and what stands for them, such as ["series_mean"].
+MAX_FAILURES = 0
+MISSING = []
+
+# %% [markdown]
+# ## The data set
+#
+# It is found by its manifest, wherever Kaggle mounts it. Python runs the code from there; only the wheels are
+# installed, of which pip takes those for this Python.
+
+# %%
+found = [path.parent for depth in ("", "*/", "*/*/", "*/*/*/") for path in INPUT.glob(f"{depth}ich-manifest.json")]
+if len(found) != 1:
+    raise FileNotFoundError(f"expected one data set of pack_for_kaggle.py below {INPUT}, found {found or 'none'}")
+root = found[0]
+
+wheels = sorted({wheel.name.split("-")[0] for wheel in (root / "wheels").glob("*.whl")})
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+if wheels:  # whatever version is there: models want the Keras that wrote them
+    pip += ["--no-index", "--no-deps", "--force-reinstall", "--find-links", str(root / "wheels")]
+    subprocess.run([*pip, *wheels], check=True)
+print(f"data set {root}; installed: {', '.join(wheels) or 'nothing'}")
+
+# %% [markdown]
+# Every file must be what was packed, and every package there. A package of another version than the tests ran with is
+# named: should something fail below, look there first, and pack again with `--lack NAME`.
+
+# %%
+sys.path.insert(0, str(root / "code/src"))
+kaggle = importlib.import_module("ich.kaggle")  # which was not to be found before
+
+pack = kaggle.open_pack(root)
+result = RESULT or pack.wanted[-1]
+print(f"results: {', '.join(pack.results)}; to submit: {result}")
+for line in kaggle.check_packages(root / "code/requirements.txt"):
+    print(f"note: {line}")
+
+# %% [markdown]
+# ## The competition's files
+
+# %%
+competition = kaggle.find_competition(INPUT)
+WORK.mkdir(parents=True, exist_ok=True)
+print(f"test slices: {competition.test}")
+print(f"sample submission: {competition.sample}")
+print(f"free for images: {shutil.disk_usage(WORK).free / 1e9:,.0f} GB in {WORK}")
+
+# %% [markdown]
+# ## Conversion, prediction, submission
+#
+# The scripts are those of the repository, each with its command. Settings are the run's own, and so are the passes at
+# test time. Held-out slices were predicted before, by the same models in the same passes, so that they are not asked
+# for again. A second stage's networks predict as they are; its trees grow anew, and a blend's weights are fitted anew,
+# from the out-of-fold predictions that were packed.
+
+# %%
+for step in kaggle.steps(pack, result, competition, WORK, OUT, MISSING, MAX_FAILURES):
+    kaggle.run(step, pack, WORK)
+
+# %% [markdown]
+# ## What will be submitted
+
+# %%
+submission = pd.read_csv(OUT / "submission.csv")
+print(f"{len(submission):,} rows")
+submission.head(12)
