@@ -72,13 +72,13 @@ def boosting(stage, seed: int) -> float:
 
 
 def against_boosting(path: Path, seeds: list[int], overrides: list[str]) -> dict:
-    from ich import sequence
+    from ich import sequence, stacking
 
     rows = []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"folds.n={FOLDS}", f"folds.seed={seed}", f"sequence.seed={1000 * seed}", *overrides]
-            stage = sequence.of_table(path, overrides=options, root=Path(folder))
+            stage = stacking.of_table(path, overrides=options, root=Path(folder))
             start = time.perf_counter()
             _, facts = sequence.train(stage, Path(folder))
             seconds = time.perf_counter() - start
@@ -157,7 +157,7 @@ def scale() -> dict:
     z = np.tile(np.arange(slices, dtype=np.float32) * 5, n)
     scans = Scans(pd.RangeIndex(rows), np.arange(0, rows + 1, slices), z, logits, embeddings)
     labels = (logits > 0).astype(np.int8)
-    section = Sequence(epochs=1, warmup_epochs=0)
+    section = Sequence(features="embeddings", shuffle_kinds=0, epochs=1, warmup_epochs=0)
     network = recurrent.Network(**section.model_dump(include={field.name for field in fields(recurrent.Network)}))
     start = time.perf_counter()
     recurrent.train(scans, labels, network, 0)

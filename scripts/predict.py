@@ -7,6 +7,8 @@ Writes RUN/predictions_test.parquet, the mean over the folds and the passes at t
 RUN/score.json, made in the same way. What was predicted before is not predicted again; stopped, the same command goes
 on where it was. All settings are the run's own; where the images are can be set anew (--set data.images=…), and so can
 the folder to write into (--out), if the run is read-only.
+
+Of a second stage (scripts/train_sequence.py) it reads what its first stage has predicted by now.
 """
 
 from pathlib import Path
@@ -23,6 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     from ich import runs
 
     run = runs.Run.open(arguments.run, arguments.overrides)
+    if "first_stage" in run.environment():
+        if arguments.out:
+            parser.error("--out is for runs that read images; copy a second stage")
+
+        from ich import sequence, stacking
+
+        run, score = sequence.train(stacking.of_second_stage(run), run.path.parent)
+        print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}")
+        print(f"test set: {run.predictions_path}")
+        return
 
     from ich import inference
 

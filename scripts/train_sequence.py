@@ -7,6 +7,15 @@ predictions if the first stage has some (scripts/predict.py). Of several runs wi
 their logits. Stopped and started again, it does what is left; after new test predictions of the first stage it predicts
 the test set anew.
 
+Its network can read embeddings too, once they are extracted (scripts/extract_features.py RUN --embeddings):
+
+    python scripts/train_sequence.py runs/baseline --name baseline-embeddings \\
+        --set sequence.features=embeddings --set sequence.shuffle_kinds=0
+
+Each fold's network then learns from what that fold's model tells of the slices that it was trained on, which is better
+than what it tells of new patients; the out-of-fold score stays honest, as neither has seen the fold's. See
+ich.stacking. The trees of a blend read out-of-fold logits as without.
+
 Without a run, a table of scores will do; it needs no images:
 
     python scripts/train_sequence.py --table scores.csv.gz --name stacked
@@ -30,12 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     if bool(arguments.runs) == bool(arguments.table):
         parser.error("give one run or more, or a table")
 
-    from ich import sequence
+    from ich import sequence, stacking
 
     if arguments.table:
-        stage = sequence.of_table(arguments.table, arguments.name, arguments.overrides)
+        stage = stacking.of_table(arguments.table, arguments.name, arguments.overrides)
     else:
-        stage = sequence.of_runs(arguments.runs, arguments.name, arguments.overrides)
+        stage = stacking.of_runs(arguments.runs, arguments.name, arguments.overrides)
     run, facts = sequence.train(stage)
     before, after = facts["of_first_stage"], facts["weighted_log_loss"]
     print(f"first stage     {before:.4f}")

@@ -58,3 +58,14 @@ def test_a_label_that_no_slice_shows_is_predicted_as_rare():
     assert np.isfinite(told).all()
     np.testing.assert_allclose(told[:, 5], np.log(601))
     assert (told[:, 0] < -1).all()
+
+
+def test_neighbours_that_no_scan_to_learn_from_has_are_left_out():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 6, 3)).astype(np.float32)
+    labels = (features[..., 0] > 0).astype(np.int8)
+    others = features.copy()
+    features[..., 2] = np.nan
+    told = boosting.fit_predict(features, labels, [features, others], rounds=5, learning_rate=0.1, seed=0)
+    assert np.isfinite(told[0]).all()
+    np.testing.assert_array_equal(told[1], told[0])

@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 
-from ich import augment, convert, folds, inference, metrics, runs, slices
+from ich import augment, convert, folds, inference, metrics, runs, slices, streaming
 from ich.config import Config
 from ich.errors import IchError
 from ich.generator import DataGenerator
@@ -177,7 +177,7 @@ class Echo(keras.layers.Layer):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.timeout(120)
 def test_each_slice_gets_its_own_prediction_whatever_the_workers(tmp_path, monkeypatch, machine):
-    monkeypatch.setattr(inference, "_AT_ONCE", 5)  # batches of 13
+    monkeypatch.setattr(streaming, "_AT_ONCE", 5)  # batches of 13
     ids = [f"ID_{number:03}" for number in np.random.default_rng(0).permutation(103)]
     for one in ids:
         image = np.full((8, 8, 1), int(one[3:]), np.uint8)
@@ -203,6 +203,18 @@ def test_probabilities_of_certain_logits_are_no_overflow():
         for mean in ("probability", "logit"):
             found = inference._from_mean(inference._to_mean(logits, mean), mean)
             np.testing.assert_allclose(found[0], [0.5, 1, 0, 1, 0, 0.7310586], atol=1e-7)
+
+
+def test_the_mean_of_logits_is_exact_where_probabilities_are_certain():
+    passes = [np.array([[0, 50, -50, 2]], np.float32), np.array([[1, 60, -800, 2]], np.float32)]
+    with np.errstate(all="raise", under="ignore"):
+        found = inference.mean_logits(passes, "probability")[0]
+    assert found.dtype == np.float32
+    half = np.log(2)
+    expected = [logit((0.5 + expit(1)) / 2), 50 + half, -50 - half, 2]  # 1 - p is half of e^-50, p likewise
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(inference.mean_logits(passes, "logit")[0], [0.5, 55, -425, 2])
+    np.testing.assert_array_equal(inference.mean_logits(passes[:1], "probability"), passes[0])
 
 
 def test_neighbours_reach_the_model(copied, monkeypatch):
@@ -270,7 +282,7 @@ def test_another_model_or_another_test_set_is_predicted_anew(copied, monkeypatch
 
 def test_parts_of_another_model_test_set_or_batch_size_are_not_taken(copied, monkeypatch):
     """A run stopped in the middle, and then continued with something changed."""
-    monkeypatch.setattr(inference, "_PART_SECONDS", 0)
+    monkeypatch.setattr(streaming, "_PART_SECONDS", 0)
     broken = copied.config.data.images / "test" / f"{TEST[17]}.png"
     whole = broken.read_bytes()
     broken.write_bytes(b"junk")
@@ -324,8 +336,8 @@ def test_results_go_elsewhere_and_the_run_stays_as_it_is(copied, tmp_path, monke
 # The script itself, with parts saved as often as can be.
 SCRIPT = """
 import runpy, sys
-from ich import inference
-inference._PART_SECONDS = 0
+from ich import streaming
+streaming._PART_SECONDS = 0
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -463,7 +475,7 @@ def test_a_model_with_code_inside_is_refused(copied):
 
 
 def test_other_errors_than_a_generators_stay_what_they_are():
-    with pytest.raises(ZeroDivisionError), inference.unwrapped():
+    with pytest.raises(ZeroDivisionError), streaming.unwrapped():
         _ = 1 / 0
-    with pytest.raises(IchError, match=r"^as it was$"), inference.unwrapped():
+    with pytest.raises(IchError, match=r"^as it was$"), streaming.unwrapped():
         raise IchError("as it was")

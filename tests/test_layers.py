@@ -17,6 +17,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 KERAS_LEVEL = {
     "callbacks",
     "devices",
+    "features",
     "galleries",
     "life",
     "generator",
@@ -28,6 +29,8 @@ KERAS_LEVEL = {
     "training",
     "inference",
     "sequence",
+    "stacking",
+    "streaming",
     "report",
 }
 MODULES = sorted(
@@ -94,7 +97,7 @@ def test_what_is_below_names_nothing_above():
 def test_few_see_the_config():
     """All else takes plain values, so that it can be used and tested without one."""
     seeing = {module for module, path in sources() if "config" in imports(path)}
-    assert seeing <= {"runs", "training", "inference", "sequence", "report"}
+    assert seeing <= {"runs", "training", "inference", "sequence", "stacking", "report"}
 
 
 def test_no_script_imports_a_script():

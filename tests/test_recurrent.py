@@ -58,11 +58,11 @@ def features(several):
 
 
 @pytest.mark.parametrize("units", [0, 4])
-@pytest.mark.parametrize("embedding", [0, 3])
-def test_a_scan_is_told_the_same_alone_and_in_any_batch(units, embedding):
+@pytest.mark.parametrize(("embedding", "scale"), [(0, None), (3, None), (3, (np.arange(3.0), np.array([0.1, 1, 9])))])
+def test_a_scan_is_told_the_same_alone_and_in_any_batch(units, embedding, scale):
     """The longest in one batch with the shortest, each alone, and behind more padding than its batch needs."""
     several, _ = some_scans((7, 1, 40, 400, 2, 16), embedding=embedding)
-    model = woken(recurrent.build(features(several), replace(TINY, units=units)))
+    model = woken(recurrent.build(features(several), replace(TINY, units=units), scale))
     together = recurrent.predict(model, several, batch_size=6)
     assert np.ptp(together) > 1
     in_twos = recurrent.predict(model, several, batch_size=2)
@@ -82,11 +82,18 @@ def test_what_lies_in_the_padding_is_not_read():
     np.testing.assert_allclose(other[real], told[real], atol=1e-6)
 
 
-def test_a_scan_read_backwards_is_told_the_same():
-    several, _ = some_scans((9, 30))
-    model = woken(recurrent.build(42, TINY))
+@pytest.mark.parametrize("embedding", [0, 3])
+def test_a_scan_read_backwards_is_told_the_same(embedding):
+    several, _ = some_scans((9, 30), embedding=embedding)
+    scale = (np.arange(3.0), np.ones(3)) if embedding else None
+    model = woken(recurrent.build(features(several), TINY, scale))
     backwards = np.concatenate([np.arange(8, -1, -1), np.arange(38, 8, -1)])
-    turned = replace(several, z=several.z[backwards], logits=several.logits[backwards])
+    turned = replace(
+        several,
+        z=several.z[backwards],
+        logits=several.logits[backwards],
+        embeddings=several.embeddings[backwards],
+    )
     told = recurrent.predict(model, several, 2)
     np.testing.assert_allclose(recurrent.predict(model, turned, 2), told[backwards], atol=2e-5)
 
@@ -101,6 +108,15 @@ def test_a_scan_of_one_slice_without_a_place():
     several, _ = some_scans((1,))
     several = replace(several, z=np.array([np.nan], np.float32))
     assert np.isfinite(recurrent.predict(woken(recurrent.build(42, TINY)), several, 1)).all()
+
+
+def test_embeddings_of_any_scale_are_told_alike():
+    factor = 64  # changes no digit
+    several, labels = some_scans((16,) * 8, embedding=2)
+    told = recurrent.predict(recurrent.train(several, labels, TINY, seed=0)[0], several, 4)
+    other = replace(several, embeddings=(factor * several.embeddings).astype(np.float16))
+    model, _ = recurrent.train(other, labels, TINY, seed=0)
+    np.testing.assert_allclose(recurrent.predict(model, other, 4), told, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------ training

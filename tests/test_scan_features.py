@@ -154,3 +154,23 @@ def test_neighbour_features_of_a_scan_are_the_same_alone_and_beside_others():
     for k in range(len(several)):
         alone = scan_features.neighbour_features(several.take(np.array([k])), 7)
         np.testing.assert_allclose(found[several.rows([k])], alone, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- scale of embeddings
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10**6])
+def test_the_scale_of_embeddings_is_their_mean_and_variance(rows):
+    embeddings = (np.random.default_rng(0).normal(size=(50, 3)) * [1, 5, 0.5] + [0, 200, -3]).astype(np.float16)
+    mean, variance = scan_features.embedding_scale(embeddings, rows)
+    np.testing.assert_allclose(mean, embeddings.astype(np.float64).mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(variance, embeddings.astype(np.float64).var(axis=0), rtol=1e-9)
+
+
+def test_a_unit_that_hardly_speaks_is_not_raised_to_the_others():
+    embeddings = np.zeros((4, 3), np.float16)
+    embeddings[:2, 0] = 2
+    embeddings[0, 1] = 1e-4
+    _, variance = scan_features.embedding_scale(embeddings)
+    np.testing.assert_allclose(variance, [1, 1e-4, 1e-4])
+    assert scan_features.embedding_scale(embeddings[:, 2:])[1].tolist() == [1]  # silent all

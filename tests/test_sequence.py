@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from ich import convert, folds, runs, sequence, slices
+from ich import convert, folds, runs, sequence, slices, stacking
 from ich.config import Config
 from ich.errors import IchError
 from ich.labels import INDEX_NAME, LABELS
@@ -86,7 +86,7 @@ def blended(tmp_path_factory):
     """A second stage of kind blend on a first stage with test predictions; its root, run and facts."""
     folder = tmp_path_factory.mktemp("blend")
     run = first_stage(folder)
-    second, facts = sequence.train(sequence.of_runs([run.path], overrides=FAST), folder / "runs")
+    second, facts = sequence.train(stacking.of_runs([run.path], overrides=FAST), folder / "runs")
     return run, second, facts
 
 
@@ -124,7 +124,7 @@ def test_the_share_is_fitted_on_other_patients_than_it_is_judged_on(blended):
     _, second, facts = blended
     table = folds.read_folds(second.config.data.folds_path)
     parts = {
-        kind: pd.concat([sequence._read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
+        kind: pd.concat([stacking.read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
         for kind in ("recurrent", "boosting")
     }
     for k in (0, 1):
@@ -142,7 +142,7 @@ def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch)
     monkeypatch.setattr(sequence.recurrent, "train", None)
     monkeypatch.setattr(sequence.boosting, "fit_predict", None)
     before = second.oof_path.read_bytes()
-    _, again = sequence.train(sequence.of_runs([first.path], overrides=FAST), first.path.parent)
+    _, again = sequence.train(stacking.of_runs([first.path], overrides=FAST), first.path.parent)
     assert again == facts
     assert second.oof_path.read_bytes() == before
 
@@ -150,7 +150,7 @@ def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch)
 def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, monkeypatch):
     first = first_stage(tmp_path, test=False)
     overrides = [*FAST, "sequence.kind=recurrent"]
-    second, facts = sequence.train(sequence.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+    second, facts = sequence.train(stacking.of_runs([first.path], overrides=overrides), tmp_path / "runs")
     assert not second.predictions_path.exists()
     monkeypatch.setattr(sequence.recurrent, "train", None)
     told = []
@@ -158,7 +158,7 @@ def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, 
         unseen = some_table(6, seed=1)
         unseen["score_any"] += seed
         runs.write_predictions(probabilities(unseen), first.predictions_path)
-        _, again = sequence.train(sequence.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+        _, again = sequence.train(stacking.of_runs([first.path], overrides=overrides), tmp_path / "runs")
         assert again == facts
         told.append(runs.read_predictions(second.predictions_path))
     assert not told[0].equals(told[1])
@@ -168,8 +168,8 @@ def test_another_section_or_other_scores_are_refused(blended):
     first, _, _ = blended
     root = first.path.parent
     with pytest.raises(IchError, match=r"was trained with another section sequence, other folds or other scores"):
-        sequence.train(sequence.of_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
-    stage = sequence.of_runs([first.path], overrides=FAST)
+        sequence.train(stacking.of_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
+    stage = stacking.of_runs([first.path], overrides=FAST)
     stage.digests["train"][0] = "another"
     with pytest.raises(IchError, match="give this one another name"):
         sequence.train(stage, root)
@@ -181,14 +181,14 @@ def test_another_section_or_other_scores_are_refused(blended):
 def test_a_run_of_other_folds_is_refused(tmp_path):
     first = first_stage(tmp_path)
     table = folds.read_folds(first.config.data.folds_path)
-    sequence.check_out_of_fold(first.path, table)
+    stacking.check_out_of_fold(first.path, table)
     with pytest.raises(IchError, match=r"as held out, which are not in fold 0 of these folds: its model has seen"):
-        sequence.check_out_of_fold(first.path, table.assign(fold=1 - table["fold"]))
+        stacking.check_out_of_fold(first.path, table.assign(fold=1 - table["fold"]))
     with pytest.raises(IchError, match="list other slices"):
-        sequence.check_out_of_fold(first.path, table.iloc[1:])
+        stacking.check_out_of_fold(first.path, table.iloc[1:])
     torn = table.assign(fold=[k % 2 for k in range(len(table))])
     with pytest.raises(IchError, match="patients in more than one fold"):
-        sequence.check_out_of_fold(first.path, torn)
+        stacking.check_out_of_fold(first.path, torn)
 
 
 def test_a_fold_is_predicted_by_a_model_that_saw_none_of_its_patients(tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_fold_is_predicted_by_a_model_that_saw_none_of_its_patients(tmp_path, 
     table["score_epidural"] = table["PatientID"].str.removeprefix("ID_p").astype(float) / 2
     table.to_csv(tmp_path / "scores.csv", index=False)
     overrides = ["folds.n=3", "sequence.kind=boosting", "sequence.reach=0"]
-    sequence.train(sequence.of_table(tmp_path / "scores.csv", overrides=overrides, root=tmp_path), tmp_path)
+    sequence.train(stacking.of_table(tmp_path / "scores.csv", overrides=overrides, root=tmp_path), tmp_path)
     assert len(seen) == 3
     everybody = set(table["score_epidural"])
     for features, held_out in seen:
@@ -218,7 +218,7 @@ def test_a_scan_of_patients_in_two_folds_is_refused(tmp_path):
     table["SeriesInstanceUID"] = "one"
     table.to_csv(tmp_path / "scores.csv", index=False)
     with pytest.raises(IchError, match="scans have slices of patients in two folds"):
-        sequence.train(sequence.of_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path), tmp_path)
+        sequence.train(stacking.of_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- what it works on
@@ -230,22 +230,22 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
     for path in first.path.rglob("*.parquet"):
         runs.write_predictions(runs.read_predictions(path) / 2, other / path.relative_to(first.path))
     (other / "config.yaml").write_bytes(first.config_path.read_bytes())
-    one, two, both = (sequence.of_runs(paths) for paths in ([first.path], [other], [first.path, other]))
+    one, two, both = (stacking.of_runs(paths) for paths in ([first.path], [other], [first.path, other]))
     assert both.train.ids.equals(one.train.ids)
     np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
     np.testing.assert_allclose(both.test.logits, (one.test.logits + two.test.logits) / 2, atol=1e-5)
     short = runs.read_predictions(other / "predictions_test.parquet").iloc[1:]
     runs.write_predictions(short, other / "predictions_test.parquet")
     with pytest.raises(IchError, match=r"are of other slices: ID_1"):
-        sequence.of_runs([first.path, other])
+        stacking.of_runs([first.path, other])
 
 
 def test_a_table_makes_its_folds_and_keeps_them(tmp_path):
     some_table().to_parquet(tmp_path / "scores.parquet")
-    stage = sequence.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
+    stage = stacking.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
     assert stage.config.name == "mine"
     assert folds.read_folds(tmp_path / "runs" / "mine" / "folds.csv").equals(stage.folds)
     assert stage.folds["fold"].max() == 2
     assert stage.test is None
     with pytest.raises(IchError, match=r"sequence.kind is 'none'"):
-        sequence.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
+        stacking.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")

@@ -64,4 +64,7 @@ def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Callable[[np.nda
     if y.min() == y.max():
         constant = np.log((y.sum() + 1) / (len(y) - y.sum() + 1))
         return lambda rows: np.full(len(rows), constant)
-    return HistGradientBoostingClassifier(**options).fit(features, y).decision_function
+    # scikit-learn fails on a column without a number: that of neighbours farther off than any scan is long.
+    told = ~np.isnan(features).all(axis=0)
+    model = HistGradientBoostingClassifier(**options).fit(features[:, told], y)
+    return lambda rows: model.decision_function(rows[:, told])

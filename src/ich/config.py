@@ -156,6 +156,9 @@ class Sequence(_Section):
 
     # recurrent: a network over the scan; boosting: trees on the neighbours' scores; blend: the mean of both, weighed.
     kind: Literal["recurrent", "boosting", "blend"] = "blend"
+    # What the network reads: logits, which are out-of-fold; or embeddings too, both of the fold's own model
+    # (scripts/extract_features.py). The trees read out-of-fold logits either way.
+    features: Literal["logits", "embeddings"] = "logits"
     seed: _Seed = 0
     # Networks a fold, of seeds one behind the other, whose logits are averaged.
     seeds: int = Field(2, ge=1)
@@ -180,11 +183,25 @@ class Sequence(_Section):
     # Deviation of the errors added to logits in training: of the scan, of a label in it, of each.
     noise: float = Field(0.3, ge=0)
     # The share of samples whose five kinds of bleeding change places in training; 0 with embeddings, which know them.
-    shuffle_kinds: float = Field(0.5, ge=0, le=1)
+    shuffle_kinds: float = Field(0.5, ge=0, le=1, validate_default=True)
     # The trees: how many neighbours on either side they are told of, how many trees, and how much each counts.
     reach: int = Field(7, ge=0)
     rounds: int = Field(250, ge=1)
     tree_rate: float = Field(0.05, gt=0)
+
+    @field_validator("features")
+    @classmethod
+    def _has_a_network(cls, value: str, info: ValidationInfo) -> str:
+        if value == "embeddings" and info.data.get("kind") == "boosting":
+            raise ValueError("the trees read logits alone; set sequence.kind to recurrent or blend")
+        return value
+
+    @field_validator("shuffle_kinds")
+    @classmethod
+    def _kinds_stay(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("features") == "embeddings":
+            raise ValueError("embeddings know one kind of bleeding from another; set sequence.shuffle_kinds=0")
+        return value
 
 
 def _not_zero(value: int) -> int:

@@ -1,12 +1,9 @@
 """Prediction: a run's models on the slices held out and on the test set, in passes, streamed into files."""
 
 import json
-import re
 import shutil
-import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -15,19 +12,16 @@ import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.special import expit
-from tqdm import tqdm
+from scipy.special import expit, log_expit, logsumexp
 
-from ich import augment, folds, parallel, runs, slices
+from ich import augment, folds, runs, slices
 from ich.config import Config
 from ich.errors import IchError
-from ich.files import replacing, sweep
+from ich.files import sweep
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
-
-_PART_SECONDS = 10  # of work at most are lost to a kill
-_AT_ONCE = 512  # batches; Keras keeps a tensor of each until its predict ends, some 5 KB
+from ich.streaming import predict_logits
 
 
 def load_model(run: runs.Run, k: int) -> keras.Model:
@@ -93,7 +87,7 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
     for k in range(run.config.folds.n):
         for folder in (results.path, results.fold(k), results.passes(k)):
             sweep(folder)
-    test = _slices(run.config, "test")
+    test = split_slices(run.config, "test")
     if len(test) == 0:
         raise IchError(f"{run.config.data.images} holds no test slices; convert sources that have some")
     section, digest = run.config.predict, runs.slices_digest(test)
@@ -103,8 +97,8 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
         predict_held_out(run, k, model, results)
         for name in section.test_time:
             path = results.passes(k) / f"test-{name}.parquet"
-            total += _to_mean(_pass(run, k, "test", name, test.index, digest, model, path), section.mean)
-        models.append(_digest(run, k))
+            total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
+        models.append(model_digest(run, k))
     if not results.score_path.exists():
         results.score()
     total /= run.config.folds.n * len(section.test_time)
@@ -129,15 +123,15 @@ def predict_held_out(run: runs.Run, k: int, model: Callable[[], keras.Model], re
     results = results or run
     section = run.config.predict
     path = results.fold(k) / "oof.parquet"
-    made = {"test_time": section.test_time, "mean": section.mean, "model": _digest(run, k)}
+    made = {"test_time": section.test_time, "mean": section.mean, "model": model_digest(run, k)}
     if read_provenance(path) == made:
         return
     table = folds.read_folds(run.config.data.folds_path)
     ids = table.index[table["fold"] == k]
-    digest = runs.slices_digest(_slices(run.config, "train").loc[ids])
+    digest = runs.slices_digest(split_slices(run.config, "train").loc[ids])
     total = np.zeros((len(ids), len(LABELS)))
     for name in dict.fromkeys(["none", *section.test_time]):
-        logits = _pass(run, k, "oof", name, ids, digest, model, results.passes(k) / f"oof-{name}.parquet")
+        logits = pass_logits(run, k, "oof", name, ids, digest, model, results.passes(k) / f"oof-{name}.parquet")
         if name in section.test_time:
             total += _to_mean(logits, section.mean)
     results.forget_results()
@@ -145,91 +139,7 @@ def predict_held_out(run: runs.Run, k: int, model: Callable[[], keras.Model], re
     write_predictions(frame, path, made)
 
 
-def predict_logits(model: keras.Model, samples: DataGenerator, parts: Path, title: str = "") -> np.ndarray:
-    """The model's output for all samples, saved in parts on the way; those that are there are not made again.
-
-    A part ends where a batch does, so that what is left falls into the same batches, whose size can change the last
-    digits: with the same machine, model and samples, the result is the same, interrupted or not.
-
-    Args:
-        parts: the folder of the parts, of this model, these samples in this order, and this batch size alone.
-        title: of the progress bar.
-
-    Returns:
-        float32, shape (samples, 6), in the samples' order.
-
-    Raises:
-        IchError: an image cannot be read, or a part not be written.
-    """
-    saving = _Saving(parts)
-    if saving.count < len(samples.ids):
-        with tqdm(total=len(samples.ids), initial=saving.count, unit="slice", desc=title) as bar:
-            saving.bar = bar
-            try:
-                for first in range(saving.count // samples.batch_size, len(samples), _AT_ONCE):
-                    with unwrapped():
-                        model.predict(_Batches(samples, first, _AT_ONCE), verbose=0, callbacks=[saving])
-            finally:
-                saving.save()
-    return np.concatenate(saving.saved)
-
-
-class _Batches(keras.utils.PyDataset):
-    """The batches of a generator from batch `first` on, `count` of them or what is left."""
-
-    def __init__(self, samples: DataGenerator, first: int, count: int):
-        super().__init__(samples.workers, samples.use_multiprocessing, samples.max_queue_size)
-        self.samples, self.first, self.count = samples, first, min(count, len(samples) - first)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int):
-        return self.samples[self.first + index]
-
-
-class _Saving(keras.callbacks.Callback):
-    """Saves what a model gives as it comes, into files named by the place of their first sample."""
-
-    bar: tqdm
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
-        self.saved: list[np.ndarray] = []
-        self.fresh: list[np.ndarray] = []
-        self.count = 0  # of the slices saved
-        while (path := self._path()).exists():
-            try:
-                self.saved.append(np.load(path, allow_pickle=False))
-            except (OSError, ValueError, EOFError) as error:
-                raise IchError(
-                    f"{path} cannot be read ({error}); delete it, and its slices are predicted anew"
-                ) from error
-            self.count += len(self.saved[-1])
-        self.when = time.monotonic()
-
-    def on_predict_batch_end(self, batch: int, logs: dict) -> None:
-        self.fresh.append(keras.ops.convert_to_numpy(logs["outputs"]).astype(np.float32, copy=False))
-        self.bar.update(len(self.fresh[-1]))
-        if time.monotonic() - self.when > _PART_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        if not self.fresh:
-            return
-        part = np.concatenate(self.fresh)
-        with replacing(self._path()) as temporary:
-            np.save(temporary, part, allow_pickle=False)
-        self.saved.append(part)
-        self.count += len(part)
-        self.fresh, self.when = [], time.monotonic()
-
-    def _path(self) -> Path:
-        return self.folder / f"{self.count:09}.npy"
-
-
-def _pass(
+def pass_logits(
     run: runs.Run,
     k: int,
     split: str,
@@ -247,24 +157,43 @@ def _pass(
         model: as `predict_held_out` takes it.
         path: of the file.
     """
-    made = {"model": _digest(run, k), "slices": digest, "pass": name}
-    parts = path.with_suffix(".parts")
+    made = {"model": model_digest(run, k), "slices": digest, "pass": name}
     if read_provenance(path) == made:
-        shutil.rmtree(parts, ignore_errors=True)  # they are there if a kill came before their removal
+        discard_parts(path)  # they are there if a kill came before their removal
         return read_predictions(path).to_numpy()
     config = run.config
-    key = sha256(json.dumps([made, config.predict.batch_size]).encode()).hexdigest()[:16]
     network = model()
     transforms = augment.passes([name], *network.input_shape[1:3])
     options = generator_options(config, "train" if split == "oof" else split)
     samples = DataGenerator(ids, batch_size=config.predict.batch_size, test_time=transforms, **options).at_pass(0)
-    logits = predict_logits(network, samples, parts / key, f"fold {k}, {split}, {name}")
+    logits = predict_logits(network, samples, parts_of(path, made, config), f"fold {k}, {split}, {name}")
     write_predictions(_frame(logits, ids), path, made)
-    shutil.rmtree(parts, ignore_errors=True)  # those of other models and slices too
+    discard_parts(path)
     return logits
 
 
-def _digest(run: runs.Run, k: int) -> str:
+def parts_of(path: Path, made: dict, config: Config) -> Path:
+    """Where the parts lie of which a file will be put together; of no other model, slices, passes or batch size.
+
+    Args:
+        path: of the file.
+        made: what decides its content, as JSON takes it.
+    """
+    key = sha256(json.dumps([made, config.predict.batch_size]).encode()).hexdigest()[:16]
+    return path.with_suffix(".parts") / key
+
+
+def discard_parts(path: Path) -> None:
+    """Remove a file's parts, those of other models and slices too."""
+    shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+
+
+def model_digest(run: runs.Run, k: int) -> str:
+    """SHA-256 of a fold's model.
+
+    Raises:
+        IchError: the file is not there or cannot be read.
+    """
     path = run.fold(k) / "model.keras"
     try:
         with path.open("rb") as file:
@@ -275,8 +204,8 @@ def _digest(run: runs.Run, k: int) -> str:
         ) from error
 
 
-def _slices(config: Config, split: str) -> pd.DataFrame:
-    """The readable slices of a split, and what tells one version of them from another."""
+def split_slices(config: Config, split: str) -> pd.DataFrame:
+    """The readable slices of a split, and what tells one version of them from another: size and crc."""
     return slices.readable(runs.slice_table(config, runs.DIGESTED), split)[["size", "crc"]]
 
 
@@ -294,19 +223,21 @@ def _from_mean(values: np.ndarray, mean: str) -> np.ndarray:
     return values if mean == "probability" else expit(values)
 
 
-@contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise a generator's IchError as what it is: TensorFlow hands its text on, within an error of its own.
+def mean_logits(passes: Sequence[np.ndarray], mean: str) -> np.ndarray:
+    """The logits of the mean over several passes' logits.
 
-    And end where a process that reads for the generator was killed.
+    Args:
+        passes: arrays of one shape.
+        mean: as `predict.mean` says: of the probabilities, or of the logits.
+
+    Returns:
+        float32, as exact where a probability is all but 0 or 1 as elsewhere; of one pass, its own.
     """
-    try:
-        with parallel.ended_by_killed_workers():
-            yield
-    except IchError:
-        raise
-    except Exception as error:
-        told = re.search(r"\bIchError: (.*)", str(error))
-        if told is None:
-            raise
-        raise IchError(told[1]) from error
+    logits = np.stack(passes)
+    if len(logits) == 1:
+        return logits[0].astype(np.float32, copy=False)
+    logits = logits.astype(np.float64)
+    if mean == "logit":
+        return logits.mean(axis=0).astype(np.float32)
+    told, against = (logsumexp(log_expit(sign * logits), axis=0) for sign in (1, -1))
+    return (told - against).astype(np.float32)

@@ -153,6 +153,30 @@ def build_model(
     return keras.Model(images, logits, name=name)
 
 
+def with_features(model: keras.Model) -> keras.Model:
+    """The same classifier, which tells besides what its last layer reads: the pooled features of the backbone.
+
+    Args:
+        model: as `build_model` gives it.
+
+    Returns:
+        A model of two outputs: logits of shape (batch, 6), and features of shape (batch, n), in the precision that
+        the model works with. Of keras.applications they are the global average of the last maps (ConvNeXt normalizes
+        it), of small_cnn the average and the maximum.
+
+    Raises:
+        IchError: the model has no layer called logits that reads features.
+    """
+    last = next((layer for layer in model.layers if layer.name == "logits"), None)
+    if last is None or len(last.input.shape) != 2:
+        raise IchError(
+            f"the model {model.name} has no layer called logits that reads pooled features, by which they are found;"
+            " expected one of ich.models.build_model"
+        )
+    # Behind the dropout, which lets all through when predicting.
+    return keras.Model(model.inputs, [model.outputs[0], last.input], name=f"{model.name}_with_features")
+
+
 def _transplant(donor: keras.Model, model: keras.Model, gain: float) -> None:
     """Copy all weights to a model of other input channels; the first kernel is multiplied by `gain`."""
     first = True

@@ -17,7 +17,7 @@ from ich.errors import IchError
 from ich.labels import LABELS
 from ich.losses import WeightedBinaryCrossentropy
 from ich.optimizers import adamw
-from ich.scan_features import SQUASH, drawn_kinds, drawn_rows, noisy, slice_inputs
+from ich.scan_features import SQUASH, drawn_kinds, drawn_rows, embedding_scale, noisy, slice_inputs
 from ich.scans import Scans, batches, padded
 
 _FAR = 1e9
@@ -46,7 +46,7 @@ class Network:
     label_weights: Sequence[float] | None
 
 
-def build(features: int, network: Network) -> keras.Model:
+def build(features: int, network: Network, scale: tuple[np.ndarray, np.ndarray] | None = None) -> keras.Model:
     """A network that knows nothing yet.
 
     Padding reaches nothing: it is set to 0 before each convolution, as what lies beyond a scan's ends is, the GRU keeps
@@ -54,7 +54,9 @@ def build(features: int, network: Network) -> keras.Model:
     with each slice normalised for itself (tried) the network learned more slowly and scored no better.
 
     Args:
-        features: of each slice; the first six are tanh(logits / `ich.scan_features.SQUASH`).
+        features: of each slice; the first six are tanh(logits / `ich.scan_features.SQUASH`), the last the embedding and
+            its differences.
+        scale: means and variances of the embedding, a part of the model then; None if there is none.
 
     Returns:
         A model from float32 (batch, length, features), named slices, and bool (batch, length), named real, true for
@@ -65,7 +67,8 @@ def build(features: int, network: Network) -> keras.Model:
     real = keras.Input((None,), dtype="bool", name="real")
     here = ops.expand_dims(real, -1)
     scores = slices[..., : len(LABELS)]
-    x = layers.Dense(network.width)(layers.Concatenate()([slices, *_of_scan(slices[..., : 2 * len(LABELS)], here)]))
+    told = slices if scale is None else _scaled(slices, *scale, network.dropout)
+    x = layers.Dense(network.width)(layers.Concatenate()([told, *_of_scan(slices[..., : 2 * len(LABELS)], here)]))
     for dilation in network.dilations:
         y = ops.where(here, layers.Activation("gelu")(x), 0.0)
         y = layers.Conv1D(network.width, 5, padding="same", dilation_rate=dilation)(y)
@@ -77,6 +80,19 @@ def build(features: int, network: Network) -> keras.Model:
     x = layers.Dense(network.width, activation="gelu")(x)
     correction = layers.Dense(len(LABELS), kernel_initializer="zeros")(x)
     return keras.Model([slices, real], correction + SQUASH * scores, name="recurrent")
+
+
+def _scaled(slices: keras.KerasTensor, mean: np.ndarray, variance: np.ndarray, dropout: float) -> keras.KerasTensor:
+    """The inputs with embeddings of mean 0 and variance 1, and their differences to that scale.
+
+    Some of them are dropped in training: of hundreds of numbers, which the first stage fitted to the slices that it
+    saw, the network shall trust none alone.
+    """
+    count = 3 * len(mean)
+    scale = layers.Normalization(
+        mean=np.concatenate([mean, 0 * mean, 0 * mean]), variance=np.tile(variance, 3), name="embedding_scale"
+    )
+    return layers.Concatenate()([slices[..., :-count], layers.Dropout(dropout)(scale(slices[..., -count:]))])
 
 
 def _of_scan(x: keras.KerasTensor, here: keras.KerasTensor) -> list[keras.KerasTensor]:
@@ -158,7 +174,8 @@ def train(scans: Scans, labels: np.ndarray, network: Network, seed: int) -> tupl
     """
     keras.utils.set_random_seed(seed)
     data = ScanBatches(scans, labels, network.batch_size, network.window, network.noise, network.shuffle_kinds, seed)
-    model = build(data[0][0]["slices"].shape[-1], network)
+    scale = embedding_scale(scans.embeddings) if scans.embeddings.shape[1] else None
+    model = build(data[0][0]["slices"].shape[-1], network, scale)
     compile_for(model, network, len(data))
     stop = keras.callbacks.TerminateOnNaN()
     history = model.fit(data, epochs=network.epochs, shuffle=False, verbose=0, callbacks=[stop])

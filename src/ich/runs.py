@@ -116,6 +116,17 @@ class Run:
                 f"{self.path} belongs to another config (its own / this one: {'; '.join(changed)});"
                 " give this one another name, or delete the directory"
             )
+        self._check_data(now)
+
+    def check_data(self) -> None:
+        """Refuse folds or images that are others than those that the run was trained on.
+
+        Raises:
+            IchError: they are, or nothing tells which those were.
+        """
+        self._check_data(_data_digests(self.config))
+
+    def _check_data(self, now: dict[str, str]) -> None:
         then = self.environment()
         for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
             if then.get(key) != now[key]:
@@ -147,6 +158,7 @@ class Run:
     def restart(self, k: int) -> None:
         """Remove what was made of an earlier model of fold k: a new one is about to be trained."""
         shutil.rmtree(self.passes(k), ignore_errors=True)
+        shutil.rmtree(self.features(k), ignore_errors=True)
         self.forget_results()
 
     def forget_results(self) -> None:
@@ -202,6 +214,10 @@ class Run:
     def passes(self, k: int) -> Path:
         """Where fold k's logits lie: oof-<pass>.parquet of the slices held out, test-<pass>.parquet of the test set."""
         return self.fold(k) / "passes"
+
+    def features(self, k: int) -> Path:
+        """Where the features of fold k's model lie; see `ich.features`."""
+        return self.fold(k) / "features"
 
     def finished_folds(self) -> list[int]:
         """The folds whose training ended: their out-of-fold predictions are written last."""

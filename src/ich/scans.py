@@ -28,7 +28,7 @@ class Scans:
         starts: int64, (scans + 1,): where each scan begins, and n.
         z: float32, (n,): mm along the scan; NaN for a slice without a place, which is a scan of its own.
         logits: float32, (n, 6), clipped to ±`LIMIT`.
-        embeddings: float16, (n, e); e is 0 if there are none.
+        embeddings: float16, (n, e); e is 0 if there are none. They may lie in a file, mapped into memory.
     """
 
     ids: pd.Index
@@ -101,7 +101,8 @@ def arrange(table: pd.DataFrame, logits: pd.DataFrame, embeddings: np.ndarray | 
         starts=np.append(starts, len(order)),
         z=np.where(alone, np.nan, z).astype(np.float32)[order],
         logits=values[order].clip(-LIMIT, LIMIT),
-        embeddings=embeddings[order],
+        # As they are, if they can be: extracted ones lie in scan order, in a file that may be larger than the memory.
+        embeddings=embeddings if (np.diff(order) == 1).all() else embeddings[order],
     )
 
 

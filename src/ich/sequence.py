@@ -1,12 +1,11 @@
 """The second stage: a first stage's predictions, read scan by scan, to better ones.
 
-Honest stacking: what a slice is told of is out-of-fold predictions, by models that have not seen its patient; the
-second stage keeps the same folds of patients, trains on the others' and predicts those of one.
+It keeps the first stage's folds of patients, trains on the others' and predicts those of one; see `ich.stacking` for
+what it is told.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,118 +16,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from tqdm import tqdm
 
-from ich import boosting, folds, inference, metrics, recurrent, runs, scan_features, scans
-from ich.config import Config, load, of_values
+from ich import boosting, inference, metrics, recurrent, runs, scan_features, scans
+from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, write_predictions
 from ich.scans import Scans
-
-
-@dataclass(frozen=True, slots=True)
-class FirstStage:
-    """What a second stage works on.
-
-    Args:
-        config: of the run to make; its name is the directory's.
-        folds: as `ich.folds.read_folds` gives them, of the slices to learn from.
-        train: these slices in scan order, with out-of-fold scores.
-        test: the test set's scans, if they were predicted.
-        sources: the runs or the table that the scores come from.
-        digests: SHA-256 of the files of the train and of the test scores.
-    """
-
-    config: Config
-    folds: pd.DataFrame
-    train: Scans
-    test: Scans | None
-    sources: list[Path]
-    digests: dict[str, list[str]]
-
-
-def of_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[str] = ()) -> FirstStage:
-    """The first stage that runs, or blends of some, have left; of several, the mean of their logits.
-
-    Test scores are taken if every run has them.
-
-    Args:
-        name: of the new run; None takes the first one's with -sequence behind.
-        overrides: as `ich.runs.Run.open` takes them, and of the section sequence.
-
-    Raises:
-        IchError: a run is not finished, or has other folds than the first, or predictions of other slices.
-    """
-    first = runs.Run.open(paths[0], overrides)
-    config = first.config.model_copy(update={"name": name or f"{first.config.name}-sequence"})
-    table = folds.read_folds(config.data.folds_path)
-    for path in paths:
-        check_out_of_fold(path, table)
-    slices = runs.slice_table(config).set_index("SOPInstanceUID")
-    oof = [path / "oof.parquet" for path in paths]
-    test = [path / "predictions_test.parquet" for path in paths]
-    has_test = all(path.exists() for path in test)
-    return FirstStage(
-        config=config,
-        folds=table,
-        train=scans.arrange(slices, _mean_logits(oof)),
-        test=scans.arrange(slices, _mean_logits(test)) if has_test else None,
-        sources=list(paths),
-        digests={"train": _digests(oof), "test": _digests(test) if has_test else []},
-    )
-
-
-def of_table(path: Path, name: str | None = None, overrides: Iterable[str] = (), root: Path = runs.RUNS) -> FirstStage:
-    """The first stage that a table of scores stands for; no images are needed.
-
-    The folds of its patients are made by the section folds, and written to `root/<name>/folds.csv`, or read there.
-
-    Args:
-        path: as `ich.scans.read_scores` takes it.
-        name: of the new run; None takes the table's.
-        overrides: of the sections folds and sequence.
-
-    Raises:
-        IchError: the table cannot be read, or its labels or patients cannot be folded.
-    """
-    table = scans.read_scores(path)
-    name = name or path.name.split(".")[0]
-    data = {"sources": path, "images": path.parent, "folds": root / name / "folds.csv"}
-    config = of_values({"name": name, "data": data}, overrides, f"the run of {path}")
-    folded = folds.make_folds(table, config.folds.n, config.folds.seed)
-    folds.write_folds(config.data.folds_path, folded)
-    logits = table[[f"score_{label}" for label in LABELS]].set_axis(list(LABELS), axis=1)
-    arranged = scans.arrange(table, logits)
-    return FirstStage(config, folded, arranged, None, [path], {"train": _digests([path]), "test": []})
-
-
-def check_out_of_fold(path: Path, table: pd.DataFrame) -> None:
-    """Refuse a first stage whose predictions may be of patients that its models have seen.
-
-    Args:
-        path: a run's directory.
-        table: the folds that the second stage will keep.
-
-    Raises:
-        IchError: there are predictions of other slices than the folds list, or a model has predicted, as held out,
-            slices of another fold than its own.
-    """
-    folds.check_no_leakage(table)
-    oof = read_predictions(path / "oof.parquet")
-    differing = oof.index.symmetric_difference(table.index)
-    if len(differing) or not oof.index.is_unique:
-        raise IchError(
-            f"{path}/oof.parquet and the folds list other slices: {name_some(differing)}; give runs of these folds"
-        )
-    for directory in sorted(path.glob("fold[0-9]*")):
-        k = int(directory.name.removeprefix("fold"))
-        held_out = read_predictions(directory / "oof.parquet").index
-        foreign = held_out.difference(table.index[table["fold"] == k])
-        if len(foreign):
-            raise IchError(
-                f"{directory} has predicted {name_some(foreign)} as held out, which are not in fold {k} of these"
-                " folds: its model has seen their patients; give runs of one file of folds"
-            )
+from ich.stacking import FirstStage, digests_of, read_logits
 
 
 def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
@@ -157,7 +52,7 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
 
     y, fold = stage.folds[list(LABELS)].to_numpy(), stage.folds["fold"].to_numpy()
     held_out = [
-        pd.concat([_read_logits(_part(run, kind, k)) for k in range(n_folds)]).loc[stage.folds.index] for kind in kinds
+        pd.concat([read_logits(_part(run, kind, k)) for k in range(n_folds)]).loc[stage.folds.index] for kind in kinds
     ]
     shares = [_share(y[fold != k], [part[fold != k] for part in held_out]) for k in range(n_folds)]
     made = [_made(stage, k) for k in range(n_folds)]
@@ -185,7 +80,7 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
 def _claim(stage: FirstStage, root: Path) -> runs.Run:
     """The run's directory, made this stage's own, or found to be; test predictions of other test scores are removed."""
     run = runs.Run(root / stage.config.name, stage.config)
-    now = {"folds_sha256": _digests([stage.config.data.folds_path])[0], "scores_sha256": stage.digests["train"]}
+    now = {"folds_sha256": digests_of([stage.config.data.folds_path])[0], "scores_sha256": stage.digests["train"]}
     if run.config_path.exists():
         then = run.environment()
         if load(run.config_path).sequence != stage.config.sequence or any(then.get(key) != now[key] for key in now):
@@ -238,21 +133,25 @@ def _part(run: runs.Run, kind: str, k: int, suffix: str = "") -> Path:
 
 def _train_part(run: runs.Run, stage: FirstStage, fold_of_scan: np.ndarray, kind: str, k: int) -> None:
     """Train one kind without fold k, predict fold k and the test set; what is there is not made again."""
-    targets = {_part(run, kind, k): stage.train.take(np.flatnonzero(fold_of_scan == k))}
-    if stage.test is not None:
-        targets[_part(run, kind, k, "_test")] = stage.test
-    targets = {path: target for path, target in targets.items() if not path.exists()}
-    if not targets:
+    paths = [_part(run, kind, k), *([] if stage.test is None else [_part(run, kind, k, "_test")])]
+    if all(path.exists() for path in paths):
         return
-    seen = stage.train.take(np.flatnonzero(fold_of_scan != k))
+    if kind == "recurrent" and stage.embedded is not None:
+        seen, held_out, test = stage.embedded(k)
+    else:
+        seen, held_out = (stage.train.take(np.flatnonzero(one)) for one in (fold_of_scan != k, fold_of_scan == k))
+        test = stage.test
+    targets = {
+        path: target for path, target in zip(paths, (held_out, test), strict=False) if not path.exists()
+    }  # without a test set, the paths end first
     labels = stage.folds.loc[seen.ids, list(LABELS)].to_numpy()
     section = stage.config.sequence
     if kind == "recurrent":
         model = _network(run, seen, labels, k)
         logits = [recurrent.predict(model, target, section.batch_size) for target in targets.values()]
     else:
-        features, *others = [scan_features.neighbour_features(one, section.reach) for one in (seen, *targets.values())]
-        logits = boosting.fit_predict(features, labels, others, section.rounds, section.tree_rate, section.seed + k)
+        told, *others = [scan_features.neighbour_features(one, section.reach) for one in (seen, *targets.values())]
+        logits = boosting.fit_predict(told, labels, others, section.rounds, section.tree_rate, section.seed + k)
     for (path, target), values in zip(targets.items(), logits, strict=True):
         write_predictions(pd.DataFrame(expit(values), target.ids, list(LABELS)), path)
 
@@ -296,21 +195,3 @@ def _mixed(parts: list[pd.DataFrame], share: float) -> pd.DataFrame:
 
 def _loss(y: np.ndarray, logits: pd.DataFrame) -> float:
     return metrics.weighted_log_loss(y, expit(logits.to_numpy(np.float64)))
-
-
-def _read_logits(path: Path) -> pd.DataFrame:
-    return scans.logits_of(read_predictions(path))
-
-
-def _mean_logits(paths: Sequence[Path]) -> pd.DataFrame:
-    """The mean of several files of predictions, which must be of the same slices."""
-    parts = [_read_logits(path) for path in paths]
-    for path, part in zip(paths, parts, strict=True):
-        differing = part.index.symmetric_difference(parts[0].index)
-        if len(differing):
-            raise IchError(f"{path} and {paths[0]} are of other slices: {name_some(differing)}; predict both alike")
-    return sum(part.loc[parts[0].index] for part in parts) / len(parts)
-
-
-def _digests(paths: Sequence[Path]) -> list[str]:
-    return [sha256(path.read_bytes()).hexdigest() for path in paths]

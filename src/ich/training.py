@@ -18,10 +18,11 @@ from ich.config import Config, Train
 from ich.errors import IchError
 from ich.files import replacing, sweep
 from ich.generator import DataGenerator
-from ich.inference import generator_options, predict_held_out, unwrapped
+from ich.inference import generator_options, predict_held_out
 from ich.labels import LABELS
 from ich.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.optimizers import adamw
+from ich.streaming import unwrapped
 
 CHECKPOINT, BEST = "checkpoint.npz", "best.npz"
 """Names of files in the directory of a fold that is being trained."""
