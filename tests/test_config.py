@@ -122,7 +122,7 @@ def test_ways_to_sample_that_do_not_go_together(written):
 def test_what_does_not_go_with_embeddings(written):
     path = written(LEAST)
     assert refusal(path, "sequence.features=embeddings") == (
-        "config FILE: sequence.shuffle_kinds is 0.5: Value error, embeddings know one kind of bleeding from another;"
+        "config FILE: sequence.shuffle_kinds is 0.2: Value error, embeddings know one kind of bleeding from another;"
         " set sequence.shuffle_kinds=0"
     )
     assert refusal(path, "sequence.features=embeddings", "sequence.kind=boosting", "sequence.shuffle_kinds=0") == (

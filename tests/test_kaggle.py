@@ -20,7 +20,7 @@ import yaml
 from conftest import TEST, make_images, tiny_config
 from test_wheels import write_wheel
 
-from ich import inference, kaggle, packing, runs, sequence, slices
+from ich import inference, kaggle, packing, runs, sequence, slices, stacking
 from ich.errors import IchError
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
     inference.predict_test(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        sequence.train(sequence.of_runs([Path("runs/tiny")], overrides=FAST))
+        sequence.train(stacking.of_runs([Path("runs/tiny")], overrides=FAST))
         script("blend.py", "runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed", "--by-label")
     return folder
 

@@ -161,13 +161,13 @@ class Sequence(_Section):
     features: Literal["logits", "embeddings"] = "logits"
     seed: _Seed = 0
     # Networks a fold, of seeds one behind the other, whose logits are averaged.
-    seeds: int = Field(2, ge=1)
+    seeds: int = Field(1, ge=1)
     # The network: channels, a dilation for each convolution, units of the GRU in each direction (0: no GRU).
-    width: int = Field(48, ge=1)
+    width: int = Field(32, ge=1)
     dilations: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 1]
-    units: int = Field(24, ge=0)
+    units: int = Field(16, ge=0)
     dropout: float = Field(0.3, ge=0, lt=1)
-    epochs: int = Field(50, ge=1)
+    epochs: int = Field(30, ge=1)
     # Scans.
     batch_size: int = Field(16, ge=1)
     # As in train.
@@ -183,7 +183,7 @@ class Sequence(_Section):
     # Deviation of the errors added to logits in training: of the scan, of a label in it, of each.
     noise: float = Field(0.3, ge=0)
     # The share of samples whose five kinds of bleeding change places in training; 0 with embeddings, which know them.
-    shuffle_kinds: float = Field(0.5, ge=0, le=1, validate_default=True)
+    shuffle_kinds: float = Field(0.2, ge=0, le=1, validate_default=True)
     # The trees: how many neighbours on either side they are told of, how many trees, and how much each counts.
     reach: int = Field(7, ge=0)
     rounds: int = Field(250, ge=1)

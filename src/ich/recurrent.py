@@ -21,6 +21,9 @@ from ich.scan_features import SQUASH, drawn_kinds, drawn_rows, embedding_scale, 
 from ich.scans import Scans, batches, padded
 
 _FAR = 1e9
+_KINDS = len(LABELS) - 1  # `any` is the last label, and no kind
+_PLAIN = 42  # features of a slice beside its embedding
+_CORE = 6  # features of a kind whose mean and maximum over the scan it is told, too
 # Lengths are padded to a multiple of this when predicting: a length not seen before costs a trace.
 _MULTIPLE = 16
 
@@ -49,14 +52,18 @@ class Network:
 def build(features: int, network: Network, scale: tuple[np.ndarray, np.ndarray] | None = None) -> keras.Model:
     """A network that knows nothing yet.
 
+    The five kinds of bleeding are read by the same weights, each as a sequence of its own that is told of its scores, of
+    those of `any` and of the strongest other kind, and which kind it is: how a bleed runs through slices is much alike
+    for all, and a thousand scans are few. `any` is read from what was found of the five.
+
     Padding reaches nothing: it is set to 0 before each convolution, as what lies beyond a scan's ends is, the GRU keeps
     its state over it, and means and maxima leave it out. Nothing is normalised: over a batch, padding would count, and
     with each slice normalised for itself (tried) the network learned more slowly and scored no better.
 
     Args:
-        features: of each slice; the first six are tanh(logits / `ich.scan_features.SQUASH`), the last the embedding and
-            its differences.
-        scale: means and variances of the embedding, a part of the model then; None if there is none.
+        features: of each slice, as `ich.scan_features.slice_inputs` gives them; the last are the embedding and its
+            differences.
+        scale: means and variances of the embedding, a part of the model then; None takes it as it is.
 
     Returns:
         A model from float32 (batch, length, features), named slices, and bool (batch, length), named real, true for
@@ -65,34 +72,98 @@ def build(features: int, network: Network, scale: tuple[np.ndarray, np.ndarray] 
     """
     slices = keras.Input((None, features), name="slices")
     real = keras.Input((None,), dtype="bool", name="real")
-    here = ops.expand_dims(real, -1)
-    scores = slices[..., : len(LABELS)]
-    told = slices if scale is None else _scaled(slices, *scale, network.dropout)
-    x = layers.Dense(network.width)(layers.Concatenate()([told, *_of_scan(slices[..., : 2 * len(LABELS)], here)]))
+    squashed = SQUASH * slices[..., : len(LABELS)]
+    views = _KindViews()(slices)
+    here = _Apart()(ops.logical_and(ops.ones_like(views[..., :1]) > 0, real[..., None, None]))
+    x = _Apart()(views)
+    x = layers.Dense(network.width)(layers.Concatenate()([x, *_of_scan(x[..., :_CORE], here)]))
+    if features > _PLAIN:
+        embedding = slices[..., _PLAIN:] if scale is None else _scaled(slices[..., _PLAIN:], *scale, network.dropout)
+        embedding = layers.Dense(_KINDS * network.width)(embedding)
+        x = layers.Add()([x, _Apart()(layers.Reshape((-1, _KINDS, network.width))(embedding))])
     for dilation in network.dilations:
         y = ops.where(here, layers.Activation("gelu")(x), 0.0)
         y = layers.Conv1D(network.width, 5, padding="same", dilation_rate=dilation)(y)
         x = layers.Add()([x, layers.Dropout(network.dropout)(y)])
     if network.units:
         gru = layers.GRU(network.units, return_sequences=True)
-        x = layers.Concatenate()([x, layers.Bidirectional(gru)(x, mask=real)])
+        x = layers.Concatenate()([x, layers.Bidirectional(gru)(x, mask=here[..., 0])])
     x = layers.Dropout(network.dropout)(layers.Concatenate()([x, *_of_scan(x, here)]))
     x = layers.Dense(network.width, activation="gelu")(x)
-    correction = layers.Dense(len(LABELS), kernel_initializer="zeros")(x)
-    return keras.Model([slices, real], correction + SQUASH * scores, name="recurrent")
+    correction = _Together()(layers.Dense(1, kernel_initializer="zeros")(x))[..., 0]
+    kinds = correction + squashed[..., :_KINDS]
+    found = _Together()(x)
+    found = [ops.max(found, axis=2), ops.mean(found, axis=2), ops.max(kinds, axis=-1, keepdims=True) / SQUASH]
+    # Of the five views, all tell the same of `any` and of the slice's place.
+    found = layers.Concatenate()([*found, slices[..., :_PLAIN]])
+    found = layers.Dense(network.width, activation="gelu")(layers.Dropout(network.dropout)(found))
+    any_ = layers.Dense(1, kernel_initializer="zeros")(found) + squashed[..., _KINDS:]
+    return keras.Model([slices, real], layers.Concatenate()([kinds, any_]), name="recurrent")
 
 
-def _scaled(slices: keras.KerasTensor, mean: np.ndarray, variance: np.ndarray, dropout: float) -> keras.KerasTensor:
-    """The inputs with embeddings of mean 0 and variance 1, and their differences to that scale.
+@keras.saving.register_keras_serializable("ich")
+class _KindViews(layers.Layer):
+    """What each kind of bleeding is told of each slice: (batch, length, features) to (batch, length, 5, n).
+
+    The first `_CORE` are the scores of the kind, of `any` and of the strongest other kind, each by both scales of
+    `ich.scan_features.slice_inputs`; then the differences of the first two, the mean of the other kinds, the slice's
+    place, and which kind it is.
+    """
+
+    def call(self, slices):
+        n = len(LABELS)
+        groups = [slices[..., first : first + n] for first in range(0, 6 * n, n)]  # both scales, then differences
+        kinds = ops.stack([group[..., :_KINDS] for group in groups], axis=-1)
+        of_any = ops.stack([group[..., _KINDS:] for group in groups], axis=-1) + ops.zeros_like(kinds)
+        others = [[j for j in range(_KINDS) if j != k] for k in range(_KINDS)]
+        others = ops.stack([ops.take(kinds[..., :2], js, axis=2) for js in others], axis=2)
+        which = ops.zeros_like(kinds[..., :1]) + ops.eye(_KINDS, dtype=kinds.dtype)
+        place = ops.zeros_like(kinds[..., :1]) + slices[..., None, 6 * n : _PLAIN]
+        core = [kinds[..., :2], of_any[..., :2], ops.max(others, axis=3)]
+        return ops.concatenate(
+            [*core, kinds[..., 2:], of_any[..., 2:], ops.mean(others[..., 0], axis=3)[..., None], place, which], axis=-1
+        )
+
+
+@keras.saving.register_keras_serializable("ich")
+class _Apart(layers.Layer):
+    """Each kind of a scan a sequence of its own: (batch, length, 5, n) to (batch · 5, length, n)."""
+
+    def call(self, x):
+        return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, ops.shape(x)[1], x.shape[-1]))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((None, x.shape[1], x.shape[3]), x.dtype)
+
+
+@keras.saving.register_keras_serializable("ich")
+class _Together(layers.Layer):
+    """What `_Apart` took apart: (batch · 5, length, n) to (batch, length, 5, n)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True  # the GRU's mask ends here: padding is told by the input
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def call(self, x):
+        return ops.transpose(ops.reshape(x, (-1, _KINDS, ops.shape(x)[1], x.shape[-1])), (0, 2, 1, 3))
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((None, x.shape[1], _KINDS, x.shape[2]), x.dtype)
+
+
+def _scaled(embedding: keras.KerasTensor, mean: np.ndarray, variance: np.ndarray, dropout: float) -> keras.KerasTensor:
+    """Embeddings of mean 0 and variance 1, and their differences to that scale.
 
     Some of them are dropped in training: of hundreds of numbers, which the first stage fitted to the slices that it
     saw, the network shall trust none alone.
     """
-    count = 3 * len(mean)
     scale = layers.Normalization(
         mean=np.concatenate([mean, 0 * mean, 0 * mean]), variance=np.tile(variance, 3), name="embedding_scale"
     )
-    return layers.Concatenate()([slices[..., :-count], layers.Dropout(dropout)(scale(slices[..., -count:]))])
+    return layers.Dropout(dropout)(scale(embedding))
 
 
 def _of_scan(x: keras.KerasTensor, here: keras.KerasTensor) -> list[keras.KerasTensor]:
