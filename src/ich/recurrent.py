@@ -52,9 +52,9 @@ class Network:
 def build(features: int, network: Network, scale: tuple[np.ndarray, np.ndarray] | None = None) -> keras.Model:
     """A network that knows nothing yet.
 
-    The five kinds of bleeding are read by the same weights, each as a sequence of its own that is told of its scores, of
-    those of `any` and of the strongest other kind, and which kind it is: how a bleed runs through slices is much alike
-    for all, and a thousand scans are few. `any` is read from what was found of the five.
+    The five kinds of bleeding are read by the same weights, each as a sequence of its own that is told of its scores,
+    of those of `any` and of the strongest other kind, and which kind it is: how a bleed runs through slices is much
+    alike for all, and a thousand scans are few. `any` is read from what was found of the five.
 
     Padding reaches nothing: it is set to 0 before each convolution, as what lies beyond a scan's ends is, the GRU keeps
     its state over it, and means and maxima leave it out. Nothing is normalised: over a batch, padding would count, and
