@@ -4,8 +4,7 @@
 # What is in a CT slice, why it is looked at through windows, what a scan is, and what the conversion repaired or put
 # aside. It takes half a minute.
 #
-# All scans here are simulated (`make demo` makes them): no patient is shown, and they are simpler than real ones. With
-# the competition's own data, set `CONFIG` below to your config; the rest stays as it is.
+# All scans here are simulated (`make demo` makes them): no patient is shown, and they are simpler than real ones.
 
 # %%
 import os
@@ -23,7 +22,6 @@ from ich.windows import PRESETS, apply_window
 
 # The folder in which `make demo` ran: that of the Makefile, unless ICH_DEMO names another.
 os.chdir(os.environ.get("ICH_DEMO") or (".." if Path.cwd().name == "notebooks" else "."))
-CONFIG = Path("configs/demo.yaml")
 if not Path("images/demo/folds.csv").exists():
     raise FileNotFoundError(f"{Path.cwd()} has no images/demo/folds.csv: run `make demo` there, or set ICH_DEMO")
 
@@ -38,7 +36,7 @@ if not Path("images/demo/folds.csv").exists():
 # We take the slice with the most kinds of bleeding.
 
 # %%
-data = config.load(CONFIG).data
+data = config.load(Path("configs/demo.yaml")).data
 labels = folds.read_folds(data.folds_path)[list(LABELS)]
 files = {member.id: member for member in archive.members(data.sources)}
 
@@ -69,7 +67,7 @@ TISSUES = {
     "fresh blood": (50, 80),
     "bone": (300, 2000),
 }
-figure, panels = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(15, 3.6), layout="constrained")
 ranges = (np.arange(-1025, 2026, 25), np.arange(-10, 101))
 for axes, edges, wanted in zip(
     panels, ranges, (("air", "fat", "bone"), ("CSF", "white matter", "grey matter", "fresh blood"))
@@ -79,9 +77,7 @@ for axes, edges, wanted in zip(
         low, high = TISSUES[name]
         axes.axvspan(low, high, color=f"C{place}", alpha=0.3, linewidth=0, label=f"{name}: {low:,} to {high:,}")
     axes.set(xlabel="HU", ylabel="pixels", xlim=(edges[0], edges[-1]))
-    axes.legend(
-        fontsize=10, ncols=len(wanted), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, columnspacing=1
-    )
+    axes.legend(fontsize=10, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -188,10 +188,15 @@ scan = pictures.find_scans(table, chosen[0])
 folder, settings = Path(found.data["images"]), convert.read_settings(Path(found.data["images"]))
 labels = found.table[list(LABELS)]
 second = comparison.frame(found.table.index, found.oof[str(SECOND)])
-slider = ipywidgets.interact(
-    lambda place: Image(pictures.png(viewer.slice_view(folder, scan, settings, place, labels, second))),
-    place=ipywidgets.IntSlider(len(scan) // 2, 0, len(scan) - 1, description="slice", continuous_update=False),
+slider = ipywidgets.IntSlider(len(scan) // 2, 0, len(scan) - 1, description="slice", continuous_update=False)
+picture = ipywidgets.Image(format="png")
+# Not ipywidgets.interact: run without a browser, its output sometimes keeps nbclient waiting (jupyter/nbclient, 312).
+ipywidgets.dlink(
+    (slider, "value"),
+    (picture, "value"),
+    lambda place: pictures.png(viewer.slice_view(folder, scan, settings, place, labels, second)),
 )
+display(ipywidgets.VBox([slider, picture]))
 
 # %% [markdown]
 # `scripts/view_study.py runs/demo-sequence ID` draws the same scan as one montage, and `scripts/report.py runs/demo`

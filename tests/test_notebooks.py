@@ -1,6 +1,7 @@
 """The notebooks: pairs without outputs that say the same and define nothing; and, run by themselves, each of them."""
 
 import ast
+import base64
 import importlib.util
 import json
 import runpy
@@ -167,7 +168,8 @@ def files(folder):
 @each
 def test_it_runs_from_top_to_bottom_and_writes_nothing(path, demo, monkeypatch):
     before = files(demo) | files(path.parent)
-    outputs = [output for cell in execute(path, demo, monkeypatch).cells for output in cell.get("outputs", [])]
+    notebook = execute(path, demo, monkeypatch)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert files(demo) | files(path.parent) == before
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= PICTURES[path.stem[:2]]
     said = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
@@ -179,6 +181,10 @@ def test_it_runs_from_top_to_bottom_and_writes_nothing(path, demo, monkeypatch):
         "03": ["prevalence floor", "of the floor"],
     }[path.stem[:2]]:
         assert line in told
+    if path.stem.startswith("03"):
+        (widgets,) = notebook.metadata["widgets"].values()
+        (shown,) = (one for one in widgets["state"].values() if one["model_name"] == "ImageModel")
+        assert base64.b64decode(shown["buffers"][0]["data"]).startswith(b"\x89PNG")  # where the slider stands first
 
 
 @pytest.mark.notebooks
