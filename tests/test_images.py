@@ -154,6 +154,16 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, s
         assert "holds no image" in told or "says that it has" in told or "holds no array" in told or "of shape" in told
 
 
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path, monkeypatch):
+    """OpenCV would take what the damaged length says: 2.7 GB."""
+    monkeypatch.setattr("ich.images.cv2.imdecode", None)
+    data = FILES[".png"]
+    place = data.index(b"IDAT") - 4
+    (tmp_path / "one.png").write_bytes(data[:place] + b"\xa4" + data[place + 1 :])
+    with pytest.raises(IchError, match=r"one.png holds no image that can be decoded"):
+        read(tmp_path / "one.png")
+
+
 @pytest.mark.parametrize("name", ["huge.png", "huge.jpg"])
 def test_a_png_of_20_000_pixels_a_side_is_refused_by_its_header(tmp_path, name):
     def chunk(kind, data):

@@ -126,3 +126,12 @@ def test_any_other_file_is_left_to_a_library():
 def test_no_more_than_the_header_says_is_inflated():
     bomb = hand_made(np.zeros((4, 4, 1), np.uint8), tail=bytes(50_000_000))
     assert png.decode(bomb) is None
+
+
+def test_a_png_is_whole_if_its_chunks_end_within_it():
+    data = png.encode(np.zeros((20, 30, 1), np.uint8))
+    assert png.whole(data)
+    assert png.whole(data + b"more")
+    assert not any(png.whole(data[:length]) for length in range(len(data)))
+    place = data.index(b"IDAT") - 4
+    assert not png.whole(data[:place] + b"\xa4" + data[place + 1 :])

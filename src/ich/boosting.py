@@ -9,10 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from ich.labels import LABELS
 
 _KINDS = len(LABELS) - 1  # `any` is the last label, and no kind
+_ROWS_FOR_THREADS = 20_000
 # Leaves and the slices in each; the model of all kinds sees five times as many rows.
 _OWN = {"max_leaf_nodes": 15, "min_samples_leaf": 100}
 _SHARED = {"max_leaf_nodes": 31, "min_samples_leaf": 200}
@@ -66,5 +68,7 @@ def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Callable[[np.nda
         return lambda rows: np.full(len(rows), constant)
     # scikit-learn fails on a column without a number: that of neighbours farther off than any scan is long.
     told = ~np.isnan(features).all(axis=0)
-    model = HistGradientBoostingClassifier(**options).fit(features[:, told], y)
+    # Of few rows, threads wait for one another longer than they work, the more so where others work too.
+    with threadpool_limits(1 if len(y) < _ROWS_FOR_THREADS else None, user_api="openmp"):
+        model = HistGradientBoostingClassifier(**options).fit(features[:, told], y)
     return lambda rows: model.decision_function(rows[:, told])

@@ -37,8 +37,9 @@ def _read_cv2(path: Path) -> np.ndarray:
         image = png.decode(data)
         if image is not None:
             return image
+    readable = data and (size is None or png.whole(data))
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if readable else None
     except cv2.error:  # sides beyond OpenCV's own limit, in other formats
         image = None
     if image is None:

@@ -56,6 +56,19 @@ def size(data: bytes) -> tuple[int, int] | None:
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
+def whole(data: bytes) -> bool:
+    """Whether all chunks of a PNG (5.3) end within the file, up to IEND.
+
+    Of one that does not, OpenCV takes as much memory as the damaged length says, up to 4 GB, before it refuses it.
+    """
+    at = len(SIGNATURE)
+    while len(data) >= at + 12:
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return False
+
+
 def decode(data: bytes) -> np.ndarray | None:
     """The pixels of a PNG such as `encode` writes: 8 bits, grey or red, green, blue, with its filters or none.
 
