@@ -134,7 +134,7 @@ def test_means_are_what_they_are_called(case):
 
 
 @given(cases(), st.sampled_from(METHODS), st.booleans(), st.sampled_from([None, "temperature", "platt"]), st.booleans())
-@few
+@settings(few, max_examples=5)
 def test_what_comes_out_is_probabilities(case, method, by_label, calibration, any_at_least_max):
     how = recipe(method, by_label and method == "weights", calibration, any_at_least_max)
     blended = blend.nested(*case, how)

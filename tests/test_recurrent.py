@@ -110,6 +110,7 @@ def test_a_scan_of_one_slice_without_a_place():
     assert np.isfinite(recurrent.predict(woken(recurrent.build(42, TINY)), several, 1)).all()
 
 
+@pytest.mark.slow
 def test_embeddings_of_any_scale_are_told_alike():
     factor = 64  # changes no digit
     several, labels = some_scans((16,) * 8, embedding=2)
