@@ -144,3 +144,11 @@ def tiny_config(path, /, **sections):
     for section, values in sections.items():
         content[section] = {**content[section], **values}
     return Config.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The folder of `make_images`, of which `tiny_config` is."""
+    path = tmp_path_factory.mktemp("data")
+    make_images(path)
+    return path

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TRAIN, make_images, tiny_config
+from conftest import TRAIN, tiny_config
 from scipy.special import expit
 
 from ich import folds, inference, metrics, models, runs, slices, training
@@ -21,13 +21,6 @@ from ich.losses import WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLo
 from ich.predictions import read_predictions, read_provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    make_images(path)
-    return path
 
 
 def trained(data, root, /, *wanted, **sections):

@@ -10,19 +10,12 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import TRAIN, make_images, tiny_config
+from conftest import TRAIN, tiny_config
 
 from ich import folds, runs, training
 from ich.errors import IchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    make_images(path)
-    return path
 
 
 # One process has the devices that it was started with, so this is one of its own; it trains on both and on the first.

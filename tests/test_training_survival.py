@@ -17,7 +17,7 @@ from pathlib import Path
 
 import keras
 import pytest
-from conftest import TRAIN, make_images, tiny_config
+from conftest import TRAIN, tiny_config
 
 from ich import callbacks, runs, training
 from ich.errors import IchError
@@ -31,13 +31,6 @@ ALL_OF_IT = {"augment": "light", "ema_momentum": 0.9, "keep": "best", "slices_pe
 
 class Stop(Exception):
     """In place of a kill, where another process would take too long."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    make_images(path)
-    return path
 
 
 def train(config, root):
