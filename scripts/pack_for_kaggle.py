@@ -17,8 +17,8 @@ from pathlib import Path
 from ich import cli
 
 HAVE = (
-    "tensorflow,numpy,pandas,pydicom,opencv-python-headless,scikit-learn,scipy,matplotlib,albumentations,joblib,"
-    "packaging,tqdm,PyYAML,pydantic,Jinja2,pyarrow"
+    "tensorflow,numpy,pandas,pydicom,opencv-python-headless,scikit-learn,threadpoolctl,scipy,matplotlib,"
+    "albumentations,joblib,packaging,tqdm,PyYAML,pydantic,Jinja2,pyarrow"
 )
 
 

@@ -366,7 +366,7 @@ def test_a_step_that_fails_ends_the_notebook(tmp_path):
 
 
 def test_a_stopped_cell_stops_its_script(tmp_path, monkeypatch):
-    code = "import time\nprint('begun')\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('stopped', 'w')"
+    code = "import time\ntry:\n    print('begun')\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('stopped', 'w')"
 
     def stop(line, **_):
         if line == "begun":
