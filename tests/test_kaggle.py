@@ -366,7 +366,8 @@ def test_a_step_that_fails_ends_the_notebook(tmp_path):
 
 
 def test_a_stopped_cell_stops_its_script(tmp_path, monkeypatch):
-    code = "import time\ntry:\n    print('begun')\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('stopped', 'w')"
+    waiting = ["try:", " print('begun')", " time.sleep(60)", "except KeyboardInterrupt:", " open('stopped', 'w')"]
+    lines = ["import time", *waiting]
 
     def stop(line, **_):
         if line == "begun":
@@ -374,7 +375,7 @@ def test_a_stopped_cell_stops_its_script(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.print", stop)
     with pytest.raises(KeyboardInterrupt):
-        kaggle.run(kaggle.Step("a.py", []), write_script(tmp_path, code), tmp_path)
+        kaggle.run(kaggle.Step("a.py", []), write_script(tmp_path, "\n".join(lines)), tmp_path)
     assert (tmp_path / "stopped").exists()
 
 
