@@ -64,7 +64,7 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
     for count in counts:
         write_images(folder / str(count), stock, count, config)
     run = runs.Run.begin(config, folder)
-    run.claim(keras.distribution.list_devices())
+    run.claim(keras.backend.backend(), keras.distribution.list_devices())
     for k in range(2):
         model = models.build_model(name, (side, side, 1))
         run.fold(k).mkdir(parents=True)

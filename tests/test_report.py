@@ -229,8 +229,10 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
     Path("runs/one/fold1/model.keras").write_bytes(b"no zip")
     score = {"weighted_log_loss": 0.3, "of_first_stage": 0.4, "of_kinds": {"recurrent": 0.31}}
     Path("runs/one/score.json").write_text(json.dumps(score))
+    Path("runs/one/fold0/history.csv").write_text("seed,epoch,loss\n0,0,0.1\n")
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
+    assert "their loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace("&gt;", ">")
     told = "The first stage scores 0.4000: the second gains +0.1000. Of it, recurrent alone scores 0.3100."
     assert told in found.plain
     assert "the directory does not say what made it" in found.plain

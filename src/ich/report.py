@@ -262,7 +262,13 @@ def _learning(path: Path, ks: list[int]) -> Picture:
         if not file.exists():
             continue
         try:
-            histories[k] = pd.read_csv(file)[["loss", "val_loss"]].astype("float64")
+            history = pd.read_csv(file)
+            if {"seed", "loss"} <= set(history):
+                raise IchError(
+                    "a second stage's networks train for a set number of epochs, and what is held out is not looked at"
+                    f" on the way; their loss is in {path}/fold<k>/history.csv"
+                )
+            histories[k] = history[["loss", "val_loss"]].astype("float64")
         except (OSError, ValueError, KeyError) as error:
             raise IchError(f"{file} is no history of a training ({error}); restore it, or do without") from error
     if not histories:
