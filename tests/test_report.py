@@ -240,6 +240,17 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
 
+def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
+    score = {"weighted_log_loss": 0.3, "plain_weighted_log_loss": 0.32, "test_time": ["none", "flip"]}
+    Path("runs/one/score.json").write_text(json.dumps(score))
+    facts = json.loads(Path("runs/one/environment.json").read_text())
+    Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
+    script("report", "runs/one")
+    found = Page(Path("runs/one/report.html"))
+    assert "scores 0.3200: the passes at test time (none, flip) gain +0.0200." in found.plain
+    assert "python scripts/train_sequence.py runs/first --name one" in found.plain
+
+
 def test_images_of_other_slices_are_told(workdir):
     write_images(Path("images"), n=0)
     script("report", "runs/blend")

@@ -151,9 +151,18 @@ def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFr
 
 
 def _gains(path: Path) -> dict:
-    """What score.json tells beyond the score: of a blend its members, of a second stage the first."""
+    """What score.json tells beyond the score: of passes at test time the plain one, of a blend its members, of a second
+    stage the first.
+    """
     score = _score_file(path)
     lines, members = [], None
+    if score.get("test_time") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
+        gain = score["plain_weighted_log_loss"] - score["weighted_log_loss"]
+        passes = ", ".join(score["test_time"])
+        lines.append(
+            f"One pass over the slices as they are scores {score['plain_weighted_log_loss']:.4f}: the passes at test"
+            f" time ({passes}) gain {gain:+.4f}."
+        )
     if "of_first_stage" in score:
         gain = score["of_first_stage"] - score["weighted_log_loss"]
         lines.append(f"The first stage scores {score['of_first_stage']:.4f}: the second gains {gain:+.4f}.")
@@ -233,6 +242,10 @@ def _commands(path: Path, config: dict) -> list[str]:
         options += ["--calibrate", recipe["calibration"]] if recipe["calibration"] else []
         options += ["--any-at-least-max"] if recipe["any_at_least_max"] else []
         commands = [["scripts/blend.py", *recipe["runs"], "--out", path, *options]]
+    elif first := comparison.read_mapping(path / "environment.json").get("first_stage"):
+        source = ["--table", *first] if Path(first[0]).is_file() else first
+        # Its section sequence stands in the config below, whatever was set on the command line.
+        commands = [["scripts/train_sequence.py", *source, "--name", path.resolve().name]]
     elif "of_first_stage" in _score_file(path) or "model" not in config:
         raise IchError("the directory does not say what made it; its config and environment are below")
     else:
