@@ -94,7 +94,6 @@ def build(features: int, network: Network, scale: tuple[np.ndarray, np.ndarray] 
     kinds = correction + squashed[..., :_KINDS]
     found = _Together()(x)
     found = [ops.max(found, axis=2), ops.mean(found, axis=2), ops.max(kinds, axis=-1, keepdims=True) / SQUASH]
-    # Of the five views, all tell the same of `any` and of the slice's place.
     found = layers.Concatenate()([*found, slices[..., :_PLAIN]])
     found = layers.Dense(network.width, activation="gelu")(layers.Dropout(network.dropout)(found))
     any_ = layers.Dense(1, kernel_initializer="zeros")(found) + squashed[..., _KINDS:]
