@@ -2,8 +2,8 @@
 
     python benchmarks/bench_blend.py --seeds 0 1 2
 
-Each seed makes other patients, folds and first weights. The models are the demo's on slices cropped to the head, and
-differ in what they see of them: the demo's windows, these under heavy augmentation, or three narrower windows. The
+Each seed makes other patients, folds and first weights. The models read the same images, three narrow windows of
+slices cropped to the head, and differ in how: under light augmentation, under heavy, or with a slice's neighbours. The
 blend is scored on predictions of each fold by weights that were fitted without it; the best model is picked in
 hindsight, by its own score on the same slices.
 
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Of about equal strength: what is far behind the best has nothing to add to it.
 MODELS = {
-    "crop": {"data.images": "images/crop"},
-    "crop-heavy": {"data.images": "images/crop", "train.augment": "heavy"},
-    "crop-soft": {"data.images": "images/crop-soft", "preprocess.windows": "[stroke, brain, subdural]"},
+    "light": {},
+    "heavy": {"train.augment": "heavy"},
+    "neighbours": {"model.neighbours": "[-1, 0, 1]"},
 }
 
 
@@ -43,7 +43,9 @@ def blend(seed: int, folder: Path) -> dict:
             "name": name,
             "data.sources": archive,
             "data.folds": "folds.csv",
+            "data.images": "images",
             "preprocess.crop": True,
+            "preprocess.windows": "[stroke, brain, subdural]",
             "folds.seed": seed,
             "train.seed": seed,
             **own,

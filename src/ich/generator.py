@@ -1,6 +1,7 @@
 """DataGenerator: images and labels in batches, for Keras."""
 
 import copy
+import ctypes
 import hashlib
 import math
 import mmap
@@ -8,12 +9,13 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -30,6 +32,7 @@ CLASS_MODES = ("raw", "binary", "categorical", "sparse", None)
 """Keras's: the columns as they are, a class as 0 or 1, one-hot, its index, no labels."""
 
 _SHARED = 96  # decoded images kept for samples that share them, if there are neighbours
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _TRIES = 16  # other samples tried in place of one that cannot be read
 
 
@@ -74,7 +77,8 @@ class DataGenerator(keras.utils.PyDataset):
         seed: of order, sampling and augmentation.
         epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
         **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. With workers,
-            OpenCV works with one thread each from the first batch on, in the whole process.
+            OpenCV works with one thread each from the first batch on, in the whole process; on Linux, the process
+            then keeps up to 128 MB of memory that arrays have given up, for those to come.
 
     Raises:
         IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
@@ -298,12 +302,14 @@ class DataGenerator(keras.utils.PyDataset):
             raise IndexError(f"batch {index} of {len(self)}")
         if self.workers > 1 or self.use_multiprocessing:
             cv2.setNumThreads(1)  # workers are the parallel work; OpenCV's own threads would fight for the same cores
+        _keep_memory()
         epoch, order, repeat = self._plan
         places = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rows, turns = order[places].copy(), repeat[places]
+        ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
         batch = None
-        for place, (row, turn) in enumerate(zip(order[places], turns, strict=True)):
-            rows[place], image = self._sample(row, epoch, turn)
+        for place, (row, id, turn) in enumerate(zip(rows.tolist(), ids, turns.tolist(), strict=True)):
+            rows[place], image = self._sample(row, id, epoch, turn)
             if batch is None:
                 batch = _aligned((len(rows), *image.shape), image.dtype)
             batch[place] = image
@@ -376,9 +382,9 @@ class DataGenerator(keras.utils.PyDataset):
         n = max(1, min(n, len(order)))
         figure = Figure(figsize=(2.2 * n, 5.6), layout="constrained")
         for column, (row, turn) in enumerate(zip(order[:n], repeat[:n], strict=True)):
-            row, seen = self._sample(row, epoch, turn)
+            row, seen = self._sample(row, self.ids[row], epoch, turn)
             above, below = (figure.add_subplot(2, n, line * n + column + 1) for line in (0, 1))
-            for axes, image in ((above, self._read(row)), (below, seen)):
+            for axes, image in ((above, self._read(row, self.ids[row])), (below, seen)):
                 axes.imshow(**_drawable(image))
                 axes.axis("off")
             # A line holds some 24 letters at this width, and six lines all labels of a slice.
@@ -417,27 +423,27 @@ class DataGenerator(keras.utils.PyDataset):
             return str(list(self.class_indices)[int(label[0])])
         return " ".join(f"{value:g}" for value in label.ravel())
 
-    def _sample(self, row: int, epoch: int, turn: int) -> tuple[int, np.ndarray]:
+    def _sample(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray]:
         """A sample, or what replaces it if it cannot be read; and which it is."""
-        chosen, unread = row, None
+        chosen, of, unread = row, id, None
         for attempt in range(_TRIES):
             try:
-                image = self._read(chosen)
+                image = self._read(chosen, of)
             except IchError as error:
                 if self.on_error == "raise":
                     raise
                 unread = error
                 self._skips[chosen] += 1
-                chosen = _seed(self.seed, epoch, turn, attempt, self.ids[row]) % len(self.ids)
+                chosen = _seed(self.seed, epoch, turn, attempt, id) % len(self.ids)
+                of = self.ids[chosen]
             else:
-                return chosen, self._finished(image, chosen, epoch, turn)
+                return chosen, self._finished(image, of, epoch, turn)
         raise IchError(
-            f"{self.ids[row]} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {unread}"
+            f"{id} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {unread}"
         ) from unread
 
-    def _finished(self, image: np.ndarray, row: int, epoch: int, turn: int) -> np.ndarray:
+    def _finished(self, image: np.ndarray, id: str, epoch: int, turn: int) -> np.ndarray:
         """What a batch holds of a sample whose image has been read."""
-        id = self.ids[row]
         if image.dtype != np.uint8 and self.preprocess is None and self.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         if self.augment is not None:
@@ -456,14 +462,14 @@ class DataGenerator(keras.utils.PyDataset):
             )
         return image
 
-    def _read(self, row: int) -> np.ndarray:
+    def _read(self, row: int, id: str) -> np.ndarray:
         if self._neighbours is None:
-            return self._file(self.ids[row])
+            return self._file(id)
         try:
             slices = [self._shared_file(place) for place in self._neighbours[row].tolist()]
         except IchError as error:
-            raise IchError(f"{self.ids[row]} with its neighbours: {error}") from error
-        return _joined(slices, self.ids[row])
+            raise IchError(f"{id} with its neighbours: {error}") from error
+        return _joined(slices, id)
 
     def _file(self, id: str) -> np.ndarray:
         """The image of a slice, in the colours and size asked for; of several files, their channels."""
@@ -490,12 +496,18 @@ class DataGenerator(keras.utils.PyDataset):
         if not hasattr(self.augment, "set_random_state"):
             return self.augment(image, np.random.default_rng(seed))
         # A Compose holds the state of its random numbers: shared by threads, it gives other images in each run.
-        if not hasattr(self._local, "augment"):
-            self._local.augment = copy.deepcopy(self.augment)
-        # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
-        # probability would happen together or not at all, and takes four times as long.
-        self._local.augment.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self._local.augment(image=image)["image"]
+        local = self._local
+        if not hasattr(local, "augment"):
+            # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
+            # probability would happen together or not at all, and takes four times as long.
+            local.augment, local.numpy, local.python = copy.deepcopy(self.augment), np.random.PCG64(0), random.Random()
+            local.augment.set_random_state(np.random.Generator(local.numpy), local.python)
+            local.state = local.numpy.state
+        # The state itself, as a new generator's costs more than all that it draws.
+        local.state["state"]["state"] = seed
+        local.numpy.state = local.state
+        local.python.seed(seed)
+        return local.augment(image=image)["image"]
 
     def _make_local(self) -> None:
         """What does not pickle, and belongs to one process."""
@@ -510,14 +522,35 @@ class DataGenerator(keras.utils.PyDataset):
         self._make_local()
 
 
-@contextmanager
-def _told(which: str | Path, function: str) -> Iterator[None]:
+class _told:
     """Name the sample in what a function of the user's own raises: in a worker, nothing else tells it."""
-    try:
-        yield
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise IchError(f"{which}: {function} raised {type(error).__name__}: {reason}") from error
+
+    __slots__ = ("function", "which")
+
+    def __init__(self, which: str | Path, function: str):
+        self.which, self.function = which, function
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise IchError(f"{self.which}: {self.function} raised {type(error).__name__}: {reason}") from error
+
+
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+
+def _keep_memory() -> None:
+    """Have glibc serve arrays of up to 32 MB from memory that it keeps, 128 MB of it (mallopt(3)).
+
+    It comes to that by itself, unless a threshold is set: TensorFlow sets one when it makes a dataset of a generator.
+    Each image is then put into memory new from the system, page by page, which takes a fifth of its time.
+    """
+    if _mallopt is not None:
+        _mallopt(_M_MMAP_THRESHOLD, 2**25)
+        _mallopt(_M_TRIM_THRESHOLD, 2**27)
 
 
 def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
@@ -548,6 +581,6 @@ def _drawable(image: np.ndarray) -> dict[str, Any]:
 
 
 def _seed(*what: int | str) -> int:
-    """32 bits from all of it. Python's own hash of a string differs from process to process."""
-    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=4).digest()
+    """128 bits from all of it. Python's own hash of a string differs from process to process."""
+    digest = hashlib.blake2b("/".join(map(str, what)).encode(), digest_size=16).digest()
     return int.from_bytes(digest, "little")
