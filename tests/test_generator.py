@@ -3,8 +3,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import ctypes
 import itertools
 import pickle
+import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import albumentations as A
@@ -181,6 +184,21 @@ def test_nine_channels_from_npy(tmp_path, labels):
     np.testing.assert_array_equal(np.concatenate([x for x, _ in epoch_of(plain)]), stored)
     augmented = DataGenerator(IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH, augment=heavy())
     assert augmented[0][0].shape == (BATCH, SIZE, SIZE, 9)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+def test_memory_is_used_again_though_malloc_was_told_to_give_it_back():
+    resource = pytest.importorskip("resource")
+    generator = DataGenerator(IDS, reader=lambda path: np.ones((512, 512, 1), np.uint8), batch_size=8)
+    libc = ctypes.CDLL(None)
+    for threshold in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, of which TensorFlow sets the first
+        libc.mallopt(threshold, 2**17)
+    generator[0]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        generator[0]
+    pages = 10 * 8 * 2 * 512 * 512 // resource.getpagesize()  # of the images and of the batches
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
 
 
 # ------------------------------------------------------------------------------------------------- under Keras
