@@ -559,6 +559,8 @@ def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
     if len(shapes) > 1:
         told = ", ".join(f"{part.dtype} of {part.shape}" for part in parts)
         raise IchError(f"{id} has images that do not fit into the channels of one: {told}; give target_size=")
+    if parts[0].ndim == 3 and parts[0].dtype == np.uint8:
+        return cv2.merge(parts)  # a tenth of the time
     return np.concatenate(parts, axis=-1)
 
 
