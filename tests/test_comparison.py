@@ -124,7 +124,7 @@ def test_a_run_named_twice_is_refused(workdir):
 def test_what_is_no_result_directory_is_told(workdir, name, content):
     path = Path("runs/a") / name
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(IchError, match=rf"(?s)runs/a/{name} cannot be read .*; expected a directory that train_kfold"):
+    with pytest.raises(IchError, match=rf"(?s)runs/a/{name}, which every result has, cannot be read"):
         comparison.read_results(RUNS)
 
 

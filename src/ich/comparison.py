@@ -20,7 +20,7 @@ from ich.files import replacing, sweep
 from ich.folds import read_folds
 from ich.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.predictions import read_predictions, write_predictions
-from ich.results import check_alike
+from ich.results import check_alike, read_mapping
 
 
 class Results(NamedTuple):
@@ -217,18 +217,3 @@ def _rows_of(ids: pd.Index, path: Path, what: str) -> np.ndarray:
             f" {name_some(differing)}: make it again from the same images"
         )
     return frame.loc[ids].to_numpy(dtype=np.float32)
-
-
-def read_mapping(path: Path) -> dict:
-    """A small JSON or YAML file of a directory.
-
-    Raises:
-        IchError: it cannot be read, or holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise IchError(
-            f"{path} cannot be read ({error}); expected a directory that train_kfold, train_sequence or blend made"
-        ) from error

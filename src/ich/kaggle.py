@@ -23,7 +23,7 @@ import pandas as pd
 from ich import slices
 from ich.errors import IchError, name_some
 from ich.files import replacing
-from ich.results import read_json
+from ich.results import read_mapping
 from ich.wheels import read_requirements
 
 MANIFEST = "ich-manifest.json"
@@ -70,7 +70,7 @@ def open_pack(root: Path) -> Pack:
     Raises:
         IchError: there is no manifest, or files are missing or are not what was packed.
     """
-    told = read_json(root / MANIFEST, "tells what the data set holds")
+    told = read_mapping(root / MANIFEST, "tells what the data set holds")
     try:
         pack = Pack(root, dict(told["results"]), dict(told["files"]), list(told["wanted"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -22,12 +22,11 @@ from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
 from ich import runs, slices
-from ich.comparison import read_mapping
 from ich.errors import IchError
 from ich.files import replacing, sweep
 from ich.kaggle import MANIFEST, digest
 from ich.predictions import read_provenance
-from ich.results import read_json
+from ich.results import read_mapping
 
 METADATA = "dataset-metadata.json"
 
@@ -107,7 +106,7 @@ class Contents:
                 raise IchError(f"{path} and {self._places[name]} have one name; rename one of them")
             return name
         config = read_mapping(path / "config.yaml")
-        environment = read_json(path / "environment.json", "says what the result was made with")
+        environment = read_mapping(path / "environment.json", "says what the result was made with")
         if "blend" in config:
             self._add_blend(name, path, config, environment)
         elif "first_stage" in environment:
@@ -215,7 +214,7 @@ def check_owner(out: Path, facts: dict) -> None:
         IchError: it holds something else.
     """
     if sweep(out):
-        there = read_mapping(out / METADATA) if (out / METADATA).is_file() else {}
+        there = read_mapping(out / METADATA, "describes the data set") if (out / METADATA).is_file() else {}
         if there.get("id") != facts["id"]:
             raise IchError(
                 f"{out} holds {there.get('id', 'something')}, not the data set {facts['id']}; name another folder, or"

@@ -12,6 +12,7 @@ from ich.errors import IchError
 from ich.files import replacing
 from ich.labels import LABELS, METRIC_WEIGHTS
 from ich.page import Absent, Picture, Table, or_absent, render, svg_picture
+from ich.results import read_mapping
 
 _QUARANTINED = 100  # slices without an image that are listed
 
@@ -34,7 +35,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     """
     found = comparison.read_results([path], folds_path)
     table, probabilities = found.table, found.oof[str(path)].astype(np.float64)
-    config = comparison.read_mapping(path / "config.yaml")
+    config = read_mapping(path / "config.yaml")
     folder = Path(found.data["images"]) if found.data.get("images") else None
     slice_table = or_absent(_slice_table, folder)
     facts = None if isinstance(slice_table, Absent) else diagnostics.scan_facts(slice_table, table.index)
@@ -64,7 +65,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
         "quarantined_shown": _QUARANTINED,
         "images": folder,
         "config": (path / "config.yaml").read_text(encoding="utf-8"),
-        "environment": _environment(comparison.read_mapping(path / "environment.json")),
+        "environment": _environment(read_mapping(path / "environment.json")),
         "commands": or_absent(_commands, path, config),
     }
     page = render("report.html", context)
@@ -242,7 +243,7 @@ def _commands(path: Path, config: dict) -> list[str]:
         options += ["--calibrate", recipe["calibration"]] if recipe["calibration"] else []
         options += ["--any-at-least-max"] if recipe["any_at_least_max"] else []
         commands = [["scripts/blend.py", *recipe["runs"], "--out", path, *options]]
-    elif first := comparison.read_mapping(path / "environment.json").get("first_stage"):
+    elif first := read_mapping(path / "environment.json").get("first_stage"):
         source = ["--table", *first] if Path(first[0]).is_file() else first
         # Its section sequence stands in the config below, whatever was set on the command line.
         commands = [["scripts/train_sequence.py", *source, "--name", path.resolve().name]]
@@ -257,7 +258,7 @@ def _commands(path: Path, config: dict) -> list[str]:
 
 
 def _score_file(path: Path) -> dict:
-    return comparison.read_mapping(path / "score.json") if (path / "score.json").exists() else {}
+    return read_mapping(path / "score.json") if (path / "score.json").exists() else {}
 
 
 def _span(row: tuple) -> str:

@@ -17,20 +17,21 @@ from ich.errors import IchError
 from ich.predictions import read_provenance
 
 
-def read_json(path: Path, what: str) -> dict:
-    """Read a file of a result.
+def read_mapping(path: Path, what: str = "every result has") -> dict:
+    """Read a small JSON or YAML file of a result.
 
     Args:
-        what: it does, for the message.
+        what: what it does, or who has it, for the message.
 
     Raises:
-        IchError: it is not there, or no JSON.
+        IchError: it is not there, or holds something else.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        text = path.read_text(encoding="utf-8")
+        return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise IchError(
-            f"{path}, which {what}, cannot be read ({error}); restore it, or train the run again under another name"
+            f"{path}, which {what}, cannot be read ({error}); restore it, or make the result again under another name"
         ) from error
 
 
@@ -65,7 +66,7 @@ def read_score(folder: Path) -> dict:
     Raises:
         IchError: it is not there, or lacks what is told of every result.
     """
-    score = read_json(folder / "score.json", "holds the out-of-fold score")
+    score = read_mapping(folder / "score.json", "holds the out-of-fold score")
     lacking = {"weighted_log_loss", "of_prevalence"} - score.keys()
     if lacking:
         raise IchError(f"{folder / 'score.json'} lacks {', '.join(sorted(lacking))}; score the result again")
@@ -94,7 +95,7 @@ def describe(folder: Path) -> dict:
         ) from error
     return {
         "run": str(folder),
-        "commit": read_json(folder / "environment.json", "says what the result was made with").get("commit"),
+        "commit": read_mapping(folder / "environment.json", "says what the result was made with").get("commit"),
         "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
         "prevalence_weighted_log_loss": score["of_prevalence"],
         "predictions": read_provenance(folder / "predictions_test.parquet"),

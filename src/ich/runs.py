@@ -22,7 +22,7 @@ from ich.files import replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
 from ich.render import Settings
-from ich.results import read_json
+from ich.results import read_mapping
 
 RUNS = Path("runs")
 
@@ -141,7 +141,7 @@ class Run:
         Raises:
             IchError: it is not there, or damaged.
         """
-        return read_json(self.environment_path, "says what the run was trained with and on")
+        return read_mapping(self.environment_path, "says what the run was trained with and on")
 
     def read_score(self) -> dict:
         """The score of all folds' out-of-fold predictions; from score.json, if it was computed.
@@ -150,7 +150,7 @@ class Run:
             IchError: as `score`.
         """
         if self.score_path.exists():
-            score = read_json(self.score_path, "holds the out-of-fold score")
+            score = read_mapping(self.score_path, "holds the out-of-fold score")
             if {"weighted_log_loss", "of_prevalence", "plain_weighted_log_loss"} <= score.keys():
                 return score
         return self.score()
