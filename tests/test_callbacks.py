@@ -61,6 +61,21 @@ def test_a_model_restored_ends_where_one_that_ran_through_ends(xy, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_the_loss_scale_of_mixed_precision_comes_back(xy, tmp_path, built):
+    def scaled(seed):
+        model = network(seed)
+        model.compile(keras.optimizers.LossScaleOptimizer(model.optimizer), "mse")
+        if built:  # as a training has it that goes on
+            model.optimizer.build(model.trainable_variables)
+        return model
+
+    first, second = scaled(0), scaled(99)
+    fit(first, xy, Checkpoint(tmp_path / "c.npz"), epochs=2)
+    assert Checkpoint(tmp_path / "c.npz").restore(second) == 2
+    assert values(second.optimizer.variables) == values(first.optimizer.variables)
+
+
 def test_without_a_checkpoint_training_begins(tmp_path):
     model = network()
     before = values(model.variables)

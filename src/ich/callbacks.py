@@ -46,7 +46,8 @@ class Checkpoint(keras.callbacks.Callback):
         """
         if not self.path.exists():
             return 0
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:  # twice, the loss scale of mixed precision would have its variables twice
+            model.optimizer.build(model.trainable_variables)
         self.history = json.loads(read_variables(self.path, _state(model)))
         return len(self.history["loss"])
 

@@ -32,6 +32,7 @@ CLASS_MODES = ("raw", "binary", "categorical", "sparse", None)
 """Keras's: the columns as they are, a class as 0 or 1, one-hot, its index, no labels."""
 
 _SHARED = 96  # decoded images kept for samples that share them, if there are neighbours
+_MAPPED = 2**17  # bytes of an array from which on glibc maps it anew, unless it is told otherwise
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _TRIES = 16  # other samples tried in place of one that cannot be read
 
@@ -77,8 +78,8 @@ class DataGenerator(keras.utils.PyDataset):
         seed: of order, sampling and augmentation.
         epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
         **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. With workers,
-            OpenCV works with one thread each from the first batch on, in the whole process; on Linux, the process
-            then keeps up to 128 MB of memory that arrays have given up, for those to come.
+            OpenCV works with one thread each from the first batch on, in the whole process. With images of 128 kB or
+            more, the process keeps up to 128 MB of memory that arrays have given up, for those to come (on Linux).
 
     Raises:
         IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
@@ -302,7 +303,6 @@ class DataGenerator(keras.utils.PyDataset):
             raise IndexError(f"batch {index} of {len(self)}")
         if self.workers > 1 or self.use_multiprocessing:
             cv2.setNumThreads(1)  # workers are the parallel work; OpenCV's own threads would fight for the same cores
-        _keep_memory()
         epoch, order, repeat = self._plan
         places = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rows, turns = order[places].copy(), repeat[places]
@@ -311,6 +311,8 @@ class DataGenerator(keras.utils.PyDataset):
         for place, (row, id, turn) in enumerate(zip(rows.tolist(), ids, turns.tolist(), strict=True)):
             rows[place], image = self._sample(row, id, epoch, turn)
             if batch is None:
+                if image.nbytes >= _MAPPED:
+                    _keep_memory()
                 batch = _aligned((len(rows), *image.shape), image.dtype)
             batch[place] = image
         x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
