@@ -357,7 +357,9 @@ def contents(folder):
 
 def progress(out):
     """Grows with each part and each pass."""
-    return len(list(out.rglob("[!.]*.npy"))) + 1000 * len(list(out.rglob("[!.]*.parquet")))
+    # Not rglob: a folder may be removed while it is looked at, which os.walk passes over.
+    names = [name for _, _, files in os.walk(out) for name in files if not name.startswith(".")]
+    return sum(1 if name.endswith(".npy") else 1000 for name in names if name.endswith((".npy", ".parquet")))
 
 
 def kill_and_compare(tmp_path, kills):
