@@ -124,7 +124,8 @@ def test_a_run_named_twice_is_refused(workdir):
 def test_what_is_no_result_directory_is_told(workdir, name, content):
     path = Path("runs/a") / name
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(IchError, match=rf"(?s)runs/a/{name}, which every result has, cannot be read"):
+    told = rf"(?s)runs/a/{name}, which every result of train_kfold, .* and blend has, cannot be read .*; restore it"
+    with pytest.raises(IchError, match=told):
         comparison.read_results(RUNS)
 
 

@@ -220,9 +220,8 @@ def test_a_picture_that_is_gone_is_told_in_its_place(workdir):
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
     assert "runs/one/fold0/history.csv is no history of a training" in found.plain
-    assert (
-        found.plain.count("runs/one/score.json, which every result has, cannot be read") == 2
-    )  # what the steps gained, and the commands
+    told = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
+    assert found.plain.count(told) == 2  # what the steps gained, and the commands
     assert "cannot be read: No such file or directory; was it converted?" in found.plain
     assert sum(image["alt"].startswith("probability of ") for image in found.images) == 18
 

@@ -29,8 +29,7 @@ COLOR_MODES = ("grayscale", "rgb", "rgba")
 
 
 def _read_cv2(path: Path) -> np.ndarray:
-    with path.open("rb", buffering=0) as file:  # two system calls in place of six
-        data = file.readall()
+    data = path.read_bytes()
     size = png.size(data)  # whatever its name: cv2 goes by the content
     if size is not None:
         if max(size) > MAX_SIDE:

@@ -17,7 +17,7 @@ from ich.errors import IchError
 from ich.predictions import read_provenance
 
 
-def read_mapping(path: Path, what: str = "every result has") -> dict:
+def read_mapping(path: Path, what: str = "every result of train_kfold, train_sequence and blend has") -> dict:
     """Read a small JSON or YAML file of a result.
 
     Args:
