@@ -4,6 +4,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import ctypes
+import functools
 import itertools
 import pickle
 import platform
@@ -20,7 +21,7 @@ from conftest import make_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich import augment, images
+from ich import augment, images, sharing
 from ich.errors import IchError
 from ich.generator import DataGenerator
 from ich.labels import LABELS
@@ -233,6 +234,35 @@ def test_fit_shows_every_epoch_as_the_plain_loop_does(folder, labels, recorder, 
     expected = [batch for epoch in range(3) for batch in epoch_of(plain, epoch)]
     recorder.fit(DataGenerator(IDS, labels, **options, **mode), epochs=3, verbose=0, shuffle=False)
     assert same(recorder.seen, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they go through a pipe")
+def test_large_batches_of_processes_arrive_as_they_were_without_a_copy(folder, labels, recorder, monkeypatch):
+    options = {"image_dir": folder, "batch_size": BATCH, "shuffle": True, "target_size": (192, 192)}
+    options["augment"] = augment.pipeline("heavy", 192, 192)
+    plain = DataGenerator(IDS, labels, **options)
+    expected = [batch for epoch in range(2) for batch in epoch_of(plain, epoch)]
+    received, receive = [], sharing._received
+    # By its name, by which workers pickle it.
+    spy = functools.wraps(receive)(lambda *args: received.append(args) or receive(*args))
+    monkeypatch.setattr(sharing, "_received", spy)
+    generator = DataGenerator(IDS, labels, **options, workers=2, use_multiprocessing=True)
+    recorder.fit(generator, epochs=2, verbose=0, shuffle=False)
+    assert same(recorder.seen, expected)  # all of them held until now
+    assert len(received) == sum(x.nbytes > 2**17 for x, _ in expected) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they go through a pipe")
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.timeout(60)
+def test_a_batch_that_cannot_be_had_from_a_process_ends_the_run(folder, labels, recorder, monkeypatch, labelled):
+    receive = sharing._received
+    lost = functools.wraps(receive)(lambda _, *where: receive(2**30, *where))  # of a process that there is not
+    monkeypatch.setattr(sharing, "_received", lost)
+    options = {"image_dir": folder, "target_size": (256, 256), "workers": 2, "use_multiprocessing": True}
+    generator = DataGenerator(IDS, labels if labelled else None, **options)
+    with pytest.raises(Exception, match=r"a batch cannot be had from the process 1073741824 that made it: .*No such"):
+        recorder.fit(generator, verbose=0) if labelled else recorder.predict(generator, verbose=0)
 
 
 @pytest.mark.parametrize("mode", [MODES[1], MODES[2], MODES[6]])

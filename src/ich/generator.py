@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ich import images, targets
+from ich import images, sharing, targets
 from ich.errors import IchError, name_some
 from ich.slices import neighbours as neighbours_in
 from ich.windows import Window
@@ -77,9 +77,11 @@ class DataGenerator(keras.utils.PyDataset):
             sample.
         seed: of order, sampling and augmentation.
         epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
-        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. With workers,
-            OpenCV works with one thread each from the first batch on, in the whole process. With images of 128 kB or
-            more, the process keeps up to 128 MB of memory that arrays have given up, for those to come (on Linux).
+        **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. Processes are
+            faster than threads, which share Python's lock; see `ich.sharing` for how their batches arrive. With
+            workers, OpenCV works with one thread each from the first batch on, in the whole process. With images of
+            128 kB or more, the process keeps up to 128 MB of memory that arrays have given up, for those to come (on
+            Linux).
 
     Raises:
         IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
@@ -295,7 +297,8 @@ class DataGenerator(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         """Batch `index` of the epoch: x, (x, labels) or (x, labels, weights); x is an array, or a dict with `extra`."""
-        if multiprocessing.current_process().name.startswith("Keras_worker"):
+        in_worker = multiprocessing.current_process().name.startswith("Keras_worker")
+        if in_worker:
             # A terminal's Ctrl-C reaches workers too. One that died of it would take its batch along, for which Keras
             # waits for ever; the process that trains ends them.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -313,7 +316,7 @@ class DataGenerator(keras.utils.PyDataset):
             if batch is None:
                 if image.nbytes >= _MAPPED:
                     _keep_memory()
-                batch = _aligned((len(rows), *image.shape), image.dtype)
+                batch = (sharing.empty if in_worker else _aligned)((len(rows), *image.shape), image.dtype)
             batch[place] = image
         x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
         if self.labels is None:

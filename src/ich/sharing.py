@@ -1,0 +1,113 @@
+"""Arrays that a worker process hands to its parent without a copy: in memory that both have.
+
+Python pickles what a worker gives, sends it through a pipe and unpickles it; with a batch of images that takes as long
+as to make it. An array of `empty` is pickled as the place where it lies. That memory has no name and no file
+(memfd_create(2), on Linux): the 64 MB that containers give to /dev/shm do not bound it, and nothing of it is left when
+processes end, however they end.
+"""
+
+import math
+import mmap
+import os
+import weakref
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ich.errors import IchError
+
+_LEAST = 2**17  # bytes of an array; a smaller one goes through the pipe as fast
+_MOST = 32  # pieces of memory a worker has, each with two open files here and one in the parent
+_HEADER = 64  # bytes before an array, a multiple of what TensorFlow aligns to; the first is 1 while the parent has it
+
+
+class _Memory:
+    """What an array lies in, and then another: it goes to the parent and comes back."""
+
+    def __init__(self, size: int):
+        self.file = os.memfd_create("ich")  # open as long as this process lives: the parent opens it by this number
+        os.ftruncate(self.file, size)
+        self.map = mmap.mmap(self.file, size)
+        self.array: Any = lambda: None  # what lies here, or None if nothing in this process holds it
+
+    def is_free(self) -> bool:
+        return self.map[0] == 0 and self.array() is None
+
+
+class _Shared(np.ndarray):
+    """An array in a `_Memory`; what is made of it, a part or a sum, is pickled like any other array."""
+
+    memory: _Memory | None = None
+
+    def __reduce_ex__(self, protocol):
+        memory, self.memory = self.memory, None  # it goes to one process, once
+        if memory is None:
+            return self.view(np.ndarray).__reduce_ex__(protocol)
+        memory.map[0] = 1
+        return _received, (os.getpid(), memory.file, self.shape, self.dtype)
+
+
+_memories: list[_Memory] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_memories.clear)  # they are the worker's, not its children's
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """In a worker process: an array, not filled, that goes to the parent without a copy.
+
+    The parent can write to what it gets. It has the memory as long as it holds the array or a part of it; then the
+    worker has it for another array.
+
+    An ordinary array where this cannot be had: not in a worker, not on Linux, of less than 128 kB, where a process must
+    not look into another, or with 32 of them held.
+    """
+    size = _HEADER + math.prod(shape) * dtype.itemsize
+    if size < _LEAST or not _can_share():
+        return np.empty(shape, dtype)
+    memory = next((memory for memory in _memories if len(memory.map) >= size and memory.is_free()), None)
+    if memory is None:
+        if len(_memories) == _MOST:
+            return np.empty(shape, dtype)
+        try:
+            memory = _Memory(size)
+        except OSError:  # no more files, or no memory: the pipe needs neither
+            return np.empty(shape, dtype)
+        _memories.append(memory)
+    array = _Shared(shape, dtype, memory.map, _HEADER)
+    array.memory, memory.array = memory, weakref.ref(array)
+    return array
+
+
+def _can_share() -> bool:
+    """Whether the parent can open what is ours in /proc: if we can what is the parent's (proc(5), /proc/pid/fd)."""
+    parent = parent_process()
+    if parent is None or not hasattr(os, "memfd_create"):
+        return False
+    try:
+        Path(f"/proc/{parent.pid}/exe").readlink()
+    except OSError:
+        return False
+    return True
+
+
+def _received(pid: int, file: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | IchError:
+    """What unpickling gives: the array.
+
+    Or an error in its place, which whoever takes batches stumbles over: raised here, it would end the thread that Keras
+    waits for, and Keras would wait for ever.
+    """
+    try:
+        with Path(f"/proc/{pid}/fd/{file}").open("r+b", buffering=0) as opened:
+            memory = mmap.mmap(opened.fileno(), 0)
+    except OSError as error:
+        return IchError(f"a batch cannot be had from the process {pid} that made it: {error}")
+    array = np.ndarray(shape, dtype, memory, _HEADER)
+    weakref.finalize(array, _give_back, memory, os.getpid())
+    return array
+
+
+def _give_back(memory: mmap.mmap, receiver: int) -> None:
+    if os.getpid() == receiver:  # a process forked from it drops what it still reads
+        memory[0] = 0
