@@ -91,6 +91,7 @@ def against_boosting(path: Path, seeds: list[int], overrides: list[str]) -> dict
                 "boosting": theirs,
                 **({"recurrent": kinds["recurrent"]} if "recurrent" in kinds else {}),
                 **({"trees": kinds["boosting"]} if "boosting" in kinds else {}),
+                **({"linear": kinds["linear"]} if "linear" in kinds else {}),
                 "sequence": facts["weighted_log_loss"],
                 "sequence_vs_boosting": facts["weighted_log_loss"] / theirs,
                 "seconds": seconds,

@@ -83,7 +83,7 @@ print(f"free for images: {shutil.disk_usage(WORK).free / 1e9:,.0f} GB in {WORK}"
 #
 # The scripts are those of the repository, each with its command. Settings are the run's own, and so are the passes at
 # test time. Held-out slices were predicted before, by the same models in the same passes, so that they are not asked
-# for again. A second stage's networks predict as they are; its trees grow anew, and a blend's weights are fitted anew,
+# for again. A second stage's networks predict as they are; the other kinds are fitted anew, and a blend's weights too,
 # from the out-of-fold predictions that were packed.
 
 # %%

@@ -14,7 +14,7 @@ Its network can read embeddings too, once they are extracted (scripts/extract_fe
 
 Each fold's network then learns from what that fold's model tells of the slices that it was trained on, which is better
 than what it tells of new patients; the out-of-fold score stays honest, as neither has seen the fold's. See
-ich.stacking. The trees of a blend read out-of-fold logits as without.
+ich.stacking. The other kinds of a blend read out-of-fold logits as without.
 
 Without a run, a table of scores will do; it needs no images:
 

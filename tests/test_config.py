@@ -125,10 +125,11 @@ def test_what_does_not_go_with_embeddings(written):
         "config FILE: sequence.shuffle_kinds is 0.2: Value error, embeddings know one kind of bleeding from another;"
         " set sequence.shuffle_kinds=0"
     )
-    assert refusal(path, "sequence.features=embeddings", "sequence.kind=boosting", "sequence.shuffle_kinds=0") == (
-        "config FILE: sequence.features is 'embeddings': Value error, the trees read logits alone; set sequence.kind to"
-        " recurrent or blend"
-    )
+    for kind in ("boosting", "linear"):
+        assert refusal(path, "sequence.features=embeddings", f"sequence.kind={kind}", "sequence.shuffle_kinds=0") == (
+            "config FILE: sequence.features is 'embeddings': Value error, the network alone reads them; set"
+            " sequence.kind to recurrent or blend"
+        )
     load(path, ["sequence.features=embeddings", "sequence.shuffle_kinds=0"])
 
 

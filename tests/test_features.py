@@ -501,7 +501,7 @@ def second(extracted, tmp_path_factory):
 
 def test_it_leaves_a_run_that_the_other_stages_take(second, tmp_path, monkeypatch, capsys):
     first, run = second
-    assert run.read_score()["of_kinds"].keys() == {"recurrent", "boosting"}
+    assert run.read_score()["of_kinds"].keys() == {"recurrent", "boosting", "linear"}
     assert sorted(read_predictions(run.predictions_path).index) == sorted(TEST)
     rows = [f"{id}_{label},0.5" for id in TEST for label in LABELS]
     (tmp_path / "sample.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")

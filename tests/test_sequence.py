@@ -119,28 +119,46 @@ def test_it_improves_on_the_first_stage(blended):
     assert facts["weighted_log_loss"] < 0.9 * facts["of_first_stage"]
 
 
-def test_the_share_is_fitted_on_other_patients_than_it_is_judged_on(blended):
-    """The predictions of a fold may be replaced by anything: its own share stays, the other's does not."""
+def test_the_weights_are_fitted_on_other_patients_than_they_are_judged_on(blended):
+    """The predictions of a fold may be replaced by anything: its own weights stay, the other's do not."""
     _, second, facts = blended
     table = folds.read_folds(second.config.data.folds_path)
-    parts = {
-        kind: pd.concat([stacking.read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
-        for kind in ("recurrent", "boosting")
-    }
+    kinds = ("recurrent", "boosting", "linear")
+    parts = [
+        pd.concat([stacking.read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
+        for kind in kinds
+    ]
     for k in (0, 1):
         others = (table["fold"] != k).to_numpy()
         y = table.loc[others, list(LABELS)].to_numpy()
-        share = sequence._share(y, [part[others] for part in parts.values()])
-        assert share == pytest.approx(facts["share_of_the_network"]["folds"][k], abs=1e-6)
-        mixed = expit(share * parts["recurrent"][~others] + (1 - share) * parts["boosting"][~others])
+        weights = sequence._weights(y, [part[others] for part in parts])
+        assert dict(zip(kinds, weights, strict=True)) == pytest.approx(facts["weights"]["folds"][k], abs=1e-6)
+        mixed = expit(sum(weight * part[~others] for weight, part in zip(weights, parts, strict=True)))
         told = runs.read_predictions(second.fold(k) / "oof.parquet")
         np.testing.assert_allclose(told, mixed.loc[told.index], atol=1e-6)
+
+
+def test_the_weights_are_the_best_there_are():
+    """Against all on a grid."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (200, 6))
+    truth = pd.DataFrame((2 * y - 1) * 2.0)
+    parts = [truth + rng.normal(0, scale, truth.shape) for scale in (1.5, 2.0, 9.0)]
+    found = sequence._weights(y, parts)
+    assert found.sum() == pytest.approx(1)
+    assert (found >= 0).all()
+    tenths = [np.array([i, j, 10 - i - j]) / 10 for i in range(11) for j in range(11 - i)]
+    losses = [sequence._loss(y, sequence._mixed_logits(parts, one)) for one in tenths]
+    assert sequence._loss(y, sequence._mixed_logits(parts, found)) <= min(losses)
+    assert found[2] < 0.1
+    np.testing.assert_array_equal(sequence._weights(y, parts[:1]), [1])
 
 
 def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch):
     first, second, facts = blended
     monkeypatch.setattr(sequence.recurrent, "train", None)
     monkeypatch.setattr(sequence.boosting, "fit_predict", None)
+    monkeypatch.setattr(sequence.linear, "fit_predict", None)
     before = second.oof_path.read_bytes()
     _, again = sequence.train(stacking.of_runs([first.path], overrides=FAST), first.path.parent)
     assert again == facts

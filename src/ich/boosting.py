@@ -61,11 +61,15 @@ def _stacked(features: np.ndarray) -> np.ndarray:
     return np.column_stack([np.concatenate([features[:, k] for k in range(_KINDS)]), kinds])
 
 
+def logit_of_share(y: np.ndarray) -> float:
+    """What to predict where all slices to learn from are alike: their share, as if one more were of each sort."""
+    return float(np.log((y.sum() + 1) / (len(y) - y.sum() + 1)))
+
+
 def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from features to logits. Where all slices are alike, it is their share, counted once more each way."""
+    """A function from features to logits."""
     if y.min() == y.max():
-        constant = np.log((y.sum() + 1) / (len(y) - y.sum() + 1))
-        return lambda rows: np.full(len(rows), constant)
+        return lambda rows: np.full(len(rows), logit_of_share(y))
     # scikit-learn fails on a column without a number: that of neighbours farther off than any scan is long.
     told = ~np.isnan(features).all(axis=0)
     # Of few rows, threads wait for one another longer than they work, the more so where others work too.

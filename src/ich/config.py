@@ -154,10 +154,11 @@ class Predict(_Section):
 class Sequence(_Section):
     """The second stage, which reads the first one's predictions scan by scan."""
 
-    # recurrent: a network over the scan; boosting: trees on the neighbours' scores; blend: the mean of both, weighed.
-    kind: Literal["recurrent", "boosting", "blend"] = "blend"
+    # recurrent: a network over the scan; boosting: trees on the neighbours' scores; linear: a logistic regression on
+    # the scan's, for few scans; blend: the mean of all three, weighed.
+    kind: Literal["recurrent", "boosting", "linear", "blend"] = "blend"
     # What the network reads: logits, which are out-of-fold; or embeddings too, both of the fold's own model
-    # (scripts/extract_features.py). The trees read out-of-fold logits either way.
+    # (scripts/extract_features.py). The other kinds read out-of-fold logits either way.
     features: Literal["logits", "embeddings"] = "logits"
     seed: _Seed = 0
     # Networks a fold, of seeds one behind the other, whose logits are averaged.
@@ -189,11 +190,16 @@ class Sequence(_Section):
     rounds: int = Field(250, ge=1)
     tree_rate: float = Field(0.05, gt=0)
 
+    @property
+    def kinds(self) -> list[str]:
+        """What is trained: of a blend, all kinds."""
+        return ["recurrent", "boosting", "linear"] if self.kind == "blend" else [self.kind]
+
     @field_validator("features")
     @classmethod
     def _has_a_network(cls, value: str, info: ValidationInfo) -> str:
-        if value == "embeddings" and info.data.get("kind") == "boosting":
-            raise ValueError("the trees read logits alone; set sequence.kind to recurrent or blend")
+        if value == "embeddings" and info.data.get("kind") in ("boosting", "linear"):
+            raise ValueError("the network alone reads them; set sequence.kind to recurrent or blend")
         return value
 
     @field_validator("shuffle_kinds")

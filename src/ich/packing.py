@@ -156,10 +156,9 @@ class Contents:
             )
         of = [self.add(one) for one in first]
         section = run.config.sequence
-        kinds = ["recurrent", "boosting"] if section.kind == "blend" else [section.kind]
         for k in range(run.config.folds.n):
-            models = [] if section.kind == "boosting" else ["model.keras"]
-            self._add_fold(name, run, k, ["oof.parquet", *(f"{kind}.parquet" for kind in kinds), *models])
+            models = ["model.keras"] if "recurrent" in section.kinds else []
+            self._add_fold(name, run, k, ["oof.parquet", *(f"{kind}.parquet" for kind in section.kinds), *models])
         self._add_folds(path, run.config.data.folds_path, environment)
         table = runs.slice_table(run.config)
         table = table[table["split"] == "train"]

@@ -12,11 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import expit
 from tqdm import tqdm
 
-from ich import boosting, inference, metrics, recurrent, runs, scan_features, scans
+from ich import boosting, inference, linear, metrics, recurrent, runs, scan_features, scans
 from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import replacing
@@ -29,12 +29,12 @@ from ich.stacking import FirstStage, digests_of, read_logits
 def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
     """Train a second stage on every fold, predict what each held out and the test set.
 
-    Writes `root/<name>/`: the files of every run, a network a fold (`fold<k>/model.keras`, `history.csv`) unless the
-    kind is boosting; score.json also tells what each kind scores, and a blend's weights. Stopped and called again, it
-    goes on after the last kind and fold that was finished; with new test scores, it predicts the test set anew.
+    Writes `root/<name>/`: the files of every run, a network a fold (`fold<k>/model.keras`, `history.csv`) if there is
+    one; score.json also tells what each kind scores, and a blend's weights. Stopped and called again, it goes on after
+    the last kind and fold that was finished; with new test scores, it predicts the test set anew.
 
-    A blend's weight is one number, fitted on the predictions of the folds beside the one that is judged; for the test
-    set, on all.
+    A blend's weights, a number a kind, are fitted on the predictions of the folds beside the one that is judged; for
+    the test set, on all.
 
     Returns:
         The run, and what score.json holds.
@@ -44,8 +44,7 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
     """
     run = _claim(stage, root)
     fold_of_scan = _fold_of_scan(stage)
-    kind, n_folds = stage.config.sequence.kind, stage.config.folds.n
-    kinds = ["recurrent", "boosting"] if kind == "blend" else [kind]
+    kinds, n_folds = stage.config.sequence.kinds, stage.config.folds.n
     jobs = [(kind, k) for kind in kinds for k in range(n_folds)]
     for kind, k in tqdm(jobs, desc="second stage", unit="fold", disable=None):
         _train_part(run, stage, fold_of_scan, kind, k)
@@ -54,23 +53,26 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
     held_out = [
         pd.concat([read_logits(_part(run, kind, k)) for k in range(n_folds)]).loc[stage.folds.index] for kind in kinds
     ]
-    shares = [_share(y[fold != k], [part[fold != k] for part in held_out]) for k in range(n_folds)]
+    weights = [_weights(y[fold != k], [part[fold != k] for part in held_out]) for k in range(n_folds)]
     made = [_made(stage, k) for k in range(n_folds)]
-    for k, share in enumerate(shares):
-        mixed = _mixed([part[fold == k] for part in held_out], share)
+    for k, of_fold in enumerate(weights):
+        mixed = _mixed([part[fold == k] for part in held_out], of_fold)
         write_predictions(mixed, run.fold(k) / "oof.parquet", {"model": made[k]})
-    share = _share(y, held_out)
+    of_all = _weights(y, held_out)
     if stage.test is not None:
         of_kinds = []
         for kind in kinds:
             of_folds = [read_predictions(_part(run, kind, k, "_test")).astype("float64") for k in range(n_folds)]
             of_kinds.append(scans.logits_of(sum(of_folds) / n_folds))
-        write_predictions(_mixed(of_kinds, share), run.predictions_path, {"models": made})
+        write_predictions(_mixed(of_kinds, of_all), run.predictions_path, {"models": made})
     first = pd.DataFrame(stage.train.logits, index=stage.train.ids).loc[stage.folds.index]
     score = run.score() | {
         "of_first_stage": _loss(y, first),
         "of_kinds": {kind: _loss(y, part) for kind, part in zip(kinds, held_out, strict=True)},
-        "share_of_the_network": {"folds": shares, "test": share},
+        "weights": {
+            "folds": [dict(zip(kinds, of_fold.tolist(), strict=True)) for of_fold in weights],
+            "test": dict(zip(kinds, of_all.tolist(), strict=True)),
+        },
     }
     with replacing(run.score_path) as temporary:
         temporary.write_text(json.dumps(score, indent=2) + "\n")
@@ -149,6 +151,9 @@ def _train_part(run: runs.Run, stage: FirstStage, fold_of_scan: np.ndarray, kind
     if kind == "recurrent":
         model = _network(run, seen, labels, k)
         logits = [recurrent.predict(model, target, section.batch_size) for target in targets.values()]
+    elif kind == "linear":
+        told, *others = [linear.features(one) for one in (seen, *targets.values())]
+        logits = linear.fit_predict(told, labels, others)
     else:
         told, *others = [scan_features.neighbour_features(one, section.reach) for one in (seen, *targets.values())]
         logits = boosting.fit_predict(told, labels, others, section.rounds, section.tree_rate, section.seed + k)
@@ -177,20 +182,29 @@ def _network(run: runs.Run, seen: Scans, labels: np.ndarray, k: int) -> keras.Mo
     return mean
 
 
-def _share(y: np.ndarray, parts: list[pd.DataFrame]) -> float:
-    """The first kind's weight in the blend that scores best; 1 if it is alone."""
+def _weights(y: np.ndarray, parts: list[pd.DataFrame]) -> np.ndarray:
+    """The kinds' weights in the blend that scores best; they add up to 1."""
+    even = np.full(len(parts), 1 / len(parts))
     if len(parts) == 1:
-        return 1.0
-    return float(minimize_scalar(lambda share: _loss(y, _mixed_logits(parts, share)), bounds=(0, 1)).x)
+        return even
+    found = minimize(
+        lambda weights: _loss(y, _mixed_logits(parts, weights)),
+        even,
+        method="SLSQP",
+        bounds=[(0, 1)] * len(parts),
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
+    )
+    weights = found.x.clip(0, 1)
+    return weights / weights.sum()
 
 
-def _mixed_logits(parts: list[pd.DataFrame], share: float) -> pd.DataFrame:
-    return parts[0] if len(parts) == 1 else share * parts[0] + (1 - share) * parts[1]
+def _mixed_logits(parts: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
 
-def _mixed(parts: list[pd.DataFrame], share: float) -> pd.DataFrame:
+def _mixed(parts: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
     """The kinds' logits as one set of probabilities."""
-    return expit(_mixed_logits(parts, share))
+    return expit(_mixed_logits(parts, weights))
 
 
 def _loss(y: np.ndarray, logits: pd.DataFrame) -> float:

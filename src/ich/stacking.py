@@ -8,7 +8,7 @@ it: network k learns from what model k tells of the slices that it was trained o
 it tells of fold k, of which neither has seen a patient; the test set is read by each pair, and the mean taken.
 Embeddings of two models could not be mixed, as their numbers mean different things. The price: features of slices that
 model k was trained on are better than those of new patients, fold k's and the test set's, and network k learns to trust
-them more than it should. The trees of a blend read out-of-fold logits as ever, and do not pay it.
+them more than it should. The other kinds of a blend read out-of-fold logits as ever, and do not pay it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
