@@ -5,6 +5,8 @@ scores smoothed along the scan, the scan's own level, and above all which kind t
 averaged over the whole bleed. The five kinds share their weights, but for what each is worth to begin with.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -98,7 +100,7 @@ def _of_kind(features: np.ndarray, k: int) -> np.ndarray:
     return np.column_stack([features[:, k], np.tile(np.eye(_KINDS, dtype=np.float32)[k], (len(features), 1))])
 
 
-def _fit(features: np.ndarray, y: np.ndarray):
+def _fit(features: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function from features to logits."""
     if y.min() == y.max():
         return lambda rows: np.full(len(rows), logit_of_share(y))
