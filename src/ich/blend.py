@@ -10,7 +10,7 @@ on a slice is at most a member's own plus -log of its weight, whatever the other
 certainty drags a mean of logits along without bound.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -231,16 +231,25 @@ def _fit_weights(members: np.ndarray, y: np.ndarray, label_weights: np.ndarray) 
         mixed = weights @ of_truth
         return -share @ np.log(mixed), -of_truth @ (share / mixed)
 
+    return least_on_simplex(loss, len(members), jac=True, options={"ftol": 1e-12, "maxiter": 1000})
+
+
+def least_on_simplex(loss: Callable, count: int, **options) -> np.ndarray:
+    """The weights, none below 0 and 1 together, of which a convex loss is least; float64, (count,).
+
+    Args:
+        loss: a function of weights.
+        options: more of `scipy.optimize.minimize`.
+    """
     # From the middle of the simplex no slope is steeper than the number of members: a mixture's probability is at least
     # a share of the largest. At a corner it may be 1e15, where that member was certain and wrong.
     found = minimize(
         loss,
-        np.full(len(members), 1 / len(members)),
-        jac=True,
+        np.full(count, 1 / count),
         method="SLSQP",
-        bounds=[(0, 1)] * len(members),
+        bounds=[(0, 1)] * count,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
-        options={"ftol": 1e-12, "maxiter": 1000},
+        **options,
     )
     weights = np.clip(found.x, 0, None)
     return weights / weights.sum()

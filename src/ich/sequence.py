@@ -12,11 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 from scipy.special import expit
 from tqdm import tqdm
 
 from ich import boosting, inference, linear, metrics, recurrent, runs, scan_features, scans
+from ich.blend import least_on_simplex
 from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import replacing
@@ -184,18 +184,7 @@ def _network(run: runs.Run, seen: Scans, labels: np.ndarray, k: int) -> keras.Mo
 
 def _weights(y: np.ndarray, parts: list[pd.DataFrame]) -> np.ndarray:
     """The kinds' weights in the blend that scores best; they add up to 1."""
-    even = np.full(len(parts), 1 / len(parts))
-    if len(parts) == 1:
-        return even
-    found = minimize(
-        lambda weights: _loss(y, _mixed_logits(parts, weights)),
-        even,
-        method="SLSQP",
-        bounds=[(0, 1)] * len(parts),
-        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
-    )
-    weights = found.x.clip(0, 1)
-    return weights / weights.sum()
+    return least_on_simplex(lambda weights: _loss(y, _mixed_logits(parts, weights)), len(parts))
 
 
 def _mixed_logits(parts: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
