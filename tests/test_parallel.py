@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -161,6 +162,13 @@ def test_what_cannot_work_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(IchError, match=r"needs the package distributed: pip install 'ich\[dask\]'"):
         list(unordered(square, calls([1]), backend="dask", scheduler="tcp://127.0.0.1:1"))
+
+
+def test_an_address_that_is_none_leaves_no_client_behind():
+    with pytest.raises(IchError, match="no Dask scheduler answers at 127.0.0.1 "):
+        list(unordered(square, calls([1]), backend="dask", scheduler="127.0.0.1"))
+    # One in the state "connecting" would hang the next one's start if it were finalized then, in a thread of it.
+    assert not [what for what in gc.get_objects() if isinstance(what, distributed.Client) and what.status != "closed"]
 
 
 def test_a_cluster_without_workers_does_no_work_and_says_so(monkeypatch):

@@ -97,11 +97,15 @@ def _on_cluster(
 def _client(scheduler: str | None) -> Any:
     try:
         from dask.distributed import Client
+        from distributed.comm import get_address_host_port
     except ImportError as error:
         raise IchError("the dask backend needs the package distributed: pip install 'ich[dask]'") from error
     if scheduler is None:
         raise IchError("the dask backend needs a scheduler's address, such as tcp://10.0.0.5:8786")
     try:
+        # A Client refuses such an address only when half made, and then may hang the next one's start: its finalizer
+        # waits for a lock which that start holds, and holds up the thread that the start waits for.
+        get_address_host_port(scheduler)
         return Client(scheduler, timeout=_CLUSTER_SECONDS)
     except (OSError, ValueError) as error:
         raise IchError(
