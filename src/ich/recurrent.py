@@ -271,6 +271,8 @@ def compile_for(model: keras.Model, network: Network, steps_per_epoch: int) -> N
         loss=WeightedBinaryCrossentropy(network.label_weights, reduction="mean_with_sample_weight"),
         jit_compile=False,  # XLA's convolutions take four times as long on a CPU
     )
+    # Else the first step makes the optimiser's variables, and a step that makes variables is traced twice.
+    model.optimizer.build(model.trainable_variables)
 
 
 def mean_of(models: Sequence[keras.Model]) -> keras.Model:
