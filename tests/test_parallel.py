@@ -165,7 +165,7 @@ def test_what_cannot_work_is_refused(monkeypatch):
 
 
 def test_an_address_that_is_none_leaves_no_client_behind():
-    with pytest.raises(IchError, match="no Dask scheduler answers at 127.0.0.1 "):
+    with pytest.raises(IchError, match=r"no Dask scheduler answers at 127\.0\.0\.1 "):
         list(unordered(square, calls([1]), backend="dask", scheduler="127.0.0.1"))
     # One in the state "connecting" would hang the next one's start if it were finalized then, in a thread of it.
     assert not [what for what in gc.get_objects() if isinstance(what, distributed.Client) and what.status != "closed"]
