@@ -57,9 +57,8 @@ def write_scans(path):
     slices.write_table(table, path / "images/slices.parquet")
 
 
-def begin(path):
-    """A run as the training leaves it, of models that have learned nothing."""
-    write_scans(path)
+def predicted(path):
+    """A run on the images there, as the training leaves it, of models that have learned nothing."""
     run = runs.Run.begin(tiny_config(path), path / "runs")
     run.claim("tensorflow", ["cpu:0"])
     for k in range(2):
@@ -75,7 +74,9 @@ def begin(path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run that has predicted; its images, too, are of a folder that is not to be changed."""
-    return begin(tmp_path_factory.mktemp("trained"))
+    path = tmp_path_factory.mktemp("trained")
+    write_scans(path)
+    return predicted(path)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,34 @@ def test_predictions_of_odd_scans_are_all_there(extracted):
                 assert lengths[UNPLACED] == 1
             if ALONE in part.ids:
                 assert lengths[ALONE] == 1
+
+
+def test_a_scan_of_four_hundred_slices_goes_through_both_stages(tmp_path):
+    write_scans(tmp_path)
+    table = slices.read_table(tmp_path / "images/slices.parquet")
+    rng = np.random.default_rng(0)
+    places = rng.permutation(400)  # the names say nothing of the order
+    common = {"SeriesInstanceUID": "ID_long", "split": "test", "status": "ok"}
+    rows = [
+        {**common, "SOPInstanceUID": id, "path": f"test/{id}.png", "order": place, "z": place * 0.625}
+        for id, place in zip([f"ID_long{n:03}" for n in range(400)], places, strict=True)
+    ]
+    for row in rows:
+        image = rng.integers(0, 100, (32, 32), dtype=np.uint8) + np.uint8(row["order"] // 3)
+        cv2.imwrite(str(tmp_path / "images" / row["path"]), image)
+    slices.write_table(pd.concat([table, slices.to_frame(rows)]), tmp_path / "images/slices.parquet")
+    run = predicted(tmp_path)
+    features.extract(run, embeddings=True)
+    for k in range(2):
+        logits, embeddings, _ = features.read(run.features(k), "test")
+        assert [id for id in logits.index if "long" in id] == [f"ID_long{n:03}" for n in np.argsort(places)]
+        assert len(embeddings) == len(logits) == 400 + len(TEST)
+    told, _ = sequence.train(stacking.of_runs([run.path], overrides=FAST), tmp_path / "runs")
+    predictions = read_predictions(told.predictions_path)
+    assert sorted(predictions.index) == sorted([*TEST, *(row["SOPInstanceUID"] for row in rows)])
+    # A network that has hardly learned gives nearly what the first stage gave of the same slice.
+    before = read_predictions(run.predictions_path).loc[predictions.index].filter(like="long", axis=0)
+    assert before["any"].corr(predictions["any"]) > 0.9
 
 
 def test_logits_alone_are_those_of_the_predictions_and_cost_no_model(trained, tmp_path, monkeypatch):
