@@ -228,13 +228,14 @@ def test_a_picture_that_is_gone_is_told_in_its_place(workdir):
 
 def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_cam_alone(workdir):
     Path("runs/one/fold1/model.keras").write_bytes(b"no zip")
-    score = {"weighted_log_loss": 0.3, "of_first_stage": 0.4, "of_kinds": {"recurrent": 0.31}}
+    score = {"weighted_log_loss": 0.3, "of_first_stage": 0.4, "of_kinds": {"recurrent": 0.31, "linear": 0.33}}
+    score["weights"] = {"test": {"recurrent": 0.7, "linear": 0.3}}
     Path("runs/one/score.json").write_text(json.dumps(score))
     Path("runs/one/fold0/history.csv").write_text("seed,epoch,loss\n0,0,0.1\n")
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
     assert "their loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace("&gt;", ">")
-    told = "The first stage scores 0.4000: the second gains +0.1000. Of it, recurrent alone scores 0.3100."
+    told = "The first stage scores 0.4000: the second gains +0.1000. Of it, recurrent alone scores 0.3100; its weight is 0.70."
     assert told in found.plain
     assert "the directory does not say what made it" in found.plain
     assert "the model runs/one/fold1/model.keras cannot be read" in found.plain
@@ -250,6 +251,8 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     found = Page(Path("runs/one/report.html"))
     assert "scores 0.3200: the passes at test time (none, flip) gain +0.0200." in found.plain
     assert "python scripts/train_sequence.py runs/first --name one" in found.plain
+    assert "no Grad-CAM of them; see the report of runs/first" in found.plain
+    assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
 
 def test_images_of_other_slices_are_told(workdir):

@@ -10,6 +10,7 @@ from ich import comparison, convert, diagnostics, figures, pictures, runs, slice
 from ich.errors import IchError
 from ich.labels import LABELS
 from ich.page import Absent, Picture, or_absent, png_picture, svg_picture
+from ich.results import read_mapping
 
 
 def draw(path: Path, folder: Path, found: comparison.Results, slice_table: pd.DataFrame, facts: pd.DataFrame) -> dict:
@@ -45,6 +46,11 @@ def draw(path: Path, folder: Path, found: comparison.Results, slice_table: pd.Da
 
 def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
     """Grad-CAM of slices by the models that have not seen their patients; float32, shape (height, width) each."""
+    if first := read_mapping(path / "environment.json").get("first_stage"):
+        raise IchError(
+            "a second stage's models read predictions, not images, so that there is no Grad-CAM of them; see the report"
+            f" of {' or '.join(first)}"
+        )
     if not any((path / f"fold{k}" / "model.keras").exists() for k in table["fold"].unique()):
         raise IchError("there is no model in this directory, and so no Grad-CAM")
     run = runs.Run.open(path)

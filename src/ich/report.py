@@ -167,7 +167,10 @@ def _gains(path: Path) -> dict:
     if "of_first_stage" in score:
         gain = score["of_first_stage"] - score["weighted_log_loss"]
         lines.append(f"The first stage scores {score['of_first_stage']:.4f}: the second gains {gain:+.4f}.")
-        lines += [f"Of it, {kind} alone scores {loss:.4f}." for kind, loss in score.get("of_kinds", {}).items()]
+        lines += [
+            f"Of it, {kind} alone scores {score['of_kinds'][kind]:.4f}; its weight is {weight:.2f}."
+            for kind, weight in score.get("weights", {}).get("test", {}).items()
+        ]
     if {"runs", "best_run", "gain", "gain_interval", "weights"} <= score.keys():
         low, high = score["gain_interval"]
         lines.append(
