@@ -109,8 +109,8 @@ def reader(path):
     return np.full((1, 1, 3), 255 if path.stem == "s7" else int(path.stem[1:]), np.uint8)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_loss_that_is_no_number_names_the_batch_that_made_it(workers):
+@pytest.mark.parametrize(("workers", "steps"), [(1, 1), (3, 1), (2, 2), (1, 5)])
+def test_a_loss_that_is_no_number_names_the_batches_that_made_it(workers, steps):
     ids = [f"s{number}" for number in range(20)]
     samples = DataGenerator(
         ids,
@@ -124,16 +124,19 @@ def test_a_loss_that_is_no_number_names_the_batch_that_made_it(workers):
         preprocess=lambda image: np.where(image == 255, np.inf, image).astype(np.float32).ravel(),
     )
     batch = next(index for index in range(len(samples)) if "s7" in samples.ids_of(index))
-    wanted = ", ".join(samples.ids_of(batch))
     assert batch > 0
+    first = batch - batch % steps
+    these = range(first, min(first + steps, len(samples)))
+    wanted = ", ".join(id for one in these for id in samples.ids_of(one))
+    told = f"batch {batch + 1}" if steps == 1 else f"batches {first + 1} to {these[-1] + 1}"
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", steps_per_execution=steps)
     model.optimizer.learning_rate = 0.0
     watch = FiniteLoss(samples, "do something")
     with pytest.raises(IchError) as caught:
         model.fit(samples, callbacks=[watch], shuffle=False, verbose=0, initial_epoch=1, epochs=3)
     assert str(caught.value) == (
-        f"the loss is no number any more in epoch 2, batch {batch + 1}, of the slices {wanted}; do something"
+        f"the loss is no number any more in epoch 2, {told}, of the slices {wanted}; do something"
     )
 
 

@@ -116,6 +116,10 @@ def test_ways_to_sample_that_do_not_go_together(written):
         " in one of both ways"
     )
     load(path, ["train.slices_per_series=4", "train.centre_weighted=true"])
+    assert refusal(path, "machine.distribute=mirrored", "machine.steps_per_execution=8") == (
+        "config FILE: machine.distribute is 'mirrored': Value error, needs machine.steps_per_execution=1: TensorFlow"
+        " fails in Keras's loop over several steps"
+    )
     load(path, ["train.positive_share=0.5"])
 
 

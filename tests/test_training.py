@@ -91,11 +91,11 @@ def test_a_finished_fold_is_left_alone(finished, monkeypatch):
     assert files(finished.path) == before
 
 
-def test_a_fold_depends_on_neither_other_folds_nor_workers_nor_the_global_random_state(
+def test_a_fold_depends_on_neither_other_folds_nor_the_machine_nor_the_global_random_state(
     data, finished, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("random.shuffle", None)  # `fit` shuffles batches by it, unless told not to
-    alone = trained(data, tmp_path, 1, machine={"workers": 3})
+    alone = trained(data, tmp_path, 1, machine={"workers": 3, "steps_per_execution": 2})
     one, other = (read_predictions(run.fold(1) / "oof.parquet") for run in (alone, finished))
     pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
 

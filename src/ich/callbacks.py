@@ -80,7 +80,7 @@ class KeepBest(keras.callbacks.Callback):
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Stops at the first batch whose loss is no number, and names its samples.
+    """Stops at the first batch whose loss is no number, and names its samples: all those of one execution.
 
     keras.callbacks.TerminateOnNaN would end the epoch as if it were done: it is validated, and a checkpoint kept of
     weights that are lost.
@@ -100,12 +100,17 @@ class FiniteLoss(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self._first = batch
+
     def on_train_batch_end(self, batch, logs=None):
         # The mean of the epoch so far; the first batch that makes it no number is the one.
         if not math.isfinite(logs["loss"]):
+            these = range(self._first, min(self._first + self.model.steps_per_execution, len(self.samples)))
+            told = f"batch {these[0] + 1}" if len(these) == 1 else f"batches {these[0] + 1} to {these[-1] + 1}"
             raise IchError(
-                f"the loss is no number any more in epoch {self._epoch + 1}, batch {batch + 1}, of the slices"
-                f" {', '.join(map(str, self.samples.ids_of(batch)))}; {self.advice}"
+                f"the loss is no number any more in epoch {self._epoch + 1}, {told}, of the slices"
+                f" {', '.join(str(id) for one in these for id in self.samples.ids_of(one))}; {self.advice}"
             )
 
 

@@ -227,11 +227,21 @@ class Machine(_Section):
     # Threads, or processes, that read and augment images.
     workers: int = Field(4, ge=1)
     processes: bool = False
+    # Batches that are trained on in one go, as in Keras's `compile` (not with PyTorch): with more than one, Keras looks
+    # at the loss less often, and the GPU waits less for it.
+    steps_per_execution: int = Field(1, ge=1)
     # mirrored: each batch is shared out among all GPUs of the machine (TensorFlow only). Batch normalization then sees
     # each GPU's share alone.
     distribute: Literal["mirrored"] | None = None
     # Logs for TensorBoard, in the folds' directories; needs the package tensorboard.
     tensorboard: bool = False
+
+    @field_validator("distribute")
+    @classmethod
+    def _one_step_each(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("steps_per_execution", 1) > 1:
+            raise ValueError("needs machine.steps_per_execution=1: TensorFlow fails in Keras's loop over several steps")
+        return value
 
 
 class Config(_Section):

@@ -14,6 +14,20 @@ def names() -> list[str]:
     return keras.distribution.list_devices()
 
 
+def steps_per_execution(steps: int) -> int:
+    """As many, if Keras's backend can.
+
+    Raises:
+        IchError: PyTorch, and more than one.
+    """
+    if steps > 1 and keras.backend.backend() == "torch":
+        raise IchError(
+            f"machine.steps_per_execution is {steps}, and PyTorch takes one step at a time; set it to 1, or"
+            " KERAS_BACKEND to tensorflow or jax"
+        )
+    return steps
+
+
 def mirrored(**batch_sizes: int) -> Any:
     """The tf.distribute.MirroredStrategy of all GPUs of this machine, or of its CPU devices if it has none.
 

@@ -131,9 +131,10 @@ def train_fold(run: runs.Run, k: int) -> None:
             optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
             loss=_loss(config.train),
             metrics=[WeightedLogLoss(), *(LabelAUC(label) for label in LABELS)],
+            steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
         )
-        # Else `fit` builds these from a batch that it draws: for several devices it takes that for an epoch, and on JAX
-        # and PyTorch each epoch then begins with what the workers read for the one before.
+        # Else `fit` builds these from a batch that it draws, and on JAX and PyTorch each epoch then begins with what
+        # the workers read for the one before.
         model.optimizer.build(model.trainable_variables)
         model.test_on_batch(*first)
         model.reset_metrics()
@@ -169,8 +170,9 @@ def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_o
     if done:
         print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
     advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
-    train.set_epoch(done)
-    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice)]
+    # Not before `fit`, which for several devices draws a batch first, and takes that for an epoch.
+    start = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: train.set_epoch(done))
+    watching: list[keras.callbacks.Callback] = [start, FiniteLoss(train, advice)]
     if section.keep == "best":
         before = checkpoint.history.get("val_weighted_log_loss", ())
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
