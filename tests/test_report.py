@@ -16,7 +16,7 @@ import yaml
 from scipy.special import expit
 from test_pictures import THREE, write_images
 
-from ich import folds, page, runs
+from ich import folds, galleries, page, runs
 from ich.config import Config
 from ich.errors import IchError
 from ich.labels import LABELS
@@ -247,6 +247,9 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     Path("runs/one/score.json").write_text(json.dumps(score))
     facts = json.loads(Path("runs/one/environment.json").read_text())
     Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
+    with pytest.raises(IchError, match="no Grad-CAM of them$"):  # as if runs/first were a table of scores
+        galleries._heatmaps(Path("runs/one"), pd.DataFrame(), [])
+    Path("runs/first").mkdir()
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
     assert "scores 0.3200: the passes at test time (none, flip) gain +0.0200." in found.plain

@@ -47,9 +47,10 @@ def draw(path: Path, folder: Path, found: comparison.Results, slice_table: pd.Da
 def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
     """Grad-CAM of slices by the models that have not seen their patients; float32, shape (height, width) each."""
     if first := read_mapping(path / "environment.json").get("first_stage"):
+        told = " or ".join(one for one in first if Path(one).is_dir())  # others are tables of scores
         raise IchError(
-            "a second stage's models read predictions, not images, so that there is no Grad-CAM of them; see the report"
-            f" of {' or '.join(first)}"
+            "a second stage's models read what a first one told, not images, so that there is no Grad-CAM of them"
+            + (f"; see the report of {told}" if told else "")
         )
     if not any((path / f"fold{k}" / "model.keras").exists() for k in table["fold"].unique()):
         raise IchError("there is no model in this directory, and so no Grad-CAM")
