@@ -247,7 +247,7 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     Path("runs/one/score.json").write_text(json.dumps(score))
     facts = json.loads(Path("runs/one/environment.json").read_text())
     Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
-    with pytest.raises(IchError, match="no Grad-CAM of them$"):  # as if runs/first were a table of scores
+    with pytest.raises(IchError, match=r"no Grad-CAM of them$"):  # as if runs/first were a table of scores
         galleries._heatmaps(Path("runs/one"), pd.DataFrame(), [])
     Path("runs/first").mkdir()
     script("report", "runs/one")
