@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -363,7 +364,8 @@ def progress(out):
 
 
 def kill_and_compare(tmp_path, kills):
-    run = begin(write_data(tmp_path, [f"ID_{number:09x}" for number in range(100, 703)]), tmp_path / "runs")
+    test = [f"ID_{number:09x}" for number in range(100, 403 + 300 * kills)]
+    run = begin(write_data(tmp_path, test), tmp_path / "runs")
     run = asking(run, test_time="[none, flip]")
     inference.predict_test(run, run.elsewhere(tmp_path / "whole"))
     out, rng = tmp_path / "out", random.Random(0)
@@ -377,7 +379,8 @@ def kill_and_compare(tmp_path, kills):
                 time.sleep(rng.uniform(0, 0.4))
                 within += running.poll() is None
             finally:
-                os.killpg(running.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just ended, which `within` tells
+                    os.killpg(running.pid, signal.SIGKILL)
     assert within == kills
     assert not (out / "predictions_test.parquet").exists()
     inference.predict_test(run, run.elsewhere(out))
@@ -402,6 +405,45 @@ def test_a_damaged_part_is_told(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- what cannot be
+
+
+def test_folds_drawn_anew_after_the_training_are_refused(copied, tmp_path):
+    """Else most of the patients that a model predicts as held out would be those that it was trained on."""
+    table = folds.read_folds(copied.config.data.folds_path)
+    folds.write_folds(tmp_path / "other.csv", table.assign(fold=1 - table["fold"]))
+    before = files(copied.path)
+    overrides = [f"data.folds={tmp_path / 'other.csv'}", "predict.test_time=[none, flip]"]
+    with pytest.raises(IchError, match="was trained on other folds than"):
+        inference.predict_test(runs.Run.open(copied.path, overrides))
+    assert files(copied.path) == before
+
+
+def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(copied, tmp_path):
+    inference.predict_test(copied)
+    run = asking(copied, test_time="[none, flip]")
+    out = run.elsewhere(tmp_path / "out")
+    inference.predict_test(run, out)
+    whole = contents(out.path)
+    # As a kill leaves it that comes when all that is held out was predicted, and the test set was not.
+    for path in (out.oof_path, out.score_path, out.predictions_path, out.passes(1) / "test-flip.parquet"):
+        path.unlink()
+    inference.predict_test(run, run.elsewhere(tmp_path / "out"))
+    assert contents(out.path) == whole
+    assert out.read_score()["test_time"] == ["none", "flip"]
+
+
+def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(copied.path, other)
+    facts = copied.environment()
+    for damage in ("another run", "a blend"):
+        (other / "environment.json").write_text(json.dumps(facts | {"cpu": "another"}))
+        if damage == "a blend":
+            (other / "environment.json").unlink()
+        before = files(other)
+        with pytest.raises(IchError, match=r"other holds the results of another run than .*; give a new folder"):
+            copied.elsewhere(other)
+        assert files(other) == before
 
 
 def test_a_missing_fold_is_told(copied):
@@ -443,10 +485,11 @@ def test_a_damaged_model_is_a_sentence(copied, damage):
         with zipfile.ZipFile(copied.path.parent / "whole", "w") as archive:
             archive.writestr("model.weights.h5" if damage == "no config" else "config.json", b"{}")
         (copied.path.parent / "whole").rename(path)
+    told = r"the model .*model.keras cannot be read \(.*; delete .*fold0 and train the"
+    if damage == "missing":
+        told = r"model.keras is missing; give the run that was trained, not a folder that it predicted into, or train f"
     for work in (lambda: inference.load_model(copied, 0), lambda: inference.predict_test(copied)):
-        with pytest.raises(
-            IchError, match=r"the model .*model.keras cannot be read \(.*; delete .*fold0 and train the"
-        ):
+        with pytest.raises(IchError, match=told):
             work()
 
 

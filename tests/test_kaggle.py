@@ -200,6 +200,15 @@ def spoil_oof(path):
             r"trained on a table of scores \(folds.csv\), whose models are not known",
         ),
         (
+            "tiny-sequence",
+            lambda: (path := Path("runs/tiny-sequence/config.yaml")).write_text(
+                re.sub("shuffle_kinds: .*", "shuffle_kinds: 0", path.read_text()).replace(
+                    "features: logits", "features: embeddings"
+                )
+            ),
+            r"runs/tiny-sequence reads embeddings, which cannot be extracted there; pack a second stage with",
+        ),
+        (
             "mixed",
             lambda: Path("folds.csv").unlink(),
             r"folds.csv is not what runs/tiny-sequence was made with, or not",

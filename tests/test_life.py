@@ -59,6 +59,7 @@ def run(tmp_path_factory):
             models.build_model("small_cnn", (SIZE, SIZE, 3)).save(made.fold(k) / "model.keras")
             (made.fold(k) / "oof.parquet").touch()
         made.config_path.write_text(config.resolved())
+        made.environment_path.write_text("{}")
         values = np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.9, 0.2, 0.2, 0.2, 0.95], [0.2] * 6], np.float32)
         write_predictions(pd.DataFrame(values, pd.Index(IDS, name=INDEX_NAME), list(LABELS)), made.predictions_path)
     return folder
@@ -172,3 +173,9 @@ def test_what_cannot_be_drawn_is_refused(there, tmp_path):
     (tmp_path / "test/ID_00c.dcm").write_bytes(b"")
     with pytest.raises(IchError, match="have no slice ID_00b"):
         life.follow(opened(data={"sources": [str(tmp_path)]}))
+    second = runs.Run(tmp_path, config_of())
+    second.environment_path.write_text('{"first_stage": ["runs/one"]}')
+    with pytest.raises(
+        IchError, match="is a second stage, whose models read no images; give a run that it was trained"
+    ):
+        life.follow(second)

@@ -153,3 +153,23 @@ def test_tables_that_are_none(tmp_path):
     score_table().assign(subdural=2).to_csv(tmp_path / "wrong.csv")
     with pytest.raises(IchError, match="holds labels other than 0 and 1"):
         scans.read_scores(tmp_path / "wrong.csv")
+    score_table().to_csv(tmp_path / "whole.csv.gz")
+    whole = (tmp_path / "whole.csv.gz").read_bytes()
+    for damaged in (whole[:-40], whole[:30] + b"junk" * 9 + whole[66:]):
+        (tmp_path / "cut.csv.gz").write_bytes(damaged)
+        with pytest.raises(IchError, match="cannot be read as a table"):
+            scans.read_scores(tmp_path / "cut.csv.gz")
+    score_table().assign(z="high", score_any=["0", "1", "?", "2"]).to_csv(tmp_path / "text.csv")
+    with pytest.raises(IchError, match="holds other things than numbers in the columns z, score_any; correct them"):
+        scans.read_scores(tmp_path / "text.csv")
+    table = score_table()
+    table.assign(PatientID=["p", None, "p", "p"]).to_csv(tmp_path / "nobody.csv")
+    with pytest.raises(IchError, match=f"names no patient of {table['SOPInstanceUID'].iloc[1]}; fill PatientID in"):
+        scans.read_scores(tmp_path / "nobody.csv")
+
+
+def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path):
+    score_table().assign(SOPInstanceUID=["01", "02", "3", "4"], PatientID="007").to_csv(tmp_path / "numbers.csv")
+    found = scans.read_scores(tmp_path / "numbers.csv")
+    assert list(found.index) == ["01", "02", "3", "4"]
+    assert set(found["PatientID"]) == {"007"}

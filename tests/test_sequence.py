@@ -1,6 +1,7 @@
 """The second stage as a run, on a small table of scores and on a first stage made up of files."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -267,3 +268,26 @@ def test_a_table_makes_its_folds_and_keeps_them(tmp_path):
     assert stage.test is None
     with pytest.raises(IchError, match=r"sequence.kind is 'none'"):
         stacking.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
+    (tmp_path / "runs/mine/config.yaml").write_text(stage.config.resolved())  # from here on it is a run
+    before = stage.config.data.folds_path.read_bytes()
+    again = stacking.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
+    assert again.folds.equals(stage.folds)
+    for overrides in (["folds.n=2"], ["folds.n=3", "folds.seed=9"]):
+        with pytest.raises(IchError, match=r"mine has other folds than .*; give this one another name \(--name\), or"):
+            stacking.of_table(tmp_path / "scores.parquet", "mine", overrides, root=tmp_path / "runs")
+    assert stage.config.data.folds_path.read_bytes() == before
+
+
+def test_a_name_that_could_not_be_opened_again_is_refused_before_the_training(blended):
+    first, _, _ = blended
+    for name in ("my stage", "../out", "x" * 65):
+        with pytest.raises(IchError, match="the second stage: name is "):
+            stacking.of_runs([first.path], name)
+
+
+def test_a_copy_of_a_fold_beside_the_folds_is_no_fold(blended, tmp_path):
+    first, _, _ = blended
+    shutil.copytree(first.path, tmp_path / "first")
+    for name in ("fold0_backup", "fold0_1"):
+        shutil.copytree(first.fold(0), tmp_path / "first" / name)
+    stacking.of_runs([tmp_path / "first"])

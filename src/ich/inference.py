@@ -30,7 +30,7 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
     Raises:
         IchError: it is not there or cannot be read, be it that another Keras has written it.
     """
-    path = run.fold(k) / "model.keras"
+    path = _model_file(run, k)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
@@ -119,6 +119,9 @@ def predict_held_out(run: runs.Run, k: int, model: Callable[[], keras.Model], re
     Args:
         model: gives the fold's model, whose file is written already. Called if there is a pass to be made.
         results: as `predict_test` takes it.
+
+    Raises:
+        IchError: the folds are others than those that the run was trained on, or an image cannot be read.
     """
     results = results or run
     section = run.config.predict
@@ -126,6 +129,7 @@ def predict_held_out(run: runs.Run, k: int, model: Callable[[], keras.Model], re
     made = {"test_time": section.test_time, "mean": section.mean, "model": model_digest(run, k)}
     if read_provenance(path) == made:
         return
+    run.check_folds()
     table = folds.read_folds(run.config.data.folds_path)
     ids = table.index[table["fold"] == k]
     digest = runs.slices_digest(split_slices(run.config, "train").loc[ids])
@@ -194,14 +198,23 @@ def model_digest(run: runs.Run, k: int) -> str:
     Raises:
         IchError: the file is not there or cannot be read.
     """
+    with _model_file(run, k).open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _model_file(run: runs.Run, k: int) -> Path:
+    """The path of a fold's model, which can be read."""
     path = run.fold(k) / "model.keras"
     try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+        with path.open("rb"):
+            return path
+    except FileNotFoundError as error:
         raise IchError(
-            f"the model {path} cannot be read ({error.strerror}); delete {path.parent} and train the fold again"
+            f"{path} is missing; give the run that was trained, not a folder that it predicted into, or train fold {k}"
+            " again"
         ) from error
+    except OSError as error:
+        raise IchError(f"the model {path} cannot be read ({error.strerror}); make it readable") from error
 
 
 def split_slices(config: Config, split: str) -> pd.DataFrame:

@@ -68,9 +68,12 @@ def follow(run: runs.Run, id: str | None = None, label: str | None = None) -> Li
         label: that Grad-CAM is of; None takes the likeliest kind of bleeding.
 
     Raises:
-        IchError: the run is not predicted or has no prediction of the slice, its sources are not there or lack it, its
-            images are not of `files: channels`, there is no such label, or as `ich.gradcam.heatmaps`.
+        IchError: the run is a second stage, is not predicted or has no prediction of the slice, its sources are not
+            there or lack it, its images are not of `files: channels`, there is no such label, or as
+            `ich.gradcam.heatmaps`.
     """
+    if "first_stage" in run.environment():
+        raise IchError(f"{run.path} is a second stage, whose models read no images; give a run that it was trained on")
     config = run.config
     settings = runs.settings(config)
     if label is not None and label not in LABELS:

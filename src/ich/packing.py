@@ -149,6 +149,11 @@ class Contents:
                 f"{path} was trained on a table of scores ({first[0]}), whose models are not known: it cannot predict"
                 " test slices; pack a second stage of runs"
             )
+        if run.config.sequence.features == "embeddings":
+            raise IchError(
+                f"{path} reads embeddings, which cannot be extracted there; pack a second stage with"
+                " sequence.features=logits"
+            )
         if [digest(one / "oof.parquet") for one in first] != environment.get("scores_sha256"):
             raise IchError(
                 f"{', '.join(map(str, first))}: the out-of-fold predictions are not those that {path} was trained on;"

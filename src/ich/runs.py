@@ -126,10 +126,18 @@ class Run:
         """
         self._check_data(_data_digests(self.config))
 
+    def check_folds(self) -> None:
+        """Refuse folds that are others than those that the run was trained on: its models know patients held out there.
+
+        Raises:
+            IchError: they are, or nothing tells which those were.
+        """
+        self._check_data(_folds_digest(self.config))
+
     def _check_data(self, now: dict[str, str]) -> None:
         then = self.environment()
         for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
-            if then.get(key) != now[key]:
+            if key in now and then.get(key) != now[key]:
                 raise IchError(
                     f"{self.path} was trained on other {what} than {self.config.data.images} and"
                     f" {self.config.data.folds_path} now hold; restore them, or give the run another name"
@@ -170,11 +178,20 @@ class Run:
         """The same run with another folder for its results, for one that cannot be written into.
 
         It gets a copy of all but the models, so that what was predicted is not predicted again.
+
+        Raises:
+            IchError: the folder holds what is not of this run.
         """
         if path.resolve() == self.path.resolve():
             return self
         other = Run(path, self.config)
-        files = [self.environment_path, self.oof_path, self.score_path]
+        begun = other.config_path.exists()
+        if (begun or other.environment_path.exists()) and (
+            not other.environment_path.exists() or other.environment() != self.environment()
+        ):
+            raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
+        # Later, what is missing of all folds together was removed, as it is about to be made in another way.
+        files = [self.environment_path, *([] if begun else [self.oof_path, self.score_path])]
         for k in range(self.config.folds.n):
             files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
         for file in files:
@@ -361,14 +378,18 @@ def _commit() -> str | None:
 
 def _data_digests(config: Config) -> dict[str, str]:
     """SHA-256 of what a run is trained on: the folds file, and which DICOM files the train images were made of."""
+    folds_now = _folds_digest(config)
+    train = slices.readable(slice_table(config, DIGESTED), "train").sort_index()
+    return folds_now | {"images_sha256": slices_digest(train)}
+
+
+def _folds_digest(config: Config) -> dict[str, str]:
     try:
-        folds_now = sha256(config.data.folds_path.read_bytes()).hexdigest()
+        return {"folds_sha256": sha256(config.data.folds_path.read_bytes()).hexdigest()}
     except OSError as error:
         raise IchError(
             f"cannot read {config.data.folds_path}: {error.strerror or error}; make it with scripts/make_folds.py"
         ) from error
-    train = slices.readable(slice_table(config, DIGESTED), "train").sort_index()
-    return {"folds_sha256": folds_now, "images_sha256": slices_digest(train)}
 
 
 def slices_digest(table: pd.DataFrame) -> str:

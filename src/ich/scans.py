@@ -4,16 +4,20 @@ All scans lie behind one another in flat arrays, scan `i` in the rows `starts[i]
 752,803 slices with embeddings of 256 numbers are 0.4 GB this way. Only what is worked on is padded.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy.special import logit
 
 from ich.errors import IchError, name_some
 from ich.labels import INDEX_NAME, LABELS
+
+_IDS = (INDEX_NAME, "PatientID", "SeriesInstanceUID")
 
 LIMIT = 15.0
 """Logits are clipped to ±LIMIT: float32 probabilities, as they are stored, tell nothing beyond."""
@@ -137,12 +141,16 @@ def read_scores(path: Path) -> pd.DataFrame:
         These columns, indexed by SOPInstanceUID; labels int8.
 
     Raises:
-        IchError: the file cannot be read, lacks a column, or has a label that is neither 0 nor 1.
+        IchError: the file cannot be read, lacks a column, or has a label that is neither 0 nor 1, a score or z that is
+            no number, or a slice without a patient.
     """
-    columns = [INDEX_NAME, "PatientID", "SeriesInstanceUID", "z", *LABELS, *(f"score_{label}" for label in LABELS)]
+    numbers = ["z", *(f"score_{label}" for label in LABELS)]
+    columns = [*_IDS, *LABELS, *numbers]
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' and Arrow's own are kinds of these
+        table = (
+            pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(_IDS, str))
+        )
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's own are kinds of the first two
         raise IchError(f"{path} cannot be read as a table ({error}); give CSV or Parquet") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
@@ -150,4 +158,9 @@ def read_scores(path: Path) -> pd.DataFrame:
     labels = table[list(LABELS)]
     if not labels.isin([0, 1]).all(axis=None):
         raise IchError(f"{path} holds labels other than 0 and 1")
+    text = [column for column in numbers if not is_numeric_dtype(table[column])]
+    if text:
+        raise IchError(f"{path} holds other things than numbers in the columns {', '.join(text)}; correct them")
+    if (unknown := table["PatientID"].isna()).any():
+        raise IchError(f"{path} names no patient of {name_some(table.loc[unknown, INDEX_NAME])}; fill PatientID in")
     return table[columns].astype(dict.fromkeys(LABELS, "int8")).set_index(INDEX_NAME)

@@ -64,8 +64,9 @@ def of_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[
         IchError: a run is not finished, or has other folds than the first, or predictions of other slices; or
             embeddings are asked for of several runs, or as `with_embeddings`.
     """
-    first = runs.Run.open(paths[0], overrides)
-    return _of_runs(paths, first.config.model_copy(update={"name": name or f"{first.config.name}-sequence"}))
+    first = runs.Run.open(paths[0], overrides).config
+    content = first.model_dump(mode="json") | {"name": name or f"{first.name}-sequence"}
+    return _of_runs(paths, of_values(content, [], "the second stage"))
 
 
 def of_second_stage(run: runs.Run) -> FirstStage:
@@ -163,7 +164,15 @@ def of_table(path: Path, name: str | None = None, overrides: Iterable[str] = (),
     if config.sequence.features == "embeddings":
         raise IchError(f"{path} is a table of scores, which has no embeddings; give the run that they are of")
     folded = folds.make_folds(table, config.folds.n, config.folds.seed)
-    folds.write_folds(config.data.folds_path, folded)
+    if (root / name / "config.yaml").exists():
+        kept = folds.read_folds(config.data.folds_path)
+        if not kept.sort_index().astype(str).equals(folded[kept.columns].sort_index().astype(str)):
+            raise IchError(
+                f"{root / name} has other folds than {path} and the section folds now give; give this one another name"
+                " (--name), or delete the directory"
+            )
+    else:
+        folds.write_folds(config.data.folds_path, folded)
     logits = table[[f"score_{label}" for label in LABELS]].set_axis(list(LABELS), axis=1)
     arranged = scans.arrange(table, logits)
     return FirstStage(config, folded, arranged, None, [path], {"train": digests_of([path]), "test": []})
@@ -188,7 +197,9 @@ def check_out_of_fold(path: Path, table: pd.DataFrame) -> None:
             f"{path}/oof.parquet and the folds list other slices: {name_some(differing)}; give runs of these folds"
         )
     for directory in sorted(path.glob("fold[0-9]*")):
-        k = int(directory.name.removeprefix("fold"))
+        if not (number := directory.name.removeprefix("fold")).isdecimal():
+            continue  # somebody's copy
+        k = int(number)
         held_out = read_predictions(directory / "oof.parquet").index
         foreign = held_out.difference(table.index[table["fold"] == k])
         if len(foreign):
