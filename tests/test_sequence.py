@@ -1,7 +1,9 @@
 """The second stage as a run, on a small table of scores and on a first stage made up of files."""
 
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -248,7 +250,8 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
     other = tmp_path / "runs" / "other"
     for path in first.path.rglob("*.parquet"):
         runs.write_predictions(runs.read_predictions(path) / 2, other / path.relative_to(first.path))
-    (other / "config.yaml").write_bytes(first.config_path.read_bytes())
+    for name in ("config.yaml", "environment.json"):
+        shutil.copy(first.path / name, other)
     one, two, both = (stacking.of_runs(paths) for paths in ([first.path], [other], [first.path, other]))
     assert both.train.ids.equals(one.train.ids)
     np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
@@ -257,6 +260,21 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
     runs.write_predictions(short, other / "predictions_test.parquet")
     with pytest.raises(IchError, match=r"are of other slices: ID_1"):
         stacking.of_runs([first.path, other])
+    (other / "environment.json").write_text(json.dumps(first.environment() | {"folds_sha256": "another"}))
+    with pytest.raises(IchError, match=r"other was made with other folds than .*folds.csv holds; give runs of these"):
+        stacking.of_runs([first.path, other])
+
+
+def test_a_blend_is_a_first_stage_as_a_run_is(blended, tmp_path):
+    _, second, _ = blended
+    shutil.copytree(second.path, tmp_path / "other")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "blend.py"))
+    script["main"]([*map(str, [second.path, tmp_path / "other"]), "--out", str(tmp_path / "both"), "--method", "mean"])
+    of_blend, of_run = (stacking.of_runs([path], overrides=FAST) for path in (tmp_path / "both", second.path))
+    assert of_blend.config.name == "both-sequence"
+    assert of_blend.config.sequence == of_run.config.sequence
+    for part in ("train", "test"):
+        np.testing.assert_allclose(getattr(of_blend, part).logits, getattr(of_run, part).logits, atol=1e-3)
 
 
 def test_a_table_makes_its_folds_and_keeps_them(tmp_path):

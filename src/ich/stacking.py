@@ -24,6 +24,7 @@ from ich.config import Config, load, of_values
 from ich.errors import IchError, name_some
 from ich.labels import LABELS
 from ich.predictions import read_predictions
+from ich.results import read_mapping
 from ich.scans import Scans
 
 
@@ -64,9 +65,17 @@ def of_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[
         IchError: a run is not finished, or has other folds than the first, or predictions of other slices; or
             embeddings are asked for of several runs, or as `with_embeddings`.
     """
-    first = runs.Run.open(paths[0], overrides).config
+    first = _config_of(paths[0], overrides)
     content = first.model_dump(mode="json") | {"name": name or f"{first.name}-sequence"}
     return _of_runs(paths, of_values(content, [], "the second stage"))
+
+
+def _config_of(path: Path, overrides: Iterable[str]) -> Config:
+    """The config of a run; of a blend, that of its first member under the blend's name."""
+    blended = read_mapping(path / "config.yaml").get("blend") if (path / "config.yaml").exists() else None
+    if blended is None:
+        return runs.Run.open(path, overrides).config
+    return _config_of(Path(blended["runs"][0]), overrides).model_copy(update={"name": path.resolve().name})
 
 
 def of_second_stage(run: runs.Run) -> FirstStage:
@@ -90,7 +99,10 @@ def of_second_stage(run: runs.Run) -> FirstStage:
 def _of_runs(paths: Sequence[Path], config: Config) -> FirstStage:
     """As `of_runs`, for the run of this config."""
     table = folds.read_folds(config.data.folds_path)
+    (digest,) = digests_of([config.data.folds_path])
     for path in paths:
+        if read_mapping(path / "environment.json").get("folds_sha256") != digest:
+            raise IchError(f"{path} was made with other folds than {config.data.folds_path} holds; give runs of these")
         check_out_of_fold(path, table)
     slices = runs.slice_table(config, ["SOPInstanceUID", "SeriesInstanceUID", "z"]).set_index("SOPInstanceUID")
     oof = [path / "oof.parquet" for path in paths]
