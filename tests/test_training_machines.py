@@ -126,6 +126,14 @@ def test_what_ends_a_fold_on_a_worker_arrives_as_what_it_is(data, tmp_path, monk
     monkeypatch.setattr(training, "_TRAIN", "1 / 0")
     with pytest.raises(RuntimeError, match=r"(?s)fold 1 ended with status 1: .*ZeroDivisionError"):
         training._train_there(run, 1)
+    monkeypatch.setattr(
+        training, "_TRAIN", "import sys; print('log\\nerror: of two\\nlines', file=sys.stderr); sys.exit(1)"
+    )
+    with pytest.raises(IchError, match=r"^fold 1: of two\nlines$"):
+        training._train_there(run, 1)
+    monkeypatch.setattr(training, "_TRAIN", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(IchError, match=r"^fold 1: its process was killed, which .* the same command continues$"):
+        training._train_there(run, 1)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Training: one fold of a run, and its out-of-fold predictions."""
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
+from signal import SIGKILL
 from threading import Lock
 
 import keras
@@ -67,11 +69,16 @@ def _train_there(run: runs.Run, k: int) -> int:
     command = [sys.executable, "-c", _TRAIN, str(run.path), str(k)]
     with _ALONE:
         done = subprocess.run(command, input=run.config.resolved(), stderr=subprocess.PIPE, text=True)
+    if done.returncode == -SIGKILL:
+        raise IchError(
+            f"fold {k}: its process was killed, which is what a system does that runs out of memory; run again, with"
+            " fewer machine.workers: the same command continues"
+        )
     if done.returncode:
-        last = done.stderr.rstrip().rpartition("\n")[2]
-        if not last.startswith("error: "):
+        told = re.search(r"^error: ((?:(?!^Traceback).)*)\Z", done.stderr.rstrip(), re.MULTILINE | re.DOTALL)
+        if told is None:
             raise RuntimeError(f"fold {k} ended with status {done.returncode}: {done.stderr}")
-        raise IchError(f"fold {k}: {last.removeprefix('error: ')}")
+        raise IchError(f"fold {k}: {told[1]}")
     return k
 
 
