@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from scipy.special import expit, logit
 
 from ich import augment, convert, folds, inference, metrics, runs, slices, streaming
@@ -509,6 +510,18 @@ def test_a_model_of_another_keras_that_cannot_be_read_names_it(copied):
         for name, content in parts.items():
             archive.writestr(name, content)
     with pytest.raises(IchError, match=r"; delete .*fold0 and train the fold again$"):
+        inference.load_model(copied, 0)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")])
+def test_a_machine_that_fails_does_not_cost_the_model(copied, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    with pytest.raises(
+        IchError, match=r"not the file that failed: free the memory of the machine and its GPU, and run"
+    ):
         inference.load_model(copied, 0)
 
 
