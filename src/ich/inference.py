@@ -38,9 +38,8 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
         writer = _keras_of(path)
         if writer not in (None, keras.__version__):  # what a layer is told changes from version to version
             advice = f"Keras {writer} wrote it, this is {keras.__version__}: pip install keras=={writer}"
-        if isinstance(error, MemoryError) or type(error).__module__.startswith(
-            "tensorflow"
-        ):  # h5py's and Keras's differ
+        # What a file is refused for comes from Keras, h5py and zipfile.
+        if isinstance(error, MemoryError) or type(error).__module__.startswith("tensorflow"):
             advice = "it is not the file that failed: free the memory of the machine and its GPU, and run again"
         raise IchError(f"the model {path} cannot be read ({error}); {advice}") from error
 

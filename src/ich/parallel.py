@@ -22,10 +22,10 @@ BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 
 _WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
-_KILLED = (
-    "a worker process was killed, which is what a system does that runs out of memory; run again, with fewer jobs:"
-    " what is done is kept"
-)
+KILLED = "was killed, which is what a system does that runs out of memory; run again, with fewer"
+"""What is told of a process, and before what there should be fewer of."""
+
+_WORKER_KILLED = f"a worker process {KILLED} jobs: what is done is kept"
 
 
 def unordered(
@@ -62,7 +62,7 @@ def unordered(
     try:
         yield from Parallel(n_jobs=jobs, backend=BACKENDS[backend], return_as="generator_unordered")(calls)
     except TerminatedWorkerError as error:
-        raise IchError(_KILLED) from error
+        raise IchError(_WORKER_KILLED) from error
 
 
 def _on_cluster(
@@ -85,7 +85,7 @@ def _on_cluster(
             try:
                 result = future.result()
             except KilledWorker as error:
-                raise IchError(_KILLED) from error
+                raise IchError(_WORKER_KILLED) from error
             except (CancelledError, OSError) as error:
                 if future.status == "error":  # it is the task's own
                     raise
@@ -141,8 +141,7 @@ def _watch(over: Event) -> None:
             for child in active_children():
                 child.kill()
             print(
-                "error: a process that reads images was killed, which is what a system does that runs out of memory;"
-                " run again, with fewer machine.workers: the same command continues",
+                f"error: a process that reads images {KILLED} machine.workers: the same command continues",
                 file=sys.stderr,
                 flush=True,
             )

@@ -185,10 +185,9 @@ class Run:
         if path.resolve() == self.path.resolve():
             return self
         other = Run(path, self.config)
-        begun = other.config_path.exists()
-        if (begun or other.environment_path.exists()) and (
-            not other.environment_path.exists() or other.environment() != self.environment()
-        ):
+        begun, claimed = other.config_path.exists(), other.environment_path.exists()
+        own = claimed and other.environment() == self.environment()
+        if (begun or claimed) and not own:
             raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
         # Later, what is missing of all folds together was removed, as it is about to be made in another way.
         files = [self.environment_path, *([] if begun else [self.oof_path, self.score_path])]

@@ -70,10 +70,7 @@ def _train_there(run: runs.Run, k: int) -> int:
     with _ALONE:
         done = subprocess.run(command, input=run.config.resolved(), stderr=subprocess.PIPE, text=True)
     if done.returncode == -SIGKILL:
-        raise IchError(
-            f"fold {k}: its process was killed, which is what a system does that runs out of memory; run again, with"
-            " fewer machine.workers: the same command continues"
-        )
+        raise IchError(f"fold {k}: its process {parallel.KILLED} machine.workers: the same command continues")
     if done.returncode:
         told = re.search(r"^error: ((?:(?!^Traceback).)*)\Z", done.stderr.rstrip(), re.MULTILINE | re.DOTALL)
         if told is None:
