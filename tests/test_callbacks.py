@@ -154,6 +154,23 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path, damage):
         Checkpoint(path).restore(network())
 
 
+def test_a_checkpoint_of_which_any_byte_changed_is_refused_in_a_line_or_as_it_was(tmp_path):
+    path, model = tmp_path / "c.npz", network()
+    write_variables(path, model.variables, "{}")
+    whole, before = path.read_bytes(), values(model.variables)
+    directory = whole.index(b"PK\x01\x02")
+    refused = []
+    for at in [*range(0, directory, directory // 100), *range(directory, len(whole), 3)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            read_variables(path, model.variables)
+        except IchError as error:
+            refused.append(str(error))
+        assert values(model.variables) == before, at
+    assert len(refused) > 60
+    assert not [told for told in refused if "\n" in told]
+
+
 def test_a_checkpoint_with_an_object_inside_is_not_unpickled(tmp_path):
     np.savez(tmp_path / "c.npz", note=np.array({"a": 1}, dtype=object))
     with pytest.raises(IchError, match=r"cannot be read \(Object arrays cannot be loaded"):

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.member import Member
 
 SPLITS = ("train", "test")
@@ -142,7 +142,7 @@ def _is_zip(source: Path) -> bool:
     except FileNotFoundError as error:
         raise IchError(f"{source} does not exist; expected a folder or a .zip of DICOM slices") from error
     except OSError as error:
-        raise IchError(f"{source} cannot be read: {error.strerror or error}") from error
+        raise IchError(f"{source} cannot be read: {one_line(error)}") from error
 
 
 def _of_zip(source: Path, split: str | None) -> Iterator[dict]:
@@ -250,8 +250,7 @@ def _zip64(extra: memoryview, size: int, packed: int, offset: int) -> tuple[int,
 
 
 def _no_zip(source: Path, error: Exception) -> IchError:
-    reason = getattr(error, "strerror", None) or error
-    return IchError(f"{source} is no readable zip ({reason}); download it again or give a folder")
+    return IchError(f"{source} is no readable zip ({one_line(error)}); download it again or give a folder")
 
 
 def _plain_files(folder: Path) -> Iterator[dict]:
@@ -276,7 +275,7 @@ def _files(
         with os.scandir(folder) as listing:
             entries = [(entry, entry.is_dir()) for entry in listing]
     except OSError as error:
-        raise IchError(f"{folder} cannot be read: {error.strerror or error}") from error
+        raise IchError(f"{folder} cannot be read: {one_line(error)}") from error
     for entry, is_folder in entries:
         if is_folder and Path(entry).resolve() not in above:
             yield from _files(Path(entry), f"{prefix}{entry.name}/", above)

@@ -4,12 +4,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import keras
 import numpy as np
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.generator import DataGenerator
 
@@ -138,8 +137,8 @@ def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
     try:
         with np.load(path, allow_pickle=False) as stored:
             note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise IchError(f"the checkpoint {path} cannot be read ({error}); {advice}") from error
+    except Exception as error:  # a damaged zip and a damaged array each fail in a way of their own
+        raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise IchError(f"the checkpoint {path} is of another model than the config's; {advice}")
     for variable, value in zip(variables, values, strict=True):

@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 
 class _Section(BaseModel):
@@ -311,9 +311,9 @@ def _load(path: Path, overrides: Iterable[str], schema: type[_Model]) -> _Model:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
-        raise IchError(f"config {path} cannot be read: {error.strerror or error}; configs/ holds examples") from error
+        raise IchError(f"config {path} cannot be read: {one_line(error)}; configs/ holds examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise IchError(f"config {path} is no YAML: {error}") from error
+        raise IchError(f"config {path} is no YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise IchError(
             f"config {path} holds {type(content).__name__}, expected sections of keys; configs/ holds examples"
@@ -380,7 +380,7 @@ def _set(content: dict, override: str) -> None:
     try:
         content[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise IchError(f"--set {override!r}: the value is no YAML: {error}") from error
+        raise IchError(f"--set {override!r}: the value is no YAML: {one_line(error)}") from error
 
 
 def _complaint(error: dict) -> str:
@@ -394,7 +394,7 @@ def _complaint(error: dict) -> str:
         return f"{where} is no known key; there are {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where} is {error['input']!r}: {error['msg']}"
+    return f"{where} is {one_line(repr(error['input']))}: {one_line(error['msg'])}"
 
 
 def _section_within(annotation: Any) -> type[_Section] | None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ich import images, parallel, slices
 from ich.archive import SPLITS, Members, members
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import replacing, sweep
 from ich.member import Member
 from ich.render import STATUSES, Settings, convert_chunk, read_slice, remove_images
@@ -197,7 +197,8 @@ def read_settings(out: Path) -> Settings:
         return Settings(**content | {"windows": tuple(Window(**window) for window in content["windows"])})
     except (KeyError, TypeError) as error:
         raise IchError(
-            f"{out}/settings.json is of another version ({error}); convert into another folder, or delete this one"
+            f"{out}/settings.json is of another version ({one_line(error)});"
+            " convert into another folder, or delete this one"
         ) from error
 
 
@@ -222,7 +223,7 @@ def _settings_in(out: Path) -> dict:
         return dict(json.loads((out / "settings.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise IchError(
-            f"{out} lacks a readable settings.json that says what made its images ({error});"
+            f"{out} lacks a readable settings.json that says what made its images ({one_line(error)});"
             " convert into another folder, or delete this one"
         ) from error
 

@@ -26,7 +26,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 # The competition's UIDs read ID_…, which are not valid ones: pydicom would warn, and log, of four in every slice.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -186,7 +186,7 @@ def _parse(source: str | Path | bytes | BinaryIO) -> FileDataset:
             source = Path(source).read_bytes()
         data = source if isinstance(source, bytes) else source.read()
     except OSError as error:
-        raise DicomError("unreadable", f"cannot be read: {error.strerror or error}") from error
+        raise DicomError("unreadable", f"cannot be read: {one_line(error)}") from error
     try:
         if DeflatedExplicitVRLittleEndian.encode() in data[:65536]:
             _check_inflated(data)
@@ -200,7 +200,7 @@ def _parse(source: str | Path | bytes | BinaryIO) -> FileDataset:
     except EOFError as error:
         raise DicomError("truncated", "the file ends inside an element before the pixel data") from error
     except Exception as error:  # pydicom meets damaged bytes with whatever its parser tripped over
-        raise DicomError("not_dicom", f"the elements cannot be parsed ({type(error).__name__}: {error})") from error
+        raise DicomError("not_dicom", f"the elements cannot be parsed ({one_line(error, named=True)})") from error
 
 
 def _check_inflated(data: bytes) -> None:
@@ -271,7 +271,7 @@ def _decode(ds: FileDataset, shape: tuple[int, int], syntax: UID) -> np.ndarray:
         # Unused bits stay as they are: to cut them off would turn padding of -3000 into 1096, which is bone.
         raw = pixel_array(ds, correct_unused_bits=False)
     except Exception as error:  # each decoder library has errors of its own
-        raise DicomError("bad_pixels", f"{syntax.name} does not decode ({type(error).__name__}: {error})") from error
+        raise DicomError("bad_pixels", f"{syntax.name} does not decode ({one_line(error, named=True)})") from error
     if raw.shape != shape:
         raise DicomError("bad_pixels", f"decoded to {raw.shape}, expected {shape}")
     return raw
@@ -310,7 +310,7 @@ def _value(ds: Dataset, keyword: str) -> Any:
     try:
         value = ds.get(keyword)
     except Exception as error:  # pydicom parses an element when it is asked for, and damaged ones fail in any way
-        raise DicomError("bad_tag", f"{keyword} cannot be parsed ({type(error).__name__}: {error})") from error
+        raise DicomError("bad_tag", f"{keyword} cannot be parsed ({one_line(error, named=True)})") from error
     if value is None or (isinstance(value, (str, bytes, list, MultiValue)) and len(value) == 0):
         return None
     return value

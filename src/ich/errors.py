@@ -1,7 +1,9 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and how what others say becomes a part of its message."""
 
 from collections.abc import Collection
 from itertools import islice
+
+_LONGEST = 300  # characters of what a library says
 
 
 class IchError(Exception):
@@ -21,3 +23,30 @@ def name_some(ids: Collection, total: int | None = None) -> str:
     total = len(ids) if total is None else total
     shown = ", ".join(str(one) for one in islice(ids, 3))
     return shown if total <= 3 else f"{shown}, … ({total} in all)"
+
+
+def one_line(said: BaseException | str, *, named: bool = False) -> str:
+    """What the system or a library says, in one line for a message of ours, which terminals, tables and pages take.
+
+    Of the system's errors it is the reason alone, as the message names the file. Where the text says nothing by itself
+    (there is none, or it is a KeyError's key) the error's type stands with it.
+
+    Args:
+        named: put the error's type before what it says, always.
+
+    Returns:
+        At most 300 characters: a longer text loses its middle, as its cause stands first (pyarrow's) or last (Keras's).
+    """
+    text = printable(" ".join(str(getattr(said, "strerror", None) or said).split()))
+    if isinstance(said, BaseException) and (named or not text or isinstance(said, KeyError)):
+        text = f"{type(said).__name__}: {text}" if text else type(said).__name__
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2 - 1]} … {text[2 - _LONGEST // 2 :]}"
+    return text
+
+
+def printable(text: str) -> str:
+    r"""The text with what cannot be shown or encoded as its escape: \udcff, of a file's name in another encoding."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

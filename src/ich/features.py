@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ich import augment, folds, inference, models, runs, scans
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import replacing, sweep
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
@@ -110,7 +110,7 @@ def read(folder: Path, part: str) -> tuple[pd.DataFrame, np.ndarray, dict]:
         with file.open("rb") as opened:
             digest = file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise IchError(f"{file} cannot be read ({error.strerror}); delete {path}, and {again}") from error
+        raise IchError(f"{file} cannot be read ({one_line(error)}); delete {path}, and {again}") from error
     if digest != told["sha256"]:
         raise IchError(f"{file} is damaged, or not of the slices that {path} lists; delete both, and {again}")
     return logits, np.load(file, mmap_mode="r", allow_pickle=False), provenance

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 _LEFTOVER = re.compile(r"\..+\.\d+(\.[^.]+)?")
 
@@ -27,9 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise IchError(
-            f"cannot write {path}: {error.strerror or error}; make room or rights for it, then run again"
-        ) from error
+        raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it, then run again") from error
     finally:
         with suppress(OSError):  # where the folder could not be made or entered, nothing was left in it
             temporary.unlink(missing_ok=True)
@@ -55,7 +53,5 @@ def sweep(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise IchError(
-            f"cannot tidy {folder}: {error.strerror or error}; make it a folder with rights to write"
-        ) from error
+        raise IchError(f"cannot tidy {folder}: {one_line(error)}; make it a folder with rights to write") from error
     return names

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import replacing
 from ich.labels import INDEX_NAME, LABELS, check_frame
 
@@ -213,9 +213,9 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         with Path(path).open("rb") as file:
             table = pyarrow.csv.read_csv(file, convert_options=options)
     except pa.ArrowInvalid as error:
-        raise IchError(f"{path} is not a file of folds: {error}; make it again with `make_folds`") from error
+        raise IchError(f"{path} is not a file of folds: {one_line(error)}; make it again with `make_folds`") from error
     except OSError as error:
-        raise IchError(f"cannot read {path}: {error.strerror or error}; make it with `make_folds`") from error
+        raise IchError(f"cannot read {path}: {one_line(error)}; make it with `make_folds`") from error
     if table.column_names != expected:
         raise IchError(
             f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; make it again with "

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from ich import images, sharing, targets
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.slices import neighbours as neighbours_in
 from ich.windows import Window
 
@@ -540,8 +540,7 @@ class _told:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise IchError(f"{self.which}: {self.function} raised {type(error).__name__}: {reason}") from error
+            raise IchError(f"{self.which}: {self.function} raised {one_line(error, named=True)}") from error
 
 
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

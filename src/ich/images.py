@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ich import dicom, png
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.windows import Window, apply_windows
 
 MAX_SIDE = 8192
@@ -55,7 +55,7 @@ def _read_npy(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, MemoryError, SyntaxError, TokenError, OverflowError, TypeError) as error:
-        raise IchError(f"{path} holds no array that can be read without unpickling ({error})") from error
+        raise IchError(f"{path} holds no array that can be read without unpickling ({one_line(error)})") from error
     if array.ndim < 2:
         raise IchError(f"{path} holds an array of shape {array.shape}, expected (height, width[, …])")
     return array[..., None] if array.ndim == 2 else array
@@ -100,7 +100,7 @@ def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndar
             raise IchError(f"{path}: there are readers for {', '.join(READERS)} and .dcm, none for {suffix!r}")
         return READERS[suffix](path)
     except OSError as error:
-        raise IchError(f"{path} cannot be read: {error.strerror or error}; was it converted?") from error
+        raise IchError(f"{path} cannot be read: {one_line(error)}; was it converted?") from error
 
 
 def check(color_mode: str | None, target_size: tuple[int, int] | None, interpolation: str) -> None:

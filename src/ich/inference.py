@@ -16,7 +16,7 @@ from scipy.special import expit, log_expit, logsumexp
 
 from ich import augment, folds, runs, slices
 from ich.config import Config
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import sweep
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
@@ -41,7 +41,7 @@ def load_model(run: runs.Run, k: int) -> keras.Model:
         # What a file is refused for comes from Keras, h5py and zipfile.
         if isinstance(error, MemoryError) or type(error).__module__.startswith("tensorflow"):
             advice = "it is not the file that failed: free the memory of the machine and its GPU, and run again"
-        raise IchError(f"the model {path} cannot be read ({error}); {advice}") from error
+        raise IchError(f"the model {path} cannot be read ({one_line(error)}); {advice}") from error
 
 
 def _keras_of(path: Path) -> str | None:
@@ -49,7 +49,7 @@ def _keras_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return str(json.loads(archive.read("metadata.json"))["keras_version"])
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - zipfile meets a damaged byte with whatever it tripped over
         return None
 
 
@@ -217,7 +217,7 @@ def _model_file(run: runs.Run, k: int) -> Path:
             " again"
         ) from error
     except OSError as error:
-        raise IchError(f"the model {path} cannot be read ({error.strerror}); make it readable") from error
+        raise IchError(f"the model {path} cannot be read ({one_line(error)}); make it readable") from error
 
 
 def split_slices(config: Config, split: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ich import slices
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import replacing
 from ich.results import read_mapping
 from ich.wheels import read_requirements
@@ -74,7 +74,9 @@ def open_pack(root: Path) -> Pack:
     try:
         pack = Pack(root, dict(told["results"]), dict(told["files"]), list(told["wanted"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise IchError(f"{root / MANIFEST} is of another version ({error}); pack the data set again") from error
+        raise IchError(
+            f"{root / MANIFEST} is of another version ({one_line(error)}); pack the data set again"
+        ) from error
     missing = [name for name in pack.files if not (root / name).is_file()]
     changed = [name for name in pack.files if name not in missing and digest(root / name) != pack.files[name]]
     if missing or changed:
@@ -96,7 +98,7 @@ def digest(path: Path) -> str:
         with path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise IchError(f"{path} cannot be read ({error.strerror or error}); restore it, then run again") from error
+        raise IchError(f"{path} cannot be read ({one_line(error)}); restore it, then run again") from error
 
 
 def check_packages(path: Path) -> list[str]:

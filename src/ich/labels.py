@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 
 LABELS: tuple[str, ...] = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 
@@ -231,12 +231,10 @@ def _read_table(source: str | Path | BinaryIO, name: str) -> pa.Table:
             table = pyarrow.csv.read_csv(file, convert_options=options)
     except pa.ArrowInvalid as error:
         raise IchError(
-            f"{name} is not a label file: {error}; expected the header ID,Label and two values a line"
+            f"{name} is not a label file: {one_line(error)}; expected the header ID,Label and two values a line"
         ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-        raise IchError(
-            f"cannot read {name}: {getattr(error, 'strerror', None) or error}; check the path, or get the file again"
-        ) from error
+        raise IchError(f"cannot read {name}: {one_line(error)}; check the path, or get the file again") from error
     if table.column_names != ["ID", "Label"]:
         raise IchError(f"{name} has the header {','.join(table.column_names)}, expected ID,Label; pass the label file")
     if len(table) == 0:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from isal import isal_zlib
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 # The zip format, APPNOTE.TXT 6.3, 4.3.7: signature, flags, lengths of name and extra field.
 _LOCAL_HEADER = struct.Struct("<4s2xH18xHH")
@@ -50,9 +50,9 @@ class Member:
             with Path(self.source).open("rb") as file:
                 return self._unpack(file)
         except OSError as error:
-            raise IchError(f"{self.source}: {self.name} cannot be read: {error.strerror or error}") from error
+            raise IchError(f"{self.source}: {self.name} cannot be read: {one_line(error)}") from error
         except (isal_zlib.error, struct.error) as error:
-            raise IchError(f"{self.source}: {self.name} is damaged: {error}") from error
+            raise IchError(f"{self.source}: {self.name} is damaged: {one_line(error)}") from error
 
     def _unpack(self, file: BinaryIO) -> bytes:
         file.seek(self.offset)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.labels import LABELS
 
 Backbone = Callable[[keras.KerasTensor, str | None], keras.KerasTensor]
@@ -144,7 +144,7 @@ def build_model(
         raise
     except Exception as error:  # a download, an HDF5 file and a shape each fail in a way of their own
         raise IchError(
-            f"{name} cannot be built for images of shape {input_shape} with weights {weights}: {error}."
+            f"{name} cannot be built for images of shape {input_shape} with weights {weights}: {one_line(error)}."
             " Without network, download the weights elsewhere and set model.weights to the file's path"
         ) from error
     features = layers.Dropout(dropout)(features)

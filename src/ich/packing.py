@@ -22,7 +22,7 @@ from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
 from ich import runs, slices
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing, sweep
 from ich.kaggle import MANIFEST, digest
 from ich.predictions import read_provenance
@@ -198,8 +198,8 @@ def _keras_of(path: Path, environment: dict) -> Version:
         return Version(environment["packages"]["keras"])
     except (KeyError, TypeError, InvalidVersion) as error:
         raise IchError(
-            f"{path}/environment.json does not tell the version of Keras ({error!r}), which Kaggle needs to read the"
-            " models; restore it"
+            f"{path}/environment.json does not tell the version of Keras ({one_line(error, named=True)}), which"
+            " Kaggle needs to read the models; restore it"
         ) from error
 
 

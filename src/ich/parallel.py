@@ -15,7 +15,7 @@ from typing import Any
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 """Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
@@ -109,7 +109,7 @@ def _client(scheduler: str | None) -> Any:
         return Client(scheduler, timeout=_CLUSTER_SECONDS)
     except (OSError, ValueError) as error:
         raise IchError(
-            f"no Dask scheduler answers at {scheduler} ({error}); start one, or correct the address"
+            f"no Dask scheduler answers at {scheduler} ({one_line(error)}); start one, or correct the address"
         ) from error
 
 

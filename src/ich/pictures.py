@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ich import dicom, images
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.labels import LABELS
 from ich.render import STATUSES, Settings
@@ -252,7 +252,7 @@ def save_if_possible(draw: Callable[[], "Figure"], path: Path) -> bool:
     try:
         save(draw(), path)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the work
-        print(f"warning: {path} was not drawn ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"warning: {path} was not drawn ({one_line(error, named=True)})", file=sys.stderr)
         return False
     return True
 

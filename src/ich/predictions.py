@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.labels import INDEX_NAME, LABELS
 
@@ -34,8 +34,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     try:
         frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise IchError(f"predictions {path} cannot be read ({error}); make them again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise IchError(f"predictions {path} cannot be read ({one_line(error)}); make them again") from error
     floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
     if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
         raise IchError(

@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from ich import dicom, png
 from ich.dicom import DicomError, Header
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.member import Member
 from ich.windows import Window, apply_windows, name_of
@@ -232,5 +232,5 @@ def remove_images(out: Path, path: str, settings: Settings) -> None:
             (out / f"{stem}{suffix}").unlink(missing_ok=True)
         except OSError as error:
             raise IchError(
-                f"cannot remove {out / stem}{suffix}: {error.strerror or error}; its slice is no longer readable"
+                f"cannot remove {out / stem}{suffix}: {one_line(error)}; its slice is no longer readable"
             ) from error

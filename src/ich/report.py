@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ich import comparison, convert, diagnostics, figures, folds, galleries, metrics, runs, slices
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.labels import LABELS, METRIC_WEIGHTS
 from ich.page import Absent, Picture, Table, or_absent, render, svg_picture
@@ -287,7 +287,9 @@ def _learning(path: Path, ks: list[int]) -> Picture:
                 )
             histories[k] = history[["loss", "val_loss"]].astype("float64")
         except (OSError, ValueError, KeyError) as error:
-            raise IchError(f"{file} is no history of a training ({error}); restore it, or do without") from error
+            raise IchError(
+                f"{file} is no history of a training ({one_line(error)}); restore it, or do without"
+            ) from error
     if not histories:
         raise IchError("no fold has a history of its training here")
     last = "; ".join(f"fold {k} ends at {history['val_loss'].iloc[-1]:.4f}" for k, history in histories.items())

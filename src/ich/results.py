@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.predictions import read_provenance
 
 
@@ -31,7 +31,8 @@ def read_mapping(path: Path, what: str = "every result of train_kfold, train_seq
         return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise IchError(
-            f"{path}, which {what}, cannot be read ({error}); restore it, or make the result again under another name"
+            f"{path}, which {what}, cannot be read ({one_line(error)});"
+            " restore it, or make the result again under another name"
         ) from error
 
 
@@ -91,7 +92,7 @@ def describe(folder: Path) -> dict:
         config = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise IchError(
-            f"{folder / 'config.yaml'}, which says what made the result, cannot be read ({error})"
+            f"{folder / 'config.yaml'}, which says what made the result, cannot be read ({one_line(error)})"
         ) from error
     return {
         "run": str(folder),

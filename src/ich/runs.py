@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from ich import convert, folds, metrics, slices, windows
 from ich.config import Config, differences, load
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
@@ -387,7 +387,7 @@ def _folds_digest(config: Config) -> dict[str, str]:
         return {"folds_sha256": sha256(config.data.folds_path.read_bytes()).hexdigest()}
     except OSError as error:
         raise IchError(
-            f"cannot read {config.data.folds_path}: {error.strerror or error}; make it with scripts/make_folds.py"
+            f"cannot read {config.data.folds_path}: {one_line(error)}; make it with scripts/make_folds.py"
         ) from error
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from scipy.special import logit
 
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.labels import INDEX_NAME, LABELS
 
 _IDS = (INDEX_NAME, "PatientID", "SeriesInstanceUID")
@@ -151,7 +151,7 @@ def read_scores(path: Path) -> pd.DataFrame:
             pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(_IDS, str))
         )
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's own are kinds of the first two
-        raise IchError(f"{path} cannot be read as a table ({error}); give CSV or Parquet") from error
+        raise IchError(f"{path} cannot be read as a table ({one_line(error)}); give CSV or Parquet") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise IchError(f"{path} lacks the columns {', '.join(missing)}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 _LEAST = 2**17  # bytes of an array; a smaller one goes through the pipe as fast
 _MOST = 32  # pieces of memory a worker has, each with two open files here and one in the parent
@@ -102,7 +102,7 @@ def _received(pid: int, file: int, shape: tuple[int, ...], dtype: np.dtype) -> n
         with Path(f"/proc/{pid}/fd/{file}").open("r+b", buffering=0) as opened:
             memory = mmap.mmap(opened.fileno(), 0)
     except OSError as error:
-        return IchError(f"a batch cannot be had from the process {pid} that made it: {error}")
+        return IchError(f"a batch cannot be had from the process {pid} that made it: {one_line(error)}")
     array = np.ndarray(shape, dtype, memory, _HEADER)
     weakref.finalize(array, _give_back, memory, os.getpid())
     return array

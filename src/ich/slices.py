@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import replacing
 
 _VECTOR = pa.list_(pa.float64())
@@ -162,7 +162,9 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
             missing = set(SCHEMA.names).difference(file.schema_arrow.names)
             table = file.read(list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise IchError(f"{path} is no slice table ({error}); delete it and run scripts/preprocess.py again") from error
+        raise IchError(
+            f"{path} is no slice table ({one_line(error)}); delete it and run scripts/preprocess.py again"
+        ) from error
     if missing:
         raise IchError(
             f"{path} lacks {', '.join(sorted(missing))}; it is of another version: convert into a new folder"
@@ -171,7 +173,7 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
         frame = _to_pandas(table.select(list(columns)).cast(pa.schema([SCHEMA.field(name) for name in columns])))
     except pa.ArrowException as error:
         raise IchError(
-            f"{path} holds other types ({error}); it is of another version: convert into a new folder"
+            f"{path} holds other types ({one_line(error)}); it is of another version: convert into a new folder"
         ) from error
     # By Arrow: pandas would make an object of each string.
     if pc.count_distinct(table["SOPInstanceUID"]).as_py() < len(table):

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ich import parallel
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.generator import DataGenerator
 
@@ -88,7 +88,9 @@ def read_part(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise IchError(f"{path} cannot be read ({error}); delete it, and its slices are predicted anew") from error
+        raise IchError(
+            f"{path} cannot be read ({one_line(error)}); delete it, and its slices are predicted anew"
+        ) from error
 
 
 class _Batches(keras.utils.PyDataset):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 
 
 def array_of(ids: pd.Index, labels: pd.DataFrame | pd.Series, what: str) -> np.ndarray:
@@ -28,7 +28,7 @@ def array_of(ids: pd.Index, labels: pd.DataFrame | pd.Series, what: str) -> np.n
         array = labels.to_numpy(dtype=np.float32, na_value=np.nan)[places]
     except (ValueError, TypeError) as error:
         raise IchError(
-            f"{what} are numbers, but {error}; class_mode of from_dataframe takes classes by name"
+            f"{what} are numbers, but {one_line(error)}; class_mode of from_dataframe takes classes by name"
         ) from error
     numbers = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not numbers.all():

@@ -12,7 +12,7 @@ from packaging import tags
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 from ich.files import replacing
 
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(35, 16, -1)), "manylinux2014_x86_64")
@@ -28,7 +28,9 @@ def read_requirements(path: Path) -> list[Requirement]:
     try:
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise IchError(f"the requirements {path} cannot be read ({error}); expected a distribution a line") from error
+        raise IchError(
+            f"the requirements {path} cannot be read ({one_line(error)}); expected a distribution a line"
+        ) from error
     return [_requirement(line, f"a line of {path}") for line in lines if line]
 
 
@@ -127,8 +129,8 @@ def _download(wanted: Requirement, python: str, folder: Path, constraints: Path 
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
             told = errors[-1].removeprefix("ERROR: ") if errors else done.stderr.strip() or "no wheel came"
             raise IchError(
-                f"there is no wheel of {wanted} for Python {python} ({told}); lay one into a folder and name it with"
-                " --wheels, or name the distribution among those that Kaggle has"
+                f"there is no wheel of {wanted} for Python {python} ({one_line(told)}); lay one into a folder and name"
+                " it with --wheels, or name the distribution among those that Kaggle has"
             )
         with replacing(folder / wheels[0].name) as temporary:
             copyfile(wheels[0], temporary)
