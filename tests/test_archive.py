@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -164,6 +165,58 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
         members([source])
 
 
+WINDOWS = {name.replace("/", "\\"): data for name, data in FILES.items()}
+
+
+@pytest.mark.parametrize("kind", ["zip", "unpacked", "mixed"])
+def test_backslashes_between_folders_are_read_as_slashes(tmp_path, kind):
+    files = WINDOWS | {"rsna\\stage_2_train\\": b"", "__MACOSX\\rsna\\._ID_0000000a1.dcm": b"junk"}
+    if kind == "mixed":
+        files = {name.replace("\\", "/", 1): data for name, data in files.items()}
+    if kind == "unpacked":  # as zipfile does it elsewhere: one folder, of files with backslashes in their names
+        files.pop("rsna\\stage_2_train\\")
+        source = as_folder(tmp_path / "data", files)
+    else:
+        source = as_zip(tmp_path / "data.zip", files)
+    found = members([source])
+    assert [(m.id, m.split, m.read()) for m in found] == [
+        (m.id, m.split, m.read()) for m in members([as_zip(tmp_path / "plain.zip")])
+    ]
+    assert found.left_out == f"1 .txt (such as {next(name for name in files if name.endswith('.txt'))})"
+    with open_table([source], "_train.csv") as file:
+        assert file.read() == b"ID,Label\n"
+
+
+def test_one_slice_by_a_slash_and_by_a_backslash_stands_twice(tmp_path):
+    path = as_zip(tmp_path / "data.zip", {"train/ID_a.dcm": b"1", "train\\ID_a.dcm": b"2"})
+    with pytest.raises(IchError, match=r"ID_a as .*train/ID_a\.dcm and .*train\\ID_a\.dcm"):
+        members([path])
+
+
+@pytest.mark.parametrize("pack", [as_folder, lambda place, files: as_zip(place.with_suffix(".zip"), files)])
+def test_other_endings_of_dicom_are_read_and_the_rest_is_counted(tmp_path, pack):
+    files = {f"train/ID_{name}": name.encode() for name in ("a.dcm", "b.DICOM", "c.dicom", "d.IMA", "e.dic", "f.Dcm")}
+    beside = ["IM0001", "IM0002", "sub/1.2.840.113619.2.5", "DICOMDIR", "a.gz", "b.gz", "ID_x.DCM.GZ"]
+    beside += ["a.JPG", "x.tar.7z", "n.b.txt", "z.nii", "train.csv", "a.html"]
+    companions = ["stage_2_train.csv", "stage_2_sample_submission.csv", ".DS_Store", "Thumbs.db", "._a.dcm"]
+    source = pack(tmp_path / "data", files | {f"train/{name}": b"?" for name in [*beside, *companions]})
+    found = members([source])
+    assert ids(found) == [f"ID_{letter}" for letter in "abcdef"]
+    assert {m.name: m.read() for m in found} == files
+    told = re.sub(r" \(such as train/\S+\)", "", found.left_out)
+    assert told == "4 without an extension, 3 .gz, 1 .7z, 1 .csv, 1 .html, 3 of 3 other kinds"
+    both = members([source, as_folder(tmp_path / "more", {"test/ID_g.dcm": b"g", "test/d.gz": b"?"})]).left_out
+    assert re.match(r"4 without an extension \(such as train/\S+\), 4 \.gz \(such as train/\S+\), 1 ", both)
+
+
+def test_a_source_without_slices_tells_what_it_holds(tmp_path):
+    files = {f"train/{number}": b"" for number in range(1200)} | {"stage_2_train.csv": b"", "a.png": b""}
+    for source in (as_folder(tmp_path / "data", files), as_zip(tmp_path / "data.zip", files)):
+        told = r"holds no .* files, but 1,200 without an extension \(such as train/\d+\), 1 \.png \(.*; point"
+        with pytest.raises(IchError, match=rf"{source.name} {told}"):
+            members([source])
+
+
 # --------------------------------------------------------------------------------------------------- train or test
 
 
@@ -176,6 +229,14 @@ def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
         ("rsna-train/train/x.dcm", "train"),
         ("train/old/test/x.dcm", "test"),  # the nearest folder tells
         ("test.dcm/train/test.dcm", "train"),  # the file's own name does not
+        ("Train/x.dcm", "train"),
+        ("TEST/x.dcm", "test"),
+        ("stage-2-train/x.dcm", "train"),
+        ("stage 2 train images/x.dcm", "train"),
+        ("Stage.1.Test/x.dcm", "test"),
+        ("test2/batch (3)/x.dcm", "test"),
+        ("test/train_test/x.dcm", "test"),  # both words tell nothing
+        ("train/latest/x.dcm", "train"),
     ],
 )
 def test_the_nearest_folder_tells_the_split(tmp_path, name, split):
@@ -185,13 +246,16 @@ def test_the_nearest_folder_tells_the_split(tmp_path, name, split):
 
 
 def test_the_name_of_the_source_tells_the_split(tmp_path):
+    assert members([as_folder(tmp_path / "Stage.2.Train", {"x.dcm": b""})])[0].split == "train"
     assert members([as_folder(tmp_path / "stage_2_test", {"x.dcm": b""})])[0].split == "test"
     assert members([as_zip(tmp_path / "stage_2_train.zip", {"a/y.dcm": b""})])[0].split == "train"
 
 
-@pytest.mark.parametrize("folder", ["training", "contest", "latest", "data"])
+@pytest.mark.parametrize("folder", ["trainer", "Training", "contest", "latest", "attest", "data", "train_test"])
 def test_a_split_that_nothing_tells_is_asked_for(tmp_path, folder):
-    with pytest.raises(IchError, match=r"no folder of .*x\.dcm has `train` or `test`.*say which"):
+    with pytest.raises(
+        IchError, match=rf"no folder of {folder}/x\.dcm has the word `train` or `test` in .*set data\.split"
+    ):
         members([as_folder(tmp_path / "data", {f"{folder}/x.dcm": b""})])
 
 
@@ -204,11 +268,11 @@ def test_a_missing_an_empty_and_a_senseless_source_are_told(tmp_path):
     with pytest.raises(IchError, match="x" * 300 + " cannot be read: File name too long"):
         members([tmp_path / ("x" * 300)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(IchError, match=r"empty holds no \.dcm files"):
+    with pytest.raises(IchError, match=r"empty holds no \.dcm, \.dicom, \.dic or \.ima files; point"):
         members([tmp_path / "empty"])
-    with pytest.raises(IchError, match=r"empty\.zip holds no \.dcm files"):
+    with pytest.raises(IchError, match=r"empty\.zip holds no \.dcm, \.dicom, \.dic or \.ima files; point"):
         members([as_zip(tmp_path / "empty.zip", {})])
-    with pytest.raises(IchError, match=r"empty holds no \.dcm files"):  # one of several
+    with pytest.raises(IchError, match=r"empty holds no \.dcm, \.dicom, \.dic or \.ima files; point"):  # one of several
         members([as_folder(tmp_path / "data"), tmp_path / "empty"])
     (tmp_path / "text.zip").write_text("not a zip")
     with pytest.raises(IchError, match=r"text\.zip is no readable zip .*download it again"):

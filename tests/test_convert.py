@@ -627,3 +627,20 @@ def test_every_real_slice_agrees_with_the_formula_in_float64(tmp_path, record_pr
     record_property("pixels", pixels)
     record_property("differing", differing)
     print(f"{len(names):,} slices, {pixels:,} grey levels, {differing:,} of them off by one")
+
+
+def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_told(tmp_path, capsys):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, ending in enumerate([".dcm", ".DICOM", ".IMA"]):
+            archive.writestr(f"rsna\\Stage-2-Train\\{name_of(number)}{ending}", slice_bytes(number))
+        archive.writestr("rsna\\Stage-2-Train\\IM0001", slice_bytes(3))
+        archive.writestr("rsna\\stage_2_train.csv", b"")
+    table = convert([path], tmp_path / "out", BRAIN, jobs=1)
+    assert table["SOPInstanceUID"].tolist() == [name_of(number) for number in range(3)]
+    assert set(table["status"]) == {"ok"}
+    assert set(table["split"]) == {"train"}
+    told = "no slices, and left out: 1 without an extension (such as rsna\\Stage-2-Train\\IM0001)\n"
+    assert capsys.readouterr().out == told
+    assert module.verify([path], tmp_path / "out", BRAIN, jobs=1) == {}
+    assert capsys.readouterr().out == told

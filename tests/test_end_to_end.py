@@ -269,7 +269,7 @@ def test_a_missing_source_is_told_and_nothing_written(workdir):
 def test_an_archive_without_slices_is_told_and_nothing_written(workdir):
     empty = new_zip("empty.zip", keep=lambda name: name.endswith(".csv"))
     config = write_config(data={"sources": empty, "images": "images"})
-    assert "empty.zip holds no .dcm files" in complaint("preprocess", config)
+    assert "empty.zip holds no .dcm, .dicom, .dic or .ima files" in complaint("preprocess", config)
     assert not (workdir / "images").exists()
 
 

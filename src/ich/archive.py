@@ -4,7 +4,6 @@ import io
 import os
 import re
 import stat
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -14,27 +13,26 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ich.errors import IchError, one_line
+from ich import zip_directory
+from ich.errors import IchError, one_line, printable
 from ich.member import Member
 
 SPLITS = ("train", "test")
 
-_SPLIT_FOLDER = re.compile(r"(?:^|_)(train|test)(?:_|$)")  # stage_2_train, stage_2_train_images, test, …
+SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
+"""Of the files that are read as slices, in lower case; what they hold is judged when they are read."""
 
-# The zip format, APPNOTE.TXT 6.3. Sizes and offsets of 0xFFFFFFFF stand in the zip64 extra field instead.
-_ENTRY = struct.Struct("<4s4xHH4xLLLHHH8xL")  # 4.3.12: signature, flags, method, CRC, sizes, three lengths, offset
-_END = struct.Struct("<4s8xLLH")  # 4.3.16: signature, the directory's size and offset, length of the comment
-_END64_LOCATOR = struct.Struct("<4s4xQ4x")  # 4.3.15: signature, offset of the next
-_END64 = struct.Struct("<4s36xQQ")  # 4.3.14: signature, the directory's size and offset
-_FULL = 0xFFFFFFFF
-_ZIP64_EXTRA = 1  # 4.5.3
-_UTF8 = 0x800  # 4.4.4
+# A word, in any case: stage_2_train, Stage-2-Train, test images; not trainer, contest, latest.
+_SPLIT_WORD = re.compile(r"(?<![^\W\d_])(train|test)(?![^\W\d_])", re.IGNORECASE)
+_SHOWN = 5  # extensions of files that are no slices, the most frequent
+_COMPANIONS = ("_train.csv", "_sample_submission.csv", ".ds_store", "thumbs.db", "desktop.ini")  # known to all
+_EXTENSION = re.compile(r"\.(?=\w*[a-z])\w{1,10}$", re.ASCII)  # a UID ends in a number, which is none
 
 # One row a member, in columns: of 874,000 members, objects would take 700 MB, and this takes a seventh.
 _INDEX = pa.schema(
     [
-        ("source", pa.dictionary(pa.int32(), pa.string())),
-        ("name", pa.binary()),  # a file's name need not be text
+        ("source", pa.dictionary(pa.int32(), pa.binary())),  # a file's name need not be text
+        ("name", pa.binary()),
         ("id", pa.string()),
         ("split", pa.dictionary(pa.int32(), pa.string())),
         ("size", pa.int64()),
@@ -47,10 +45,16 @@ _INDEX = pa.schema(
 
 
 class Members(Sequence[Member]):
-    """Members by their place, made of the columns when asked for; a slice of them is a list."""
+    """Members by their place, made of the columns when asked for; a slice of them is a list.
 
-    def __init__(self, table: pa.Table):
-        self.table = table
+    Args:
+        table: of `_INDEX`'s columns.
+        left_out: the files of the sources that are no slices, for people: counts by extension, and one of each;
+            empty if there are none.
+    """
+
+    def __init__(self, table: pa.Table, left_out: str = ""):
+        self.table, self.left_out = table, left_out
 
     def __len__(self) -> int:
         return len(self.table)
@@ -67,29 +71,40 @@ class Members(Sequence[Member]):
 
 
 def _member(row: dict) -> Member:
-    return Member(**row | {"name": os.fsdecode(row["name"])})
+    return Member(**row | {key: row[key].decode("utf-8", "surrogateescape") for key in ("source", "name")})
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")  # whatever encoding the system has now or in a worker
 
 
 def members(sources: Iterable[Path], split: str | None = None) -> Members:
-    """All `.dcm` files of the sources, sorted by id.
+    r"""All DICOM files (`SUFFIXES`) of the sources, sorted by id.
+
+    A zip that Windows made may separate folders by a backslash, against APPNOTE.TXT 4.4.17.1, and a tool that unpacks
+    it elsewhere then leaves it in the files' names: in both it is read as a slash.
 
     Args:
         sources: folders (any depth) and zips.
-        split: "train" or "test" for all of them; None tells them apart by the nearest folder with `train` or `test`
-            in its name, as the competition's `stage_2_train`.
+        split: "train" or "test" for all of them; None tells them apart by the nearest folder that has one of these
+            words in its name, as the competition's `stage_2_train`.
 
     Raises:
         IchError: a source is missing, no zip, or holds no slices; a slice's split is not told; an id stands twice.
     """
-    tables = []
+    tables, others = [], _Others()
     for source in sources:
-        found = (_of_zip if _is_zip(source) else _of_folder)(source.absolute(), split)
+        beside = _Others()
+        found = _slices(source.absolute(), split, beside)
         parts = [pa.Table.from_pylist(rows, _INDEX) for rows in _batches(found)]
         if not parts:
+            but = f", but {beside}" if beside else ""
             raise IchError(
-                f"{source} holds no .dcm files; point to the competition's archive or a folder of its slices"
+                f"{source} holds no {_any_of(SUFFIXES)} files{but}; point to the competition's"
+                " archive or a folder of its slices"
             )
         tables.extend(parts)
+        others.update(beside)
     index = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     index = index.sort_by([("id", "ascending"), ("name", "ascending")])
     counts = pc.value_counts(index["id"])
@@ -103,7 +118,32 @@ def members(sources: Iterable[Path], split: str | None = None) -> Members:
         )
     del tables
     pa.default_memory_pool().release_unused()  # what sorting took, twice the index, stays the pool's own otherwise
-    return Members(index)
+    return Members(index, str(others))
+
+
+class _Others(dict[str, list]):
+    """Files that are no slices: by extension, how many there are, and one of them."""
+
+    def add(self, name: str) -> None:
+        extension = _EXTENSION.search(_in_slashes(name).lower())
+        self.setdefault(extension[0] if extension else "", [0, name])[0] += 1
+
+    def update(self, other: "_Others") -> None:
+        for extension, (count, name) in other.items():
+            self.setdefault(extension, [0, name])[0] += count
+
+    def __str__(self) -> str:
+        by_count = sorted(self.items(), key=lambda one: (-one[1][0], one[0]))
+        parts = [
+            f"{count:,} {extension or 'without an extension'} (such as {printable(name)})"
+            for extension, (count, name) in by_count[:_SHOWN]
+        ]
+        more = sum(count for _, (count, _) in by_count[_SHOWN:])
+        return ", ".join(parts + [f"{more:,} of {len(by_count) - _SHOWN} other kinds"] * (more > 0))
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _batches(rows: Iterator[dict], size: int = 65_536) -> Iterator[list[dict]]:
@@ -119,11 +159,11 @@ def open_table(sources: Iterable[Path], ending: str) -> BinaryIO:
     """
     found: list[Member] = []
     for source in sources:
-        every = _entries(source) if _is_zip(source) else _plain_files(source)
+        every = zip_directory.entries(source) if _is_zip(source) else _plain_files(source)
         found.extend(
             Member(source=str(source), id=ending, split="", **entry)
             for entry in every
-            if entry["name"].endswith(ending) and not _is_junk(entry["name"])
+            if entry["name"].lower().endswith(ending) and not _is_junk(entry["name"])
         )
     if len(found) != 1:
         names = ", ".join(f"{file.source}: {file.name}" for file in found) or "none"
@@ -145,112 +185,21 @@ def _is_zip(source: Path) -> bool:
         raise IchError(f"{source} cannot be read: {one_line(error)}") from error
 
 
-def _of_zip(source: Path, split: str | None) -> Iterator[dict]:
-    for entry in _entries(source):
-        if _is_slice(entry["name"]):
-            yield _row(source, split, entry)
+def _slices(source: Path, split: str | None, others: _Others) -> Iterator[dict]:
+    """The slices of a source as rows of `_INDEX`; its other files are counted."""
+    place = _encoded(str(source))
+    for entry in zip_directory.entries(source) if _is_zip(source) else _plain_files(source):
+        name = entry["name"]
+        if name.lower().endswith(SUFFIXES) and not _is_junk(name):
+            path = _in_slashes(name)
+            where = {"source": place, "name": _encoded(name)}
+            yield entry | where | {"id": _id_of(path), "split": split or _split_of(source, path)}
+        elif not (_is_junk(name) or name.lower().endswith(_COMPANIONS)):
+            others.add(name)
 
 
-def _of_folder(source: Path, split: str | None) -> Iterator[dict]:
-    for entry in _plain_files(source):
-        if _is_slice(entry["name"]):
-            yield _row(source, split, entry)
-
-
-def _row(source: Path, split: str | None, entry: dict) -> dict:
-    name = entry["name"]
-    place = {"source": str(source), "name": os.fsencode(name)}
-    return entry | place | {"id": _id_of(name), "split": split or _split_of(source, name)}
-
-
-def _entries(source: Path) -> Iterator[dict]:
-    """The files in a zip's directory, as fields of `Member`.
-
-    By our own reading of it, because zipfile makes an object of each entry: 600 MB and ten seconds for 874,000, where
-    this takes the directory's own 100 MB and two seconds.
-    """
-    try:
-        with source.open("rb") as file:
-            directory, shift = _directory(file)
-    except (OSError, struct.error, ValueError) as error:
-        raise _no_zip(source, error) from error
-    at = 0
-    while at < len(directory):
-        try:
-            signature, flags, method, crc, packed, size, name_length, extra_length, comment_length, offset = (
-                _ENTRY.unpack_from(directory, at)
-            )
-            if signature != b"PK\x01\x02":
-                raise ValueError(f"no entry of its directory at byte {at:,}")
-            end = at + _ENTRY.size + name_length
-            name = bytes(directory[at + _ENTRY.size : end]).decode("utf-8" if flags & _UTF8 else "cp437")
-            if _FULL in (size, packed, offset):
-                size, packed, offset = _zip64(directory[end : end + extra_length], size, packed, offset)
-            if offset + shift < 0 or max(size, packed, offset + shift) >= 2**63:
-                raise ValueError(f"its directory says of {name!r:.200} what cannot be")
-        except (struct.error, ValueError) as error:
-            raise _no_zip(source, error) from error
-        at = end + extra_length + comment_length
-        if at > len(directory):
-            raise _no_zip(source, ValueError(f"the entry {name!r:.200} reaches beyond its directory"))
-        if not name.endswith("/"):
-            yield {
-                "name": name,
-                "size": size,
-                "offset": offset + shift,
-                "packed": packed,
-                "method": method,
-                "crc": crc,
-            }
-
-
-def _directory(file: BinaryIO) -> tuple[memoryview, int]:
-    """A zip's directory, and what is to be added to its offsets (a zip may stand behind other bytes)."""
-    length = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, length - _END.size - 0xFFFF))  # the longest comment that may follow
-    tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0:
-        raise ValueError("its end, with the place of the directory, is not there")
-    _, size, offset, _ = _END.unpack_from(tail, at)
-    end = start + at
-    if end >= _END64_LOCATOR.size:
-        file.seek(end - _END64_LOCATOR.size)
-        signature, place = _END64_LOCATOR.unpack(file.read(_END64_LOCATOR.size))
-        if signature == b"PK\x06\x07":
-            # Behind other bytes, its place is not as told; but unless it is of a later version, it ends right here.
-            for end in (place, start + at - _END64_LOCATOR.size - _END64.size):
-                if 0 <= end <= length:
-                    file.seek(end)
-                    signature, size, offset = _END64.unpack(file.read(_END64.size))
-                    if signature == b"PK\x06\x06":
-                        break
-            else:
-                raise ValueError("its zip64 end is not where it should be")
-    if size > end:
-        raise ValueError(f"its directory should have {size:,} bytes and ends at byte {end:,}")
-    file.seek(end - size)
-    return memoryview(file.read(size)), end - size - offset
-
-
-def _zip64(extra: memoryview, size: int, packed: int, offset: int) -> tuple[int, int, int]:
-    """The numbers that did not fit into 32 bits, in the order in which the field has those of them that did not."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if kind == _ZIP64_EXTRA:
-            numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            try:
-                size, packed, offset = (next(numbers) if n == _FULL else n for n in (size, packed, offset))
-            except RuntimeError as error:  # what a generator makes of the StopIteration
-                raise ValueError("an entry lacks its zip64 numbers") from error
-            return size, packed, offset
-        at += 4 + length
-    return size, packed, offset  # a file of that very size
-
-
-def _no_zip(source: Path, error: Exception) -> IchError:
-    return IchError(f"{source} is no readable zip ({one_line(error)}); download it again or give a folder")
+def _in_slashes(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def _plain_files(folder: Path) -> Iterator[dict]:
@@ -283,31 +232,34 @@ def _files(
             yield prefix + entry.name, entry  # no pipe or device, which could be read for ever
 
 
-def _is_slice(name: str) -> bool:
-    return name[-4:].lower() == ".dcm" and not _is_junk(name)
-
-
 def _is_junk(name: str) -> bool:
-    return name.rpartition("/")[2].startswith("._")  # what macOS adds to an archive or a disk for each file
+    return (
+        _in_slashes(name).rpartition("/")[2].startswith("._")
+    )  # what macOS adds to an archive or a disk for each file
 
 
 def _id_of(name: str) -> str:
-    stem = name.rpartition("/")[2][: -len(".dcm")]
+    stem = name.rpartition("/")[2].rpartition(".")[0]
     # A name in another encoding than the system's comes with surrogates, which no table or terminal takes.
     return stem if stem.isascii() else stem.encode("utf-8", "backslashreplace").decode()
 
 
 def _split_of(source: Path, name: str) -> str:
-    split = _split_in(source, name.rpartition("/")[0])
+    folders = name.rpartition("/")[0]
+    split = _split_in(source, folders)
     if split is None:
-        raise IchError(f"{source}: no folder of {name} has `train` or `test` in its name; say which it is (`split`)")
+        raise IchError(
+            f"{source}: no folder of {printable(name)} has the word `train` or `test` in its name, or one has both;"
+            " rename one, or set data.split to what all slices are"
+        )
     return split
 
 
 @lru_cache  # slices are many, their folders few
 def _split_in(source: Path, folders: str) -> str | None:
     # The source's own name counts too: `--source stage_2_train` is as clear as a folder within a zip.
-    for folder in (*reversed(folders.split("/")), source.stem if source.suffix else source.name):
-        if match := _SPLIT_FOLDER.search(folder):
-            return match[1]
+    for folder in (*reversed(folders.split("/")), source.name):
+        words = {word.lower() for word in _SPLIT_WORD.findall(folder)}
+        if len(words) == 1:
+            return words.pop()
     return None

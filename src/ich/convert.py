@@ -59,7 +59,7 @@ def convert(
         IchError: a source cannot be read at all (`ich.archive.members`); `out` holds images of other settings or of
             other sources; a file cannot be written. What was converted until then stays and counts in the next run.
     """
-    found = members(sources, split)
+    found = _members(sources, split)
     _claim(out, settings)
     table_path, parts = out / "slices.parquet", out / "parts"
     sweep(out)
@@ -92,6 +92,13 @@ def convert(
     shutil.rmtree(parts, ignore_errors=True)
     del table, earlier
     return slices.read_table(table_path)
+
+
+def _members(sources: Sequence[Path], split: str | None) -> Members:
+    found = members(sources, split)
+    if found.left_out:
+        print(f"no slices, and left out: {found.left_out}")
+    return found
 
 
 def _saved(results: Iterable[list[dict]], parts: Path, bar: tqdm) -> Iterator[pd.DataFrame]:
@@ -141,7 +148,7 @@ def verify(
     Raises:
         IchError: the folder is not converted, or of other settings; a source cannot be read at all.
     """
-    found = members(sources, split)
+    found = _members(sources, split)
     check_settings(out, settings)
     table = slices.read_table(out / "slices.parquet")
     ids = found.table["id"].to_pandas()

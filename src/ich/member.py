@@ -27,7 +27,7 @@ class Member:
 
     source: str  # the folder or the zip
     name: str  # path within it
-    id: str  # the file's name without .dcm: the SOPInstanceUID, as the competition's label files know the slice
+    id: str  # the file's name without its ending: the SOPInstanceUID, as the competition's label files know the slice
     split: str  # train or test
     size: int  # bytes, unpacked
     # Of a zip's member, else None:
