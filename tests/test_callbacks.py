@@ -1,3 +1,4 @@
+import math
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -6,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from ich.callbacks import Checkpoint, FiniteLoss, KeepBest, read_variables, write_variables
+from ich.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables, write_variables
 from ich.errors import IchError
 from ich.generator import DataGenerator
+from ich.losses import LabelAUC, WeightedBinaryCrossentropy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -189,3 +191,24 @@ def test_variables_of_another_model_are_refused_and_nothing_is_set(tmp_path):
 def test_the_note_comes_back(tmp_path):
     write_variables(tmp_path / "c.npz", [], '{"ä": 1e-17}')
     assert read_variables(tmp_path / "c.npz", []) == '{"ä": 1e-17}'
+
+
+def test_an_auc_that_does_not_exist_is_kept_and_not_printed(tmp_path, capsys):
+    metrics = [LabelAUC("epidural"), LabelAUC("any")]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
+    model.compile("sgd", WeightedBinaryCrossentropy(), metrics=metrics)
+    x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    y = (x > 0).astype(np.float32)
+    y[:, 0] = 0
+    checkpoint = Checkpoint(tmp_path / "c.npz")
+    for verbose in (1, 2):
+        model.fit(x, y, validation_data=(x, y), verbose=verbose, callbacks=[checkpoint, HideMissingAUC()])
+        printed = capsys.readouterr().out
+        assert "nan" not in printed
+        assert "auc_any" in printed
+        assert "auc_epidural" not in printed
+    assert np.isnan(checkpoint.history["val_auc_epidural"]).all()
+    assert len(checkpoint.history["val_auc_any"]) == len(checkpoint.history["auc_epidural"]) == 2
+    logs = {"val_loss": math.nan, "auc_any": math.nan}
+    HideMissingAUC().on_epoch_end(0, logs)
+    assert list(logs) == ["val_loss"]  # a loss that is NaN is never hidden

@@ -34,3 +34,19 @@ def test_every_curve_is_in_the_picture(tmp_path):
         other.loc[2, name] *= 0.5
         curves.draw(other, tmp_path / "other.png", "")
         assert (tmp_path / "other.png").read_bytes() != before, name
+
+
+def test_an_auc_that_does_not_exist_is_n_a(tmp_path, monkeypatch):
+    drawn, save = [], curves.Figure.savefig
+
+    def savefig(figure, *arguments, **options):
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(curves.Figure, "savefig", savefig)
+    one = history(3)
+    one["val_auc_epidural"] = np.nan
+    one.loc[1, "val_auc_any"] = np.nan
+    curves.draw(one, tmp_path / "one.png", "")
+    told = [text.get_text() for text in drawn[0].axes[2].get_legend().get_texts()]
+    assert told == ["epidural: n/a", *LABELS[1:]]

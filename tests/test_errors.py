@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.errors import name_some, one_line, printable
+from ich.errors import name_some, one_line, or_na, printable
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,3 +91,8 @@ def test_no_message_of_ours_has_what_a_library_says_as_it_is(path):
         if isinstance(node, ast.Name) and node.id == handler.name
     ]
     assert not raw, "put it through errors.one_line"
+
+
+def test_what_does_not_exist_is_n_a():
+    assert or_na(0.5, ".2%") == "50.00%"
+    assert or_na(float("nan"), ".2%") == "n/a"

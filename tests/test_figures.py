@@ -41,6 +41,14 @@ def test_a_label_that_all_slices_have_is_left_out():
     assert "intraventricular" not in lines(roc)
 
 
+@pytest.mark.filterwarnings("error")
+def test_without_a_label_of_both_kinds_there_is_no_legend():
+    truth, p = some(100)
+    for has in (0, 1):
+        roc, _ = figures.ranking_curves(np.full_like(truth, has), p).axes
+        assert roc.get_legend() is None
+
+
 def test_calibration_is_mean_against_share_and_its_counts():
     truth, p = some()
     p[0] = 1.0  # belongs to the last tenth

@@ -170,6 +170,7 @@ def test_the_audit_counts_what_is_in_each_fold():
     assert (result.shared.to_numpy() == 0).all()
     text = str(result)
     assert "50.000%" in text
+    assert text.splitlines()[4].split() == ["deviation", "100.00%", "100.00%", "n/a", "n/a", "n/a", "0.00%"]
     assert "no patient is in two folds" in text
 
 

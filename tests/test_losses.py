@@ -236,6 +236,19 @@ def test_auc_of_a_label_is_the_area_under_its_own_curve(label, dtype):
     assert float(metric.result()) == pytest.approx(roc_auc_score(y[:, place], exact), abs=3e-3)
 
 
+@pytest.mark.parametrize("has", [0, 1])
+def test_there_is_no_auc_without_positives_or_without_negatives(has):
+    y, x = some(200)
+    y[:, LABELS.index("epidural")] = has
+    metrics = [LabelAUC("epidural"), LabelAUC("any")]
+    for metric in metrics:
+        assert np.isnan(float(metric.result()))  # of no sample at all
+        metric.update_state(y, x)
+    epidural, any_ = (float(metric.result()) for metric in metrics)
+    assert np.isnan(epidural)
+    assert any_ == pytest.approx(roc_auc_score(y[:, 5], x[:, 5]), abs=5e-3)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_auc_in_fit_is_that_of_all_samples(policy):
     before = keras.config.dtype_policy()

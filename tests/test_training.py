@@ -84,6 +84,24 @@ def test_passes_at_test_time_serve_out_of_fold_too(data, tmp_path):
     assert not (tmp_path / "other").exists()  # told before the training
 
 
+def test_the_auc_of_a_label_that_nobody_has_is_n_a(data, tmp_path, capfd):
+    table = folds.read_folds(data / "folds.csv").assign(epidural=0)
+    table["any"] = table[list(LABELS[:-1])].max(axis=1)
+    table = table.astype(dict.fromkeys(LABELS, "int8"))
+    folds.write_folds(tmp_path / "folds.csv", table)
+    config = tiny_config(data, data={"folds": tmp_path / "folds.csv"})
+    run = runs.Run.begin(config, tmp_path)
+    training.train_fold(run, 0)
+    printed = "".join(capfd.readouterr())
+    assert "fold 0: the AUC of epidural is n/a: all slices held out have the label, or none has it" in printed
+    assert "val_auc_subdural" in printed
+    assert "nan" not in printed.lower()
+    assert "auc_epidural" not in printed
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    assert history[["auc_epidural", "val_auc_epidural"]].isna().all(axis=None)
+    assert history["val_auc_subdural"].between(0, 1).all()
+
+
 def test_a_finished_fold_is_left_alone(finished, monkeypatch):
     before = files(finished.path)
     monkeypatch.setattr(models, "build_model", None)

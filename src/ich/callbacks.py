@@ -78,6 +78,24 @@ class KeepBest(keras.callbacks.Callback):
             self.best = logs[self.monitor]
 
 
+class HideMissingAUC(keras.callbacks.Callback):
+    """Takes AUCs that are NaN out of what Keras prints: those of labels that no slice has yet, or all have.
+
+    Stands last: callbacks share the dictionary, and Keras adds its progress bar behind those that it is given.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._hide(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._hide(logs)
+
+    @staticmethod
+    def _hide(logs: dict) -> None:
+        for name in [name for name, value in logs.items() if "auc" in name and math.isnan(value)]:
+            del logs[name]
+
+
 class FiniteLoss(keras.callbacks.Callback):
     """Stops at the first batch whose loss is no number, and names its samples: all those of one execution.
 

@@ -13,6 +13,8 @@ from ich.labels import LABELS
 def draw(history: pd.DataFrame, path: Path, title: str) -> None:
     """Draw the loss, the competition's score and the AUC of the held-out slices by label, each over the epochs.
 
+    Of a label that all of these slices have, or none, there is no AUC: the legend says n/a.
+
     Args:
         history: a row an epoch, with the columns that training's history.csv has.
         path: of the picture; its suffix tells the format.
@@ -34,7 +36,8 @@ def draw(history: pd.DataFrame, path: Path, title: str) -> None:
         axes.yaxis.set_minor_formatter("{x:g}")
     panels[0].legend()
     for label in LABELS:
-        panels[2].plot(epochs, history[f"val_auc_{label}"], marker=".", label=label)
+        auc = history[f"val_auc_{label}"]
+        panels[2].plot(epochs, auc, marker=".", label=f"{label}: n/a" if auc.isna().all() else label)
     panels[2].set(title="AUC, held out", xlabel="epoch")
     panels[2].legend(fontsize="small")
     for axes in panels:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from itertools import islice
+from math import isnan
 
 _LONGEST = 300  # characters of what a library says
 
@@ -50,3 +51,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def or_na(value: float, form: str) -> str:
+    """A number as `format` writes it; n/a for NaN, a number that does not exist, such as an AUC without positives."""
+    return "n/a" if isnan(value) else format(value, form)

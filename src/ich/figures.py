@@ -77,7 +77,8 @@ def ranking_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     for axes in (roc, precision):
         axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
         axes.grid(alpha=0.3)
-    roc.legend(fontsize="small", loc="lower right")
+    if roc.lines[0].get_label() in COLOURS:  # else no label has a curve, and Matplotlib would complain of it
+        roc.legend(fontsize="small", loc="lower right")
     return figure
 
 

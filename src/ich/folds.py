@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from ich.errors import IchError, name_some, one_line
+from ich.errors import IchError, name_some, one_line, or_na
 from ich.files import replacing
 from ich.labels import INDEX_NAME, LABELS, check_frame
 
@@ -133,7 +133,7 @@ class Audit:
         shown = self.table.astype(str)
         for label in LABELS:
             shown[label] = [f"{share:.3%}" for share in self.table[label]]
-        shown.loc["deviation"] = ["", "", *(f"{self.deviation[label]:.2%}" for label in LABELS)]
+        shown.loc["deviation"] = ["", "", *(or_na(self.deviation[label], ".2%") for label in LABELS)]
         if self.leaking:
             verdict = f"LEAK: patients in more than one fold: {name_some(self.leaking)}"
         else:

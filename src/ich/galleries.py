@@ -90,7 +90,7 @@ def _case(
         "label": label,
         "probability": f"{probabilities[row, k]:.3f}",
         "id": id,
-        "study": scan.at[id, "StudyInstanceUID"] if id in scan.index else None,
+        "study": scan["StudyInstanceUID"].fillna("").get(id),
         "fold": int(table["fold"].iloc[row]),
         "truth": ", ".join(true) or "none",
         "said": ", ".join(f"{name} {p:.2f}" for name, p in zip(LABELS, probabilities[row], strict=True)),

@@ -176,6 +176,8 @@ class WeightedLogLoss(keras.metrics.Metric):
 class LabelAUC(keras.metrics.AUC):
     """Area under the ROC curve of one label, from logits; named auc_<label>.
 
+    NaN as long as no sample has the label, or all have it: Keras's own is 0 then, the worst that there is.
+
     Its thresholds are even in the logit, from -12 to 12: Keras's own, 0.005 apart in the probability, see nothing of a
     label as rare as epidural, most of whose probabilities are less than the first of them.
 
@@ -194,6 +196,11 @@ class LabelAUC(keras.metrics.AUC):
     def update_state(self, y_true, y_pred, sample_weight=None):
         place = LABELS.index(self.label)
         super().update_state(y_true[:, place], ops.cast(y_pred[:, place], self.dtype), sample_weight)
+
+    def result(self):
+        positives = self.true_positives[0] + self.false_negatives[0]
+        negatives = self.true_negatives[0] + self.false_positives[0]
+        return ops.where(ops.minimum(positives, negatives) > 0, super().result(), math.nan)
 
     def get_config(self) -> dict:
         return {"label": self.label, "name": self.name, "dtype": self.dtype}

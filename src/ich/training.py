@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ich import augment, curves, devices, folds, models, parallel, runs, sampling, slices
-from ich.callbacks import Checkpoint, FiniteLoss, KeepBest, read_variables
+from ich.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables
 from ich.config import Config, Train
 from ich.errors import IchError
 from ich.files import replacing, sweep
@@ -147,6 +147,9 @@ def train_fold(run: runs.Run, k: int) -> None:
     run.restart(k)
     sweep(run.fold(k))
     print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(names)}")
+    alike = [label for label in LABELS if table.loc[held_out.ids, label].nunique() == 1]
+    if alike:
+        print(f"fold {k}: the AUC of {', '.join(alike)} is n/a: all slices held out have the label, or none has it")
     if config.train.precision != "float32" and all(name.startswith("cpu") for name in names):
         print(f"warning: no GPU was found, and {config.train.precision} is slow on a CPU", file=sys.stderr)
     with strategy.scope() if strategy else nullcontext():
@@ -191,7 +194,7 @@ def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_o
             initial_epoch=done,
             epochs=section.epochs,
             shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
-            callbacks=[*watching, checkpoint],
+            callbacks=[*watching, checkpoint, HideMissingAUC()],
             verbose=_verbose(),
         )
     if section.keep == "best":
