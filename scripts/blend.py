@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import numpy as np
 
-    from ich import blend, comparison
+    from ich import blend, comparison, results
     from ich.labels import LABELS
 
     recipe = blend.Recipe(arguments.method, arguments.by_label, arguments.calibrate, arguments.any_at_least_max)
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     if lacking:
         print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none: scripts/predict.py first")
     print(f"blend: {arguments.out}")
+    cli.warn(results.shortcomings(arguments.out, score))
 
 
 if __name__ == "__main__":

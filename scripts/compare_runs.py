@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the table as CSV too, with standard errors")
     arguments = parser.parse_args(argv)
 
-    from ich import comparison, metrics
+    from ich import comparison, metrics, results
     from ich.files import replacing
     from ich.labels import LABELS
 
@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(found.table):,} slices of {found.table['PatientID'].nunique():,} patients; each label's prevalence alone"
         f" scores {floor:.4f}"
     )
+    for path in arguments.runs:
+        score = {"weighted_log_loss": table.at[str(path), "weighted_log_loss"], "of_prevalence": floor}
+        cli.warn(results.shortcomings(path, results.score_file(path) | score))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     result = arguments.result
     provenance = results.describe(result)
     score = results.read_score(result)
+    cli.warn(provenance["warnings"])
     probabilities = predictions.read_predictions(result / "predictions_test.parquet")
     sample = arguments.sample_submission
     if sample is None:

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import runs
+    from ich import results, runs
 
     run = runs.Run.open(arguments.run, arguments.overrides)
     if "first_stage" in run.environment():
@@ -34,19 +34,21 @@ def main(argv: list[str] | None = None) -> None:
         run, score = sequence.train(stacking.of_second_stage(run), run.path.parent)
         print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}")
         print(f"test set: {run.predictions_path}")
+        cli.warn(results.shortcomings(run.path, score))
         return
 
     from ich import inference
 
-    results = run.elsewhere(arguments.out) if arguments.out else run
-    predictions = inference.predict_test(run, results)
-    score = results.read_score()
+    target = run.elsewhere(arguments.out) if arguments.out else run
+    predictions = inference.predict_test(run, target)
+    score = target.read_score()
     print(f"passes: {', '.join(run.config.predict.test_time)}; mean of the folds' {run.config.predict.mean}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
         f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f})"
     )
-    print(f"{len(predictions):,} slices predicted: {results.predictions_path}")
+    print(f"{len(predictions):,} slices predicted: {target.predictions_path}")
+    cli.warn(results.shortcomings(target.path, score))
 
 
 if __name__ == "__main__":

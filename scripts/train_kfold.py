@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser)
     arguments = parser.parse_args(argv)
 
-    from ich import config, runs
+    from ich import config, results, runs
 
     run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
     if len(run.finished_folds()) < run.config.folds.n:
@@ -29,9 +29,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"  {label:<17}{loss:.4f}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
-        f" ({score['weighted_log_loss'] / score['of_prevalence']:.2f} of the prevalence's {score['of_prevalence']:.4f})"
+        f" ({results.share(score['weighted_log_loss'], score['of_prevalence'])} of the prevalence's"
+        f" {score['of_prevalence']:.4f})"
     )
     print(f"run: {run.path}")
+    cli.warn(results.shortcomings(run.path, score))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if bool(arguments.runs) == bool(arguments.table):
         parser.error("give one run or more, or a table")
 
-    from ich import sequence, stacking
+    from ich import results, sequence, stacking
 
     if arguments.table:
         stage = stacking.of_table(arguments.table, arguments.name, arguments.overrides)
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{kind:<16}{loss:.4f}")
     print(f"out-of-fold weighted log loss: {after:.4f} ({after / before:.2f} of the first stage's)")
     print(f"run: {run.path}")
+    cli.warn(results.shortcomings(run.path, facts))
 
 
 if __name__ == "__main__":

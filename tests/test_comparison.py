@@ -1,4 +1,6 @@
+import html
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -248,6 +250,28 @@ def test_one_run_is_calibrated(workdir, capsys):
         assert told["kept"] == (told["gain"] > told["standard_error"])
         assert f"calibration of {label}: gains {told['gain']:+.5f}" in said
     assert "any_at_least_max of any: gains" in said
+
+
+def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, capsys):
+    worse = 1 - runs.read_predictions(Path("runs/b/oof.parquet"))
+    runs.write_predictions(worse, Path("runs/b/oof.parquet"))
+    script("blend", "runs/a", "runs/b", "--out", "runs/mean", "--method", "mean")
+    floor = metrics.prevalence_log_loss(fold_table()[list(LABELS)])
+    score = json.loads(Path("runs/mean/score.json").read_text())
+    warnings = [
+        f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, no better than the prevalence"
+        f" baseline, {floor:.4f}: predicting each label's share of the slices everywhere is as good",
+        f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, worse than its member runs/a,"
+        f" {score['runs']['runs/a']:.4f}: that is to be preferred",
+    ]
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")] == warnings
+    script("compare_runs", "runs/a", "runs/b", "runs/mean")
+    of_b, *of_mean = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert of_b.startswith(f"warning: runs/b scores {score['runs']['runs/b']:.4f} out of fold, no better than the prev")
+    assert of_mean == warnings
+    script("report", "runs/mean")
+    head = Path("runs/mean/report.html").read_text().split("<nav")[0]
+    assert [html.unescape(one) for one in re.findall('<p class="alarm">W(.*)</p>', head)] == [w[1:] for w in warnings]
 
 
 def test_without_a_members_test_predictions_there_are_none(workdir, capsys):

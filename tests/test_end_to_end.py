@@ -17,7 +17,9 @@ import yaml
 from scipy.special import expit
 
 from ich import cli, slices
+from ich.folds import read_folds
 from ich.labels import LABELS, read_ids, read_labels
+from ich.predictions import read_predictions, read_provenance, write_predictions
 from ich.synthetic import FOLDER, write_archive
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -144,6 +146,22 @@ def test_a_second_run_converts_trains_and_predicts_nothing(finished, monkeypatch
         "runs/tiny/predictions_test.parquet",
     }
     assert rewritten <= summaries | {"submissions/tiny.csv", "submissions/tiny.json"}
+
+
+def test_a_score_no_better_than_the_prevalence_is_said(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for k in (0, 1):  # as sure as can be of the contrary
+        path = Path(f"runs/tiny/fold{k}/oof.parquet")
+        oof, made = read_predictions(path), read_provenance(path)
+        truth = read_folds("images/folds.csv").loc[oof.index, list(LABELS)]
+        write_predictions(0.99 - 0.98 * truth, path, made)
+    for name, argument in (("train_kfold", "tiny.yaml"), ("predict", "runs/tiny"), ("make_submission", "runs/tiny")):
+        script(name)([argument])
+        said = capsys.readouterr().err
+        assert "warning: runs/tiny scores 4.6052 out of fold, no better than the prevalence baseline, 0." in said, name
+    (warning,) = json.loads(Path("submissions/tiny.json").read_text())["warnings"]
+    assert f"warning: {warning}" in said
 
 
 def test_conversion_and_folds_leave_pictures_and_stand_without(workdir, capsys):

@@ -16,7 +16,7 @@ import yaml
 from scipy.special import expit
 from test_pictures import THREE, write_images
 
-from ich import folds, galleries, page, runs
+from ich import folds, galleries, page, runs, slices
 from ich.config import Config
 from ich.errors import IchError
 from ich.labels import LABELS
@@ -201,6 +201,23 @@ def test_pictures_are_those_of_the_slices(finished):
             stored = png.decode((finished / "images/train" / f"{told[1]}.png").read_bytes())
             channel = ["brain", "subdural", "bone"].index(told[2])
             np.testing.assert_array_equal(png.decode(data)[..., 0], stored[..., channel])
+
+
+def test_what_does_not_exist_is_n_a(workdir):
+    """A label that no slice has; and slices whose study the table does not tell."""
+    table = folds.read_folds("images/folds.csv").assign(epidural=0)
+    table["any"] = table[list(LABELS[:-1])].max(axis=1)
+    folds.write_folds("images/folds.csv", table.astype(dict.fromkeys(LABELS, "int8")))
+    facts = json.loads(Path("runs/blend/environment.json").read_text())
+    facts["folds_sha256"] = sha256(Path("images/folds.csv").read_bytes()).hexdigest()
+    Path("runs/blend/environment.json").write_text(json.dumps(facts))
+    rows = slices.read_table(Path("images/slices.parquet")).assign(StudyInstanceUID=None)
+    slices.write_table(rows, Path("images/slices.parquet"))
+    script("report", "runs/blend")
+    page = Path("runs/blend/report.html").read_text()
+    assert re.search(r"<th[^>]*>epidural</th>(<td>[^<]*</td>){6}(<td>n/a</td>){3}", page)
+    assert re.search(r">deviation</th>(<td></td>){2}<td>n/a</td><td>[0-9.]+%</td>", page)
+    assert not re.search(r"(>|study|\s)[-+]?(nan|inf)\b", Page(Path("runs/blend/report.html")).plain, re.IGNORECASE)
 
 
 def test_without_images_the_rest_stands(workdir):

@@ -37,6 +37,7 @@ def test_a_result_tells_where_it_comes_from(folder):
         "commit": "abc",
         "out_of_fold_weighted_log_loss": 0.1,
         "prevalence_weighted_log_loss": 0.2,
+        "warnings": [],
         "predictions": MADE,
         "config_sha256": sha256((folder / "config.yaml").read_bytes()).hexdigest(),
         "config": {"blend": {"runs": ["a", "b"]}},
@@ -77,3 +78,38 @@ def test_a_mixture_is_refused_with_the_difference(tmp_path):
     write_predictions(some_predictions(), test)
     with pytest.raises(IchError, match=r"test_time: \['none'\] out of fold, None on the test set; mean: logit out"):
         results.check_alike(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ({}, []),
+        ({"weighted_log_loss": 0.2}, ["out of fold, no better than the prevalence baseline, 0.2000:"]),
+        ({"weighted_log_loss": 0.3}, ["x scores 0.3000 out of fold, no better than the prevalence baseline, 0.2000:"]),
+        ({"of_first_stage": 0.1, "of_kinds": {"linear": 0.1}, "plain_weighted_log_loss": 0.1}, []),
+        ({"of_first_stage": 0.09}, ["worse than its first stage, 0.0900"]),
+        ({"of_first_stage": 0.09, "of_kinds": {"linear": 0.08}}, ["worse than its kind linear alone, 0.0800"]),
+        (
+            {"runs": {"runs/a": 0.05, "runs/b": 0.09}},
+            ["worse than its member runs/a, 0.0500"],
+        ),
+        ({"runs": {"runs/a": 0.09999}}, []),  # as shown, it is the same
+        ({"plain_weighted_log_loss": 0.09}, ["worse than one pass over the slices as they are, 0.0900"]),
+        ({"weighted_log_loss": 0.901, "of_first_stage": 0.294}, ["prevalence baseline", "its first stage, 0.2940"]),
+    ],
+)
+def test_a_score_worse_than_its_parts_or_than_none_is_told(score, said):
+    told = results.shortcomings("x", {"weighted_log_loss": 0.1, "of_prevalence": 0.2} | score)
+    assert len(told) == len(said)
+    assert all(part in sentence for sentence, part in zip(told, said, strict=True))
+
+
+def test_a_share_of_nothing_is_n_a():
+    assert results.share(0.3, 0.2) == "1.50"
+    assert results.share(0.3, 1e-15) == "n/a"
+
+
+def test_the_manifest_has_the_warnings(folder):
+    (folder / "score.json").write_text(json.dumps({"weighted_log_loss": 0.9, "of_prevalence": 0.2}))
+    (warning,) = results.describe(folder)["warnings"]
+    assert warning.startswith(f"{folder} scores 0.9000 out of fold, no better than the prevalence baseline, 0.2000")

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ich.errors import IchError
@@ -23,6 +23,12 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Say each on stderr, as a warning."""
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from ich import comparison, convert, diagnostics, figures, folds, galleries, metrics, runs, slices
-from ich.errors import IchError, one_line
+from ich.errors import IchError, one_line, or_na
 from ich.files import replacing
 from ich.labels import LABELS, METRIC_WEIGHTS
 from ich.page import Absent, Picture, Table, or_absent, render, svg_picture
-from ich.results import read_mapping
+from ich.results import read_mapping, score_file, share, shortcomings
 
 _QUARANTINED = 100  # slices without an image that are listed
 
@@ -39,9 +39,12 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     folder = Path(found.data["images"]) if found.data.get("images") else None
     slice_table = or_absent(_slice_table, folder)
     facts = None if isinstance(slice_table, Absent) else diagnostics.scan_facts(slice_table, table.index)
+    beside = or_absent(score_file, path)
+    beside = {} if isinstance(beside, Absent) else beside  # the section of the steps says why
     context = {
         "name": path.resolve().name,
         "score": _score(table, probabilities),
+        "warnings": shortcomings(path, beside | metrics.summary(table[list(LABELS)].to_numpy(), probabilities)),
         "by_label": _by_label(table, probabilities),
         "by_fold": _groups(diagnostics.by_group(table, probabilities, table["fold"]), "fold"),
         "gains": or_absent(_gains, path),
@@ -87,7 +90,7 @@ def _score(table: pd.DataFrame, probabilities: np.ndarray) -> dict[str, str]:
         "value": f"{told['weighted_log_loss']:.4f}",
         "interval": f"{told['low']:.4f} to {told['high']:.4f}",
         "floor": f"{floor:.4f}",
-        "share": f"{told['weighted_log_loss'] / floor:.2f}",
+        "share": share(told["weighted_log_loss"], floor),
         "slices": f"{len(table):,}",
         "patients": f"{table['PatientID'].nunique():,}",
         "folds": str(table["fold"].nunique()),
@@ -104,11 +107,11 @@ def _by_label(table: pd.DataFrame, probabilities: np.ndarray) -> Table:
             f"{row.positives:,}",
             f"{row.prevalence:.2%}",
             f"{row.log_loss:.4f}",
-            _span(row),
+            _span(row.low, row.high),
             f"{row.of_prevalence:.4f}",
-            _number(row.auc, ".4f"),
-            _number(row.average_precision, ".4f"),
-            _number(row.sensitivity, ".1%"),
+            or_na(row.auc, ".4f"),
+            or_na(row.average_precision, ".4f"),
+            or_na(row.sensitivity, ".1%"),
         ]
         for row in diagnostics.by_label(table, probabilities).itertuples()
     ]
@@ -124,7 +127,7 @@ def _groups(groups: pd.DataFrame, what: str) -> Table:
             f"{row['patients']:,}",
             f"{row['any']:.1%}",
             f"{row['weighted_log_loss']:.4f}",
-            "–" if np.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}",
+            _span(row["low"], row["high"]),
             f"{row['of_prevalence']:.4f}",
             *(f"{row[f'{label} log loss']:.4f}" for label in LABELS),
         ]
@@ -155,7 +158,7 @@ def _gains(path: Path) -> dict:
     """What score.json tells beyond the score: of passes at test time the plain one, of a blend its members, of a second
     stage the first.
     """
-    score = _score_file(path)
+    score = score_file(path)
     lines, members = [], None
     if score.get("test_time") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
         gain = score["plain_weighted_log_loss"] - score["weighted_log_loss"]
@@ -213,7 +216,7 @@ def _folds_audit(table: pd.DataFrame) -> dict:
         [str(row.Index), f"{row.patients:,}", f"{row.slices:,}", *(f"{getattr(row, label):.3%}" for label in LABELS)]
         for row in audit.table.itertuples()
     ]
-    rows.append(["deviation", "", "", *(_number(audit.deviation[label], ".2%") for label in LABELS)])
+    rows.append(["deviation", "", "", *(or_na(audit.deviation[label], ".2%") for label in LABELS)])
     chart = figures.label_balance(audit.table)
     return {
         "table": Table(["fold", "patients", "slices", *LABELS], rows),
@@ -250,7 +253,7 @@ def _commands(path: Path, config: dict) -> list[str]:
         source = ["--table", *first] if Path(first[0]).is_file() else first
         # Its section sequence stands in the config below, whatever was set on the command line.
         commands = [["scripts/train_sequence.py", *source, "--name", path.resolve().name]]
-    elif "of_first_stage" in _score_file(path) or "model" not in config:
+    elif "of_first_stage" in score_file(path) or "model" not in config:
         raise IchError("the directory does not say what made it; its config and environment are below")
     else:
         own = path / "config.yaml"
@@ -260,16 +263,8 @@ def _commands(path: Path, config: dict) -> list[str]:
     return [shlex.join(["python", *map(str, command)]) for command in commands]
 
 
-def _score_file(path: Path) -> dict:
-    return read_mapping(path / "score.json") if (path / "score.json").exists() else {}
-
-
-def _span(row: tuple) -> str:
-    return "–" if np.isnan(row.low) else f"{row.low:.4f} to {row.high:.4f}"
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if np.isnan(value) else format(value, form)
+def _span(low: float, high: float) -> str:
+    return "n/a" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _learning(path: Path, ks: list[int]) -> Picture:

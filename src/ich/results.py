@@ -8,12 +8,14 @@ environment.json          versions, commit and machine
 """
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
+from math import nan
 from pathlib import Path
 
 import yaml
 
-from ich.errors import IchError, one_line
+from ich.errors import IchError, one_line, or_na
 from ich.predictions import read_provenance
 
 
@@ -74,13 +76,59 @@ def read_score(folder: Path) -> dict:
     return score
 
 
+def score_file(folder: Path) -> dict:
+    """What score.json holds; nothing where there is none.
+
+    Raises:
+        IchError: it cannot be read.
+    """
+    return read_mapping(folder / "score.json") if (folder / "score.json").exists() else {}
+
+
+def share(loss: float, floor: float) -> str:
+    """A loss as a share of the prevalence baseline's; n/a where that is 0 to the four digits shown of it."""
+    return or_na(loss / floor if round(floor, 4) > 0 else nan, ".2f")
+
+
+def shortcomings(name: str | Path, score: Mapping) -> list[str]:
+    """That a score is worse than what needs no model, or than what it was made of: to be said wherever it is told.
+
+    Losses are compared to the four digits that are shown of them.
+
+    Args:
+        name: of the result.
+        score: as score.json holds it: weighted_log_loss, of_prevalence, and what else there is.
+
+    Returns:
+        A sentence each; none of a sound result.
+    """
+    loss, floor = (round(score[key], 4) for key in ("weighted_log_loss", "of_prevalence"))
+    told = []
+    if loss >= floor:
+        told.append(
+            f"{name} scores {loss:.4f} out of fold, no better than the prevalence baseline, {floor:.4f}: predicting"
+            " each label's share of the slices everywhere is as good"
+        )
+    parts = {"its first stage": score.get("of_first_stage")}
+    parts |= {f"its kind {kind} alone": part for kind, part in score.get("of_kinds", {}).items()}
+    parts |= {f"its member {run}": part for run, part in score.get("runs", {}).items()}
+    parts["one pass over the slices as they are"] = score.get("plain_weighted_log_loss")
+    parts = {what: round(part, 4) for what, part in parts.items() if part is not None}
+    best = min(parts, key=parts.get, default=None)
+    if best is not None and loss > parts[best]:
+        told.append(
+            f"{name} scores {loss:.4f} out of fold, worse than {best}, {parts[best]:.4f}: that is to be preferred"
+        )
+    return told
+
+
 def describe(folder: Path) -> dict:
     """Where the test predictions come from, for the manifest of what is made of them.
 
     Returns:
         run; commit of the code that trained it, None if nobody knows; the score out of fold and that of the
-        prevalence; how predictions were made (passes at test time, their mean, digests of the models), as far as their
-        file tells; the config and the SHA-256 of its file.
+        prevalence; `shortcomings` as warnings; how predictions were made (passes at test time, their mean, digests of
+        the models), as far as their file tells; the config and the SHA-256 of its file.
 
     Raises:
         IchError: a file is missing or cannot be read, or predictions were made in two ways.
@@ -99,6 +147,7 @@ def describe(folder: Path) -> dict:
         "commit": read_mapping(folder / "environment.json", "says what the result was made with").get("commit"),
         "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
         "prevalence_weighted_log_loss": score["of_prevalence"],
+        "warnings": shortcomings(folder, score),
         "predictions": read_provenance(folder / "predictions_test.parquet"),
         "config_sha256": sha256(text).hexdigest(),
         "config": config,
