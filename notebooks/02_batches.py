@@ -124,7 +124,8 @@ print("a second generator:", all(np.array_equal(second[k][0], batch) for k, batc
 
 # %% [markdown]
 # Nor does it matter who makes the batches. Here four threads make them in reverse order, then Keras's own workers do,
-# as in training (the "model" is one that returns its input):
+# as in training (the "model" is one that returns its input). A prediction is in the order of the ids, unshuffled; what
+# a slice looks like does not depend on it:
 
 # %%
 with ThreadPoolExecutor(4) as pool:
@@ -132,8 +133,9 @@ with ThreadPoolExecutor(4) as pool:
 print("four threads, backwards:", all(map(np.array_equal, reversed(backwards), first_epoch)))
 
 mirror = keras.Sequential([keras.Input(x.shape[1:], dtype="uint8"), keras.layers.Identity(dtype="uint8")])
-by_workers = mirror.predict(DataGenerator(train.index, labels, **options, workers=3), verbose=0)
-print("three Keras workers:", np.array_equal(by_workers, np.concatenate(first_epoch)))
+by_workers = mirror.predict(DataGenerator(train.index, labels, **options | {"shuffle": False}, workers=3), verbose=0)
+shown = train.index.get_indexer(np.concatenate([light.ids_of(k) for k in range(len(light))]))
+print("three Keras workers:", np.array_equal(by_workers[shown], np.concatenate(first_epoch)))
 
 # %% [markdown]
 # The next epoch has another order and other augmentations, and epoch 0 can be had again. Another seed is another

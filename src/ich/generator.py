@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ich import images, sharing, targets
+from ich import epochs, images, sharing, targets
 from ich.errors import IchError, name_some, one_line
 from ich.slices import neighbours as neighbours_in
 from ich.windows import Window
@@ -76,7 +76,8 @@ class DataGenerator(keras.utils.PyDataset):
             and `skipped` counts it. Only with labels and a shuffle or sampling: a prediction is never that of another
             sample.
         seed: of order, sampling and augmentation.
-        epoch: the first epoch's number, for a run that goes on (`fit(initial_epoch=…)`).
+        epoch: the first epoch's number. Each epoch of `fit` is the next one; `fit(initial_epoch=k)` with k above 0, and
+            `BackupAndRestore`, begin at epoch k.
         **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. Processes are
             faster than threads, which share Python's lock; see `ich.sharing` for how their batches arrive. With
             workers, OpenCV works with one thread each from the first batch on, in the whole process. With images of
@@ -176,7 +177,6 @@ class DataGenerator(keras.utils.PyDataset):
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
             self._files, self._neighbours = neighbours_in(slices, self.ids, tuple(neighbours))
         self._pass: int | None = None
-        self._begun = False
         self._make_local()
         self.set_epoch(epoch)
 
@@ -328,18 +328,54 @@ class DataGenerator(keras.utils.PyDataset):
         """The ids of batch `index` of the epoch, in its order."""
         return self.ids[self._plan[1][index * self.batch_size : (index + 1) * self.batch_size]]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose batches these are, from 0."""
+        return self._plan[0]
+
     def on_epoch_begin(self) -> None:
-        """Keras calls it, after workers of the epoch have started."""
-        self._begun = True
+        """Keras calls it in `fit`, `evaluate` and `predict`; for anybody else it does nothing.
+
+        Raises:
+            IchError: `predict` on samples that are shuffled or sampled, or `fit` with fewer steps than batches.
+        """
+        call = epochs.keras_call(self)
+        if call is None or not call.direct:
+            return
+        call.check_steps(self.batch_size)
+        if call.method == "predict" and (self.shuffle or self.sampling is not None):
+            call.stop_workers()
+            raise IchError(
+                "predict would give predictions in the order of this epoch, not in that of the ids; give a generator"
+                " with shuffle=False and without sampling"
+            )
+        # A callback such as BackupAndRestore has changed it since `fit` began. Workers have started by now.
+        if 0 < call.initial_epoch == call.epoch != self.epoch:
+            with call.workers_stopped():
+                self.set_epoch(call.epoch)
 
     def on_epoch_end(self) -> None:
-        """Go to the next epoch. Keras calls it; workers of the next epoch start after it.
+        """Go to the next epoch, at the end of a loop of one's own or of an epoch of Keras's `fit`.
 
-        `fit` calls it once before the first epoch too: what has not begun does not end, or epochs would be off by one.
-        A loop of one's own calls `set_epoch`.
+        Keras also calls it before the first epoch, which is then that of `fit(initial_epoch=…)` if given, and in
+        `evaluate` and `predict`, which do not change the epoch. A callback's call during `fit` does nothing more.
+
+        Raises:
+            IchError: `fit` with fewer steps than batches.
         """
-        if self._begun:
-            self.set_epoch(self._plan[0] + 1)
+        call = epochs.keras_call(self)
+        if call is None:
+            self.set_epoch(self.epoch + 1)
+        if call is None or not call.direct:
+            return
+        call.stop_workers()
+        if call.method != "fit":
+            return
+        call.check_steps(self.batch_size)
+        if not call.resets:
+            self.set_epoch(self.epoch + 1)
+        elif call.initial_epoch > 0:
+            self.set_epoch(call.initial_epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next batches those of this epoch (0-based)."""
@@ -356,7 +392,6 @@ class DataGenerator(keras.utils.PyDataset):
         if self.sampling is not None:
             repeat = pd.Series(order).groupby(order).cumcount().to_numpy()
         self._plan = epoch, order, repeat  # one assignment, so that no thread sees the order of another epoch
-        self._begun = False
 
     def at_pass(self, k: int) -> "DataGenerator":
         """A generator of the same samples in the k-th test-time pass (0-based): the same wherever and whenever it runs.
