@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ich.config import load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Of about equal strength: what is far behind the best has nothing to add to it.
@@ -50,10 +52,12 @@ def blend(seed: int, folder: Path) -> dict:
             "train.seed": seed,
             **own,
         }
-        config = [ROOT / "configs" / "demo.yaml", *(f"--set={key}={value}" for key, value in values.items())]
-        script(folder, "preprocess", *config, "--max-failures", 1)
-        script(folder, "make_folds", *config)
-        script(folder, "train_kfold", *config)
+        config = folder / f"{name}.yaml"
+        overrides = [f"{key}={value}" for key, value in values.items()]
+        config.write_text(load(ROOT / "configs" / "demo.yaml", overrides).resolved())
+        script(folder, "preprocess", config, "--max-failures", 1)
+        script(folder, "make_folds", config)
+        script(folder, "train_kfold", config)
     script(folder, "blend", *(Path("runs") / name for name in MODELS), "--out", "runs/blend")
     return json.loads((folder / "runs" / "blend" / "score.json").read_text())
 

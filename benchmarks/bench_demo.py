@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ich.config import load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,13 +29,15 @@ def demo(seed: int, folder: Path) -> dict:
         "folds.seed": seed,
         "train.seed": seed,
     }
-    config = [ROOT / "configs" / "demo.yaml", *(f"--set={key}={value}" for key, value in values.items())]
+    config = folder / "demo.yaml"
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    config.write_text(load(ROOT / "configs" / "demo.yaml", overrides).resolved())
     run = folder / "runs" / f"demo-{seed}"
     stages = {
         "make_demo_data": [archive, "--seed", seed],
-        "preprocess": [*config, "--max-failures", 1],
-        "make_folds": config,
-        "train_kfold": config,
+        "preprocess": [config, "--max-failures", 1],
+        "make_folds": [config],
+        "train_kfold": [config],
         "predict": [run],
         "make_submission": [run],
     }

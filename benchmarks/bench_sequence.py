@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ich.config import load
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 5
 # Of those tried, the best: fewer leaves, more rows in each and fewer columns than LightGBM's own defaults, with which
@@ -115,13 +117,15 @@ def demo(seeds: list[int], overrides: list[str]) -> dict:
             archive = Path(folder) / "rsna-intracranial-hemorrhage-detection.zip"
             values = {"data.sources": archive, "data.images": Path(folder) / "images", "folds.seed": seed}
             values["train.seed"] = seed
-            config = [ROOT / "configs" / "demo.yaml", *(f"--set={key}={value}" for key, value in values.items())]
+            config = Path(folder) / "demo.yaml"
+            own = [f"{key}={value}" for key, value in values.items()]
+            config.write_text(load(ROOT / "configs" / "demo.yaml", own).resolved())
             settings = [f"--set={one}" for one in (f"sequence.seed={seed}", *overrides)]
             stages = {
                 "make_demo_data": [archive, "--seed", seed],
-                "preprocess": [*config, "--max-failures", 1],
-                "make_folds": config,
-                "train_kfold": config,
+                "preprocess": [config, "--max-failures", 1],
+                "make_folds": [config],
+                "train_kfold": [config],
                 "train_sequence": ["runs/demo", *settings],
             }
             for stage, arguments in stages.items():

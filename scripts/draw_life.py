@@ -14,7 +14,7 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_run(parser)
+    cli.add_run(parser, "draw_life")
     parser.add_argument("--slice", metavar="ID", help="a slice of the test set (default: the surest)")
     parser.add_argument("--label", help="that Grad-CAM is of (default: the slice's likeliest kind of bleeding)")
     parser.add_argument("--out", type=Path, default=Path("slice_life.png"), help="(default: %(default)s)")

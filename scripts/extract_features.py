@@ -23,7 +23,7 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_run(parser)
+    cli.add_run(parser, "extract_features")
     parser.add_argument("--embeddings", action="store_true", help="the embeddings too, and of the slices trained on")
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)

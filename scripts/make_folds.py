@@ -12,13 +12,15 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_config(parser)
+    cli.add_config(parser, "make_folds")
     arguments = parser.parse_args(argv)
 
     from ich import archive, config, folds, labels, pictures, runs, slices
     from ich.errors import IchError, name_some
 
     settings = config.load(arguments.config, arguments.overrides)
+    if settings.data.labels:
+        cli.refuse(arguments.overrides, ["data.sources"], f"beside data.labels={settings.data.labels}")
     table = runs.slice_table(settings)
     data = settings.data
     frame, merged = labels.read_labels(data.labels or archive.open_table(data.sources, "_train.csv"))

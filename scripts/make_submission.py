@@ -17,7 +17,7 @@ from ich import cli
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("result", type=Path, help="a directory of runs/, of a run, a second stage or a blend")
-    cli.add_overrides(parser, "override one value of the result's section data")
+    cli.add_overrides(parser, "make_submission", "the result's config")
     parser.add_argument(
         "--sample-submission", type=Path, help="default: data.sample_submission, or that of data.sources"
     )
@@ -31,6 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
     parser.add_argument("--name", help="of both files (default: the result's)")
     arguments = parser.parse_args(argv)
+    if arguments.sample_submission:
+        cli.refuse(arguments.overrides, ["data.sources", "data.sample_submission"], "beside --sample-submission")
+    if not arguments.missing or arguments.missing == ["refuse"]:
+        cli.refuse(arguments.overrides, ["data.images"], "without a policy (--missing) that fills in slices")
 
     from ich import archive, config, labels, predictions, results, slices, submission
 
@@ -42,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     sample = arguments.sample_submission
     if sample is None:
         data = config.load_data(result / "config.yaml", arguments.overrides)
+        if data.sample_submission:
+            cli.refuse(arguments.overrides, ["data.sources"], f"beside data.sample_submission={data.sample_submission}")
         sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
     rows, images = labels.read_ids(sample)
     policies, filled = arguments.missing or ["refuse"], {}

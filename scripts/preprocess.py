@@ -17,12 +17,15 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_config(parser)
+    cli.add_config(parser, "preprocess")
     parser.add_argument(
-        "--max-failures", type=int, default=0, metavar="N", help="slices without a PNG that are no failure (default: 0)"
+        "--max-failures", type=int, metavar="N", help="slices without a PNG that are no failure (default: 0)"
     )
     parser.add_argument("--verify", action="store_true", help="re-read all and compare each PNG with its source")
     arguments = parser.parse_args(argv)
+    if arguments.verify and arguments.max_failures is not None:
+        parser.error("--max-failures has no effect beside --verify, which converts nothing")
+    allowed = arguments.max_failures or 0
 
     from ich import config, convert, pictures, runs
     from ich.errors import IchError
@@ -46,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime:
         pictures.save_if_possible(lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact)
     failures = (table["status"] != "ok").sum()
-    if failures > arguments.max_failures:
-        print(f"{failures:,} slice(s) have no image, --max-failures {arguments.max_failures}", file=sys.stderr)
+    if failures > allowed:
+        print(f"{failures:,} slice(s) have no image, --max-failures {allowed}", file=sys.stderr)
         sys.exit(3)
 
 

@@ -11,7 +11,7 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_config(parser)
+    cli.add_config(parser, "train")
     parser.add_argument("--fold", type=int, required=True, help="0 to folds.n - 1")
     arguments = parser.parse_args(argv)
 

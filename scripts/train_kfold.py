@@ -14,7 +14,7 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    cli.add_config(parser)
+    cli.add_config(parser, "train_kfold")
     arguments = parser.parse_args(argv)
 
     from ich import config, results, runs

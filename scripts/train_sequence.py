@@ -34,10 +34,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="directories of runs/, of the same folds")
     parser.add_argument("--table", type=Path, help="slices with scores, CSV or Parquet, instead of runs")
     parser.add_argument("--name", help="of the new run (default: <first run>-sequence, or the table's name)")
-    cli.add_overrides(parser, "override one value of the section sequence; may be given several times")
+    cli.add_overrides(parser, "train_sequence", "the first run's config, or of the defaults beside a table")
     arguments = parser.parse_args(argv)
     if bool(arguments.runs) == bool(arguments.table):
         parser.error("give one run or more, or a table")
+
+    if arguments.table:
+        cli.refuse(
+            arguments.overrides, ["data"], "with --table, which needs no images and writes its folds into the run"
+        )
+    else:
+        cli.refuse(arguments.overrides, ["folds"], "without --table: the second stage keeps the folds of the runs")
 
     from ich import results, sequence, stacking
 

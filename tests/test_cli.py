@@ -1,10 +1,17 @@
+import argparse
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ich import cli
+from ich.config import Config
 from ich.errors import IchError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def test_a_users_mistake_is_a_sentence_and_status_1(capsys):
@@ -42,6 +49,132 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 
 def test_overrides_are_collected():
     parser = cli.parser("what it does")
-    cli.add_config(parser)
+    cli.add_config(parser, "train")
     arguments = parser.parse_args(["a.yaml", "--set", "train.epochs=1", "--set", "name=b"])
     assert arguments.overrides == ["train.epochs=1", "name=b"]
+    assert parser.parse_args(["a.yaml"]).overrides == []
+
+
+# ------------------------------------------------------------------------------------------- options without effect
+
+FIRST = {"data.sources", "data.split"}
+PLACES = {"data.images", "data.folds"}
+READERS = {"machine.workers", "machine.processes"}
+MACHINE = {"machine.jobs", "machine.backend", "machine.scheduler", *READERS}
+MACHINE |= {"machine.steps_per_execution", "machine.distribute", "machine.tensorboard"}
+
+
+# The schema, key by key: a new key belongs in here and, if a script is to take it, in PLACED below and in cli.USES.
+KEYS = {
+    "name": "",
+    "data": "sources split labels sample_submission images folds",
+    "preprocess": "windows size fit crop files",
+    "folds": "n seed allow_unmatched",
+    "model": "name weights dropout neighbours",
+    "train": (
+        "seed epochs batch_size augment learning_rate warmup_epochs weight_decay clip_norm loss focal_gamma "
+        "label_weights label_smoothing ema_momentum slices_per_series centre_weighted positive_share keep "
+        "precision"
+    ),
+    "predict": "batch_size test_time mean",
+    "sequence": (
+        "kind features seed seeds width dilations units dropout epochs batch_size learning_rate warmup_epochs "
+        "weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
+    ),
+    "machine": "jobs backend scheduler workers processes steps_per_execution distribute tensorboard",
+}
+
+
+def keys_of(*sections):
+    """The keys of sections, each with its section's name; of all if none is named."""
+    for section in sections or KEYS:
+        yield from (f"{section}.{key}" for key in KEYS[section].split()) if KEYS[section] else [section]
+
+
+SETTINGS = set(keys_of("preprocess", "folds"))
+TRAINING = {"name", *PLACES, *SETTINGS, *keys_of("model", "train", "predict")} | MACHINE - {"machine.jobs"}
+# What each script's --set takes.
+PLACED = {
+    "preprocess": {*FIRST, "data.images", *keys_of("preprocess")}
+    | MACHINE - READERS - {"machine.steps_per_execution", "machine.distribute", "machine.tensorboard"},
+    "make_folds": {"data.sources", "data.labels", *PLACES, *SETTINGS},
+    "train": TRAINING - {"machine.backend", "machine.scheduler"},
+    "train_kfold": TRAINING,
+    "predict": {*PLACES, *keys_of("predict"), *READERS},
+    "extract_features": {*PLACES, *keys_of("predict"), *READERS},
+    "train_sequence": {*PLACES, "folds.n", "folds.seed", *keys_of("sequence")},
+    "make_submission": {"data.sources", "data.sample_submission", "data.images"},
+    "draw_life": {*FIRST, "data.images"},
+}
+
+
+class Parsed(Exception):
+    """Where a script would begin its work."""
+
+
+def script(name):
+    return runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *arguments):
+        raise Parsed(parse(parser, *arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+
+
+POSITIONAL = {"train": ["a", "--fold", "0"]}
+
+
+def test_every_key_and_every_script_with_overrides_is_placed():
+    schema = {name: list(getattr(field.annotation, "model_fields", ())) for name, field in Config.model_fields.items()}
+    assert schema == {section: keys.split() for section, keys in KEYS.items()}
+    with_set = {p.stem for p in SCRIPTS.glob("*.py") if re.search(r"cli\.add_(config|run|overrides)\(", p.read_text())}
+    assert with_set == set(cli.USES) == set(PLACED)
+
+
+@pytest.mark.parametrize("stage", sorted(PLACED))
+def test_a_key_is_used_or_refused_by_name(stage, parse_only):
+    main, every = script(stage), list(keys_of())
+    assert PLACED[stage] <= set(every)
+    for key in every:
+        arguments = [*POSITIONAL.get(stage, ["a"]), "--set", f"{key}=1"]
+        if key in PLACED[stage]:
+            with pytest.raises(Parsed) as parsed:
+                main(arguments)
+            assert parsed.value.args[0].overrides == [f"{key}=1"]
+        else:
+            with pytest.raises(IchError, match=rf"^--set {re.escape(key)} has no effect on {stage}.py, which uses "):
+                main(arguments)
+
+
+def test_a_misspelt_key_and_a_section_that_is_used_in_part_are_refused(parse_only):
+    for override in ("dta.images=1", "data={images: a}", "machine=1", "predicted.mean=logit"):
+        with pytest.raises(IchError, match=r"has no effect on predict.py, which uses data.images, "):
+            script("predict")(["runs/a", f"--set={override}"])
+    with pytest.raises(Parsed):
+        script("predict")(["runs/a", "--set", "predict={mean: logit}", "--set", " predict.mean = logit"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "said"),
+    [
+        ("make_submission", ["r", "--sample-submission", "s.csv", "--set", "data.sources=x"], "beside --sample-subm"),
+        ("make_submission", ["r", "--set", "data.images=x"], "without a policy"),
+        ("make_submission", ["r", "--missing", "refuse", "--set", "data.images=x"], "without a policy"),
+        ("train_sequence", ["--table", "s.csv", "--set", "data.folds=x"], "with --table"),
+        ("train_sequence", ["runs/a", "--set", "folds.n=3"], "without --table"),
+    ],
+)
+def test_an_override_without_effect_beside_another_option_is_refused(stage, arguments, said):
+    with pytest.raises(IchError, match=rf"^--set [a-z.]+ has no effect {said}.*; leave it out$"):
+        script(stage)(arguments)
+
+
+def test_failures_are_none_of_a_verification(capsys):
+    with pytest.raises(SystemExit):
+        script("preprocess")(["a.yaml", "--verify", "--max-failures", "1"])
+    assert "--max-failures has no effect beside --verify" in capsys.readouterr().err

@@ -309,6 +309,8 @@ def test_labels_and_slices_that_do_not_belong_together_are_told(workdir):
     images = {"sources": ARCHIVE, "images": "images"}
     assert f"1 slice(s) without a label: {first}" in complaint("make_folds", config, "--set", "data.labels=less.csv")
     assert "1 label(s) without a slice: ID_feed" in complaint("make_folds", config, "--set", "data.labels=more.csv")
+    message = complaint("make_folds", config, "--set", "data.labels=less.csv", "--set", "data.sources=other.zip")
+    assert "--set data.sources has no effect beside data.labels=less.csv" in message
     assert not (workdir / "images" / "folds.csv").exists()
     script("make_folds")([write_config(data=images | {"labels": "less.csv"}, folds={"n": 2, "allow_unmatched": True})])
     assert first not in (workdir / "images" / "folds.csv").read_text()
@@ -359,6 +361,8 @@ def test_a_sample_submission_of_other_slices_is_refused(finished, monkeypatch, t
     message = complaint("make_submission", str(run), "--out", str(tmp_path / "out"))
     assert "asks for ID_feed, of which there are no predictions" in message
     assert not (tmp_path / "out").exists()
+    message = complaint("make_submission", str(run), "--set", "data.sources=other.zip")
+    assert f"--set data.sources has no effect beside data.sample_submission={other}" in message
 
 
 def test_a_mistake_leaves_no_run_that_would_refuse_the_corrected_config(finished, monkeypatch):

@@ -114,6 +114,12 @@ def test_a_slice_that_was_not_predicted_or_not_converted_is_not_filled_in():
         make_submission(filled, *sample(rows_of(["ID_0", "ID_6", "ID_7"])))
 
 
+def test_refuse_stands_alone():
+    for policies in (["refuse", "series_mean"], ["prevalence", "refuse"]):
+        with pytest.raises(IchError, match=r"the policies \w+, \w+ contradict each other; name refuse alone"):
+            fill(["ID_0", "ID_1", "ID_2", "ID_3"], *policies)
+
+
 def test_an_unknown_policy_and_a_prevalence_that_nobody_knows():
     with pytest.raises(IchError, match="no policy is called 'mean'; there are refuse, series_mean, prevalence"):
         fill(["ID_0"], "mean")

@@ -4,10 +4,34 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ich.errors import IchError
+
+_TRAINING = (
+    *("name", "data.images", "data.folds", "preprocess", "folds", "model", "train", "predict"),
+    *("machine.workers", "machine.processes", "machine.steps_per_execution", "machine.distribute"),
+    "machine.tensorboard",
+)
+_PREDICTION = ("data.images", "data.folds", "predict", "machine.workers", "machine.processes")
+
+USES: dict[str, tuple[str, ...]] = {
+    "preprocess": (
+        *("data.sources", "data.split", "data.images", "preprocess"),
+        *("machine.jobs", "machine.backend", "machine.scheduler"),
+    ),
+    "make_folds": ("data.sources", "data.labels", "data.images", "data.folds", "preprocess", "folds"),
+    "train": _TRAINING,
+    "train_kfold": (*_TRAINING, "machine.backend", "machine.scheduler"),
+    "predict": _PREDICTION,
+    "extract_features": _PREDICTION,
+    "train_sequence": ("data.images", "data.folds", "folds.n", "folds.seed", "sequence"),
+    "make_submission": ("data.sources", "data.sample_submission", "data.images"),
+    "draw_life": ("data.sources", "data.split", "data.images"),
+}
+"""The keys and whole sections of a config that each script with --set uses: those that change what it does, and those
+that tell whether what it finds is what it was told (of which images, and in which folds)."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -36,24 +60,67 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_config(arguments: argparse.ArgumentParser) -> None:
-    """Add CONFIG and --set, as every stage up to the training takes them."""
+def add_config(arguments: argparse.ArgumentParser, stage: str) -> None:
+    """Add CONFIG and --set, as every stage up to the training takes them.
+
+    Args:
+        stage: a key of `USES`.
+    """
     arguments.add_argument("config", type=Path, help="a YAML file of configs/")
-    add_overrides(arguments, "override one value of the config; may be given several times")
+    add_overrides(arguments, stage, "the config")
 
 
-def add_run(arguments: argparse.ArgumentParser) -> None:
+def add_run(arguments: argparse.ArgumentParser, stage: str) -> None:
     """Add RUN and --set, as the stages after the training take them."""
     arguments.add_argument("run", type=Path, help="a directory of runs/")
-    add_overrides(arguments, "override one value of the run's sections data, predict or machine")
+    add_overrides(arguments, stage, "the run's config")
 
 
-def add_overrides(arguments: argparse.ArgumentParser, help: str) -> None:
+def add_overrides(arguments: argparse.ArgumentParser, stage: str, what: str) -> None:
+    """Add --set, which refuses what the stage does not use: parsing raises IchError."""
     arguments.add_argument(
         "--set",
         dest="overrides",
         metavar="SECTION.KEY=VALUE",
-        action="append",
+        action=_Override,
+        stage=stage,
         default=[],
-        help=help,
+        help=f"override one value of {what}; may be given several times. Used are {', '.join(USES[stage])}",
     )
+
+
+class _Override(argparse.Action):
+    def __init__(self, *arguments, stage: str, **options):
+        super().__init__(*arguments, **options)
+        self.stage = stage
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        key = _key(values)
+        if not _within(key, USES[self.stage]):
+            raise IchError(
+                f"--set {key} has no effect on {self.stage}.py, which uses {', '.join(USES[self.stage])}; leave it out"
+            )
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def refuse(overrides: Iterable[str], keys: Sequence[str], why: str) -> None:
+    """Refuse overrides that have no effect beside the other options.
+
+    Args:
+        keys: keys and whole sections of the config.
+        why: how the sentence goes on: beside what they have none.
+
+    Raises:
+        IchError: one of the overrides is of such a key.
+    """
+    for key in map(_key, overrides):
+        if _within(key, keys):
+            raise IchError(f"--set {key} has no effect {why}; leave it out")
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _within(key: str, keys: Iterable[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in keys)

@@ -185,9 +185,11 @@ def steps(
     todo: dict[str, Step] = {}
     images = _add_steps(todo, pack, result, competition, work, max_failures)
     arguments = [f"runs/{result}", "--name", "submission", "--sample-submission", str(competition.sample)]
-    arguments += ["--out", str(out), "--set", f"data.images={_value(images)}"]
+    arguments += ["--out", str(out)]
     for policy in missing:
         arguments += ["--missing", policy]
+    if set(missing) - {"refuse"}:  # whose slices the table of the images knows
+        arguments += _set([f"data.images={_value(images)}"])
     return [*todo.values(), Step("make_submission.py", arguments)]
 
 

@@ -154,6 +154,9 @@ def montage(
     Raises:
         IchError: the images have no such window, or as `windows_of`.
     """
+    names = window_names(settings)
+    if window is not None and window not in names:
+        raise IchError(f"the images of {folder} have the windows {', '.join(names)}, not {window!r}")
     side = 192
     sections = []
     for series, rows in scans.groupby("SeriesInstanceUID", dropna=False):
@@ -164,8 +167,6 @@ def montage(
             place = "no place in the scan" if pd.isna(row.order) else f"{row.order:.0f}  z {row.z:.1f} mm"
             if row.status == "ok":
                 windows = windows_of(folder, row.path, settings)
-                if window is not None and window not in windows:
-                    raise IchError(f"the images of {folder} have the windows {', '.join(windows)}, not {window!r}")
                 picture = _fitted(windows[window or next(iter(windows))], side)
             else:
                 place += f"  no image: {row.status}"

@@ -47,6 +47,8 @@ def fill_missing(
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown:
         raise IchError(f"no policy is called {unknown[0]!r}; there are {', '.join(POLICIES)}")
+    if "refuse" in policies and len(policies) > 1:
+        raise IchError(f"the policies {', '.join(policies)} contradict each other; name refuse alone, or the others")
     if "prevalence" in policies and prevalence is None:
         raise IchError("the result's score.json does not tell the labels' prevalence; name another policy")
     rows = table[table["split"] == "test"].set_index("SOPInstanceUID")
