@@ -63,6 +63,45 @@ def test_every_command_parses(words, monkeypatch):
         config.load(ROOT / path, arguments.overrides)
 
 
+def written(text):
+    """What commands of a text write, and what they read that holds patients' ids, as paths."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for option, value in re.findall(r"(--out|-p|--table|data\.folds)[ =]([\w./-]+)", line):
+            yield value if Path(value).suffix or option == "--table" else f"{value}/wheels/a.whl"
+    yield from re.findall(
+        r"\b(?:images|runs|submissions|data)/[\w./-]+\.(?:csv|parquet|npy|html|keras|zip|png)\b", text
+    )
+
+
+def test_git_ignores_what_commands_write():
+    """Of README.md, CONTRIBUTING.md, the Makefile, the scripts' and benchmarks' docstrings and their defaults."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("whether git ignores it can be asked only in a clone, by git")
+    scripts = (*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py"))
+    codes = [ast.parse(path.read_text(encoding="utf-8")) for path in scripts]
+    texts = [README, CONTRIBUTING, (ROOT / "Makefile").read_text(), *(ast.get_docstring(code) for code in codes)]
+    paths = {path for text in texts for path in written(text)}
+    defaults = {
+        node.args[0].value
+        for code in codes
+        for keyword in ast.walk(code)
+        if isinstance(keyword, ast.keyword) and keyword.arg == "default"
+        for node in ast.walk(keyword.value)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Path" and node.args
+    }
+    assert {"study.png", "slice_life.png"} <= defaults
+    paths |= {path if Path(path).suffix else f"{path}/baseline.csv" for path in defaults}
+    beside = ["folds.png", "folds-10.png", "images/brain-256/train/ID_a.png", "images/brain-256/contact_sheet.png"]
+    paths |= {*beside, "kaggle/baseline/ich-manifest.json", "runs/baseline/fold0/history.csv", "train/ID_a.dcm"}
+    paths = sorted(path for path in paths if not path.startswith(("docs/", "/")))  # the picture of README.md
+    assert {"folds-10.csv", "kaggle/baseline/wheels/a.whl", "runs/blend/wheels/a.whl"} <= set(paths)
+    ask = ["git", "check-ignore", "--no-index", "--stdin"]
+    told = subprocess.run(ask, input="\n".join(paths), capture_output=True, text=True, cwd=ROOT)
+    assert sorted(told.stdout.split()) == paths
+    tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
+    assert tracked.stdout == ""  # nothing that is in the repository is ignored
+
+
 def test_commands_are_found():
     scripts = {words[0] for words in commands()}
     assert {f"scripts/{name}.py" for name in ("preprocess", "train_kfold", "predict", "blend", "report")} <= scripts
