@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--licence", default="other", help="as Kaggle names it (default: other)")
     parser.add_argument("--wheels", type=Path, help="a folder to take wheels from; pip's index if none is named")
     parser.add_argument(
-        "--python", default="3.11,3.12", help="the Pythons that Kaggle's image may have (default: 3.11,3.12)"
+        "--python", default="3.11,3.12,3.13", help="the Pythons that Kaggle's image may have (default: %(default)s)"
     )
     parser.add_argument("--have", default=HAVE, help=f"what Kaggle's image has, of requirements.txt (default: {HAVE})")
     parser.add_argument(
