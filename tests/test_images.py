@@ -37,6 +37,60 @@ def test_png_comes_back_with_its_channels_in_order(tmp_path, image, dtype):
     np.testing.assert_array_equal(back, image if image.ndim == 3 else image[..., None])
 
 
+def by_pillow(image, suffix):
+    """The file that Pillow writes."""
+    file = io.BytesIO()
+    formats = {".jp2": "JPEG2000", ".webp": "WEBP", ".bmp": "BMP"}
+    options = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(image).save(file, formats.get(suffix, "TIFF" if "tif" in suffix else "PPM"), **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".TIFF", ".webp", ".jp2", ".ppm", ".pgm", ".pnm"])
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+def test_other_formats_come_back_with_their_channels_in_order(tmp_path, suffix, image):
+    image = image.astype(np.uint8)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(by_pillow(image, suffix))
+    expected = image if image.ndim == 3 else image[..., None]
+    # WebP has no grey.
+    np.testing.assert_array_equal(
+        read(path), np.repeat(expected, 3, 2) if suffix == ".webp" and image.ndim == 2 else expected
+    )
+
+
+def test_a_bitmap_of_one_bit_is_black_and_white(tmp_path):
+    bits = GREY > 100
+    for name in ("image.pbm", "image.bmp", "image.tif"):
+        Image.fromarray(bits).save(tmp_path / name)
+        np.testing.assert_array_equal(read(tmp_path / name), 255 * bits[..., None].astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+def test_a_tiff_of_more_bits_comes_back_in_its_type(tmp_path, dtype, image):
+    image = (image * 100).astype(dtype)
+    path = tmp_path / "image.tif"
+    path.write_bytes(encoded(image, ".tif"))
+    back = read(path)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, image if image.ndim == 3 else image[..., None])
+
+
+def test_what_opencv_would_read_in_part_or_spoil_is_refused(tmp_path):
+    path = tmp_path / "image.tif"
+    grey = Image.fromarray(GREY.astype(np.uint8))
+    grey.save(path, save_all=True, append_images=[grey, grey])
+    with pytest.raises(IchError, match=r"image.tif holds several pages, expected one image; write each to a file"):
+        read(path)
+    for mode in ("RGBA", "CMYK"):  # of which OpenCV multiplies the colors by alpha, and gives the other as they are
+        Image.fromarray(np.dstack([COLOUR, GREY]).astype(np.uint8), mode).save(path)
+        with pytest.raises(
+            IchError, match=r"image.tif is a TIFF of four channels, of which alpha and CMYK are not told"
+        ):
+            read(path)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".JPG"])
 def test_jpeg_comes_back_nearly(tmp_path, suffix):
     smooth = np.dstack([np.full((32, 32), v, np.uint8) for v in (200, 100, 20)])
@@ -57,7 +111,7 @@ def test_npy_comes_back_in_its_type(tmp_path, image, dtype):
 
 @pytest.mark.parametrize("name", ["image.gif", "image"])
 def test_an_unknown_suffix_lists_the_known(tmp_path, name):
-    with pytest.raises(IchError, match=r"readers for \.png, \.jpg, \.jpeg, \.npy and \.dcm, none for"):
+    with pytest.raises(IchError, match=r"readers for \.png, \.jpg, .*\.npy and \.dcm, none for"):
         read(tmp_path / name)
 
 
@@ -253,9 +307,60 @@ def test_nearest_is_that_of_pillow(size):
     np.testing.assert_array_equal(resize(image[..., None], size, "nearest")[..., 0], expected)
 
 
+PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@pytest.mark.parametrize("interpolation", PILLOW)
+@pytest.mark.parametrize("size", [(11, 20), (7, 7), (3, 2), (20, 11), (71, 60), (40, 31), [5, 9]])
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_smooth_ones_are_those_of_pillow_which_widens_its_filters(interpolation, size, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    found = resize(image, size, interpolation)
+    assert found.dtype == np.uint8
+    assert found.flags.writeable
+    for channel in range(channels):
+        expected = Image.fromarray(image[..., channel]).resize((size[1], size[0]), PILLOW[interpolation])
+        np.testing.assert_array_equal(found[..., channel], expected)
+
+
+def test_a_reduced_chessboard_is_grey():
+    board = (np.indices((128, 128)).sum(0) // 2 % 2 * 255).astype(np.uint8)[..., None]
+    for interpolation in PILLOW:
+        inside = resize(board, (16, 16), interpolation)[2:-2, 2:-2].astype(int)
+        assert np.abs(inside - 127.5).max() < 15, interpolation
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", *PILLOW])
+def test_alpha_weighs_the_colors_as_in_pillow(interpolation):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    how = Image.Resampling.NEAREST if interpolation == "nearest" else PILLOW[interpolation]
+    expected = np.asarray(Image.fromarray(image, "RGBA").resize((20, 11), how))
+    np.testing.assert_array_equal(resize(image, (11, 20), interpolation, alpha=True), expected)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64])
+def test_other_types_are_scaled_like_uint8_and_keep_theirs(interpolation, dtype):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 2), dtype=np.uint8)
+    found = resize(image.astype(dtype), (9, 14), interpolation)
+    assert found.dtype == dtype
+    within = np.abs(found.clip(0, 255) - resize(image, (9, 14), interpolation).astype(float))  # lanczos goes beyond
+    assert within.max() <= (1 if interpolation != "area" else 0.51)
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(np.float32)
+    edge = np.where(np.arange(30) < 15, limits.min, limits.max).astype(dtype) * np.ones((20, 1, 1), dtype)
+    if np.dtype(dtype).kind in "iu":  # what lies beyond the type's limits is clipped, not wrapped around
+        assert np.isin(resize(edge.transpose(0, 2, 1), (20, 60), interpolation)[:, [0, -1]], edge).all()
+
+
 def test_what_cannot_be_scaled_is_refused():
-    with pytest.raises(IchError, match="interpolation is 'hamming', expected one of nearest, bilinear, bicubic"):
-        resize(COLOUR, (5, 5), "hamming")
+    with pytest.raises(IchError, match="interpolation is 'cubic', expected one of nearest, bilinear, bicubic, hamming"):
+        resize(COLOUR, (5, 5), "cubic")
     for size in (5, (5,), (0, 5), (5, 5, 3), (5.0, 5.5), "55"):
         with pytest.raises(IchError, match=r"target_size is .*, expected \(height, width\)"):
             resize(COLOUR, size, "nearest")

@@ -1,4 +1,4 @@
-"""Images from files: a path to an array, its colours and its size."""
+"""Images from files: a path to an array, its colors and its size."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from tokenize import TokenError  # what NumPy's parser of headers lets through
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ich import dicom, png
 from ich.errors import IchError, one_line
@@ -14,18 +15,24 @@ from ich.windows import Window, apply_windows
 MAX_SIDE = 8192
 """Pixels; a PNG whose header says more is damaged or a trap, and is refused before memory is taken for it."""
 
-INTERPOLATIONS = {
-    "nearest": cv2.INTER_NEAREST_EXACT,
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-    "lanczos": cv2.INTER_LANCZOS4,
-    "area": cv2.INTER_AREA,
+_PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
 }
-"""By Keras's names, and `area`, which reduces without aliasing. `nearest` gives Pillow's pixels, and so Keras's; the
-others are OpenCV's, whose neighbourhood does not widen when they reduce."""
+_OPENCV = {"nearest": cv2.INTER_NEAREST_EXACT, "area": cv2.INTER_AREA}
+
+INTERPOLATIONS = ("nearest", *_PILLOW, "area")
+"""Keras's, with its pixels: those of Pillow, whose filters widen when they reduce, so that nothing aliases. And
+OpenCV's `area`, with which `ich.render` reduces."""
 
 COLOR_MODES = ("grayscale", "rgb", "rgba")
 """Keras's."""
+
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0, section 2, and BigTIFF
 
 
 def _read_cv2(path: Path) -> np.ndarray:
@@ -38,14 +45,23 @@ def _read_cv2(path: Path) -> np.ndarray:
         if image is not None:
             return image
     readable = data and (size is None or png.whole(data))
+    buffer, pages = np.frombuffer(data, np.uint8), ()
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if readable else None
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if readable else None
+        if image is not None and data[:4] in _TIFF:
+            pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(0, 2))[1]
     except cv2.error:  # sides beyond OpenCV's own limit, in other formats
         image = None
     if image is None:
         raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); make it again")
+    if len(pages) > 1:
+        raise IchError(f"{path} holds several pages, expected one image; write each to a file, or give reader=")
     if image.ndim == 2:
         return image[..., None]
+    if image.shape[2] == 4 and data[:4] in _TIFF:  # what it means, OpenCV does not say, and may have multiplied by it
+        raise IchError(f"{path} is a TIFF of four channels, of which alpha and CMYK are not told apart; make it a PNG")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):  # cvtColor takes no others
+        return np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
     # cv2 gives blue first; a fourth channel, alpha, stays last.
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
@@ -68,19 +84,16 @@ def _read_dcm(path: Path, windows: Sequence[Window]) -> np.ndarray:
         raise IchError(f"{path}: {error}") from error
 
 
-READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".png": _read_cv2,
-    ".jpg": _read_cv2,
-    ".jpeg": _read_cv2,
-    ".npy": _read_npy,
-}
+# What OpenCV decodes in every build; of a GIF, which not all do, it would give the first frame alone.
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm")
 
+READERS: dict[str, Callable[[Path], np.ndarray]] = dict.fromkeys(_IMAGES, _read_cv2) | {".npy": _read_npy}
 
 SUFFIXES = (*READERS, ".dcm")
 
 
 def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndarray:
-    """Read an image by its suffix: .png, .jpg, .jpeg, .npy, or .dcm through a window, or several, a channel each.
+    """Read an image by its suffix: one of `READERS`, or .dcm through a window, or several, a channel each.
 
     Returns:
         The file's dtype (uint8 for the PNGs of `ich.convert` and for a window), shape (height, width, channels): one
@@ -88,7 +101,8 @@ def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndar
         are.
 
     Raises:
-        IchError: no reader for the suffix, a .dcm without a window, no file, or one that does not decode.
+        IchError: no reader for the suffix, a .dcm without a window, no file, one that does not decode, or a TIFF of
+            several pages or four channels.
     """
     suffix = path.suffix.lower()
     try:
@@ -148,24 +162,47 @@ def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
     return out if out.ndim == 3 else out[..., None]
 
 
-def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, alpha: bool = False) -> np.ndarray:
     """Scale to (height, width), whatever the proportions; any number of channels.
 
+    Args:
+        interpolation: one of `INTERPOLATIONS`. All but nearest and area compute in float32 what is not uint8.
+        alpha: the last of four channels weighs the others, as Keras and Pillow have it in RGBA; without it, and with
+            nearest and area, each channel is scaled for itself.
+
     Raises:
-        IchError: an unknown interpolation, a size that is none, or an image of a dtype that OpenCV does not scale.
+        IchError: an unknown interpolation, a size that is none, or an image of a dtype that is not scaled.
     """
     check(None, size, interpolation)
     if image.shape[:2] == tuple(size):
         return image
     if image.ndim != 3:
         raise IchError(f"an image of shape {image.shape} has no height, width and channels, and is not scaled")
+    told = f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32"
+    channels = image.shape[-1]
+    if interpolation in _PILLOW:
+        if not (image.dtype.kind == "f" or (image.dtype.kind in "iu" and image.dtype.itemsize <= 2)):
+            raise IchError(told)
+        if image.dtype == np.uint8 and (channels == 3 or (channels == 4 and alpha)):
+            return np.array(Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation]))
+        return np.stack([_by_pillow(image[..., at], size, interpolation) for at in range(channels)], axis=-1)
     try:
         # At most four channels at a time: `area` takes no more.
         parts = [
-            cv2.resize(image[..., first : first + 4], (size[1], size[0]), interpolation=INTERPOLATIONS[interpolation])
-            for first in range(0, image.shape[-1], 4)
+            cv2.resize(image[..., first : first + 4], (size[1], size[0]), interpolation=_OPENCV[interpolation])
+            for first in range(0, channels, 4)
         ]
     except cv2.error as error:
-        raise IchError(f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32") from error
+        raise IchError(told) from error
     parts = [part if part.ndim == 3 else part[..., None] for part in parts]  # cv2 drops a single channel
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _by_pillow(channel: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """One channel scaled, in its dtype; integers are rounded and clipped."""
+    given = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
+    scaled = np.asarray(Image.fromarray(given).resize((size[1], size[0]), _PILLOW[interpolation]))
+    if channel.dtype.kind == "f" or channel.dtype == np.uint8:
+        return scaled.astype(channel.dtype)
+    limits = np.iinfo(channel.dtype)
+    return np.clip(np.rint(scaled), limits.min, limits.max).astype(channel.dtype)
