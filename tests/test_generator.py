@@ -539,6 +539,15 @@ def test_neighbours_of_several_windows(tmp_path, labels):
     assert x[:, 0, 0].tolist()[:2] == [[0, 100, 1, 101], [1, 101, 2, 102]]
 
 
+@pytest.mark.parametrize("offsets", [[1], [0, 1], (-1,), np.array([1])])
+def test_grey_neighbours_keep_the_channel_axis_however_many_they_are(folder, labels, offsets):
+    table = scans().assign(status="ok")
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, neighbours=offsets, slices=table, augment=heavy())[0]
+    assert x.shape == (COUNT, SIZE, SIZE, len(offsets))
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, neighbours=offsets, slices=table, shuffle=False)[0]
+    assert x[3, 0, 0].tolist() == [3 + offset for offset in offsets]
+
+
 def test_neighbours_of_slices_that_the_table_does_not_have(folder, labels):
     with pytest.raises(IchError, match=f"the slice table has no readable slices {IDS[4]}"):
         DataGenerator(IDS, labels, image_dir=folder, neighbours=(0, 1), slices=scans())
@@ -639,7 +648,7 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
     [
         ({"ids": []}, "there are no samples: the list of ids is empty"),
         ({"ids": ["ID_a", "ID_b", "ID_a"]}, "ids are listed twice: ID_a; give each sample once"),
-        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
         ({"labels": None, "shuffle": True}, "shuffle and sampling need labels: without them, order is what ties"),
         ({"labels": None, "sampling": lambda rng: [0]}, "shuffle and sampling need labels"),
         ({"labels": None, "on_error": "skip"}, "on_error='skip' is for training, with shuffle or sampling"),
@@ -649,6 +658,15 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
         ({"weights": pd.Series(1.0, IDS[1:])}, f"there are no weights of {IDS[0]}; leave them out, or complete"),
         ({"weights": pd.Series(np.nan, IDS)}, "the weights of ID_000000000, .* are not all numbers"),
         ({"extra": pd.DataFrame({"age": 1}, IDS[1:])}, f"there are no extra inputs of {IDS[0]}"),
+        (
+            {"weights": pd.DataFrame({"a": 1, "b": 2}, IDS)},
+            "weights have 2 columns, expected one number an id: a Series",
+        ),
+        ({"extra": pd.Series(1, IDS)}, "extra is a Series, expected a DataFrame: the names of its columns"),
+        (
+            {"extra": pd.DataFrame([[1, 2]] * COUNT, IDS, ["a", "a"])},
+            "the extra inputs have several columns a; give each",
+        ),
         ({"extra": pd.DataFrame({"image": 1}, IDS)}, "the input of images is called image; give that column of extra"),
         ({"sampling": PositiveShare(np.arange(9) > 4, 0.5)}, "the sampling is of 9 samples, the ids are 23"),
         ({"sampling": lambda rng: np.ones(COUNT, bool)}, r"the sampling gave bool of \(23,\), expected some places"),
@@ -656,9 +674,22 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
         ({"sampling": lambda rng: [0, COUNT]}, "the sampling chose places outside the 23 samples"),
         ({"sampling": lambda rng: [-1]}, "the sampling chose places outside the 23 samples"),
         ({"color_mode": "bgr"}, "color_mode is 'bgr', expected one of grayscale, rgb, rgba"),
-        ({"interpolation": "hamming"}, "interpolation is 'hamming', expected one of nearest"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic', expected one of nearest"),
         ({"target_size": 32}, r"target_size is 32, expected \(height, width\)"),
         ({"suffix": ".dcm"}, "DICOM files are read through a window; say which"),
+        ({"neighbours": 1}, r"neighbours is 1, expected offsets in the scan, such as \(-1, 0, 1\)"),
+        ({"neighbours": ()}, r"neighbours is \(\), expected offsets in the scan"),
+        ({"neighbours": (0.5,)}, r"neighbours is \(0.5,\), expected offsets"),
+        ({"batch_size": 2.5}, "batch_size is 2.5, expected a whole number of at least 1"),
+        ({"batch_size": "32"}, "batch_size is '32', expected a whole number of at least 1"),
+        (
+            {"ids": "images"},
+            "ids is a str, expected a list of ids; from_dataframe takes frames, from_directory folders",
+        ),
+        ({"ids": pd.DataFrame({"a": IDS})}, "ids is a DataFrame, expected a list of ids"),
+        ({"ids": None}, "ids is None, expected a list of ids"),
+        ({"ids": [*IDS, None]}, "ids are missing for some samples, or are pairs"),
+        ({"ids": [("a", 1), ("b", 2)]}, "ids are missing for some samples, or are pairs"),
         ({"neighbours": (-1, 0, 1)}, "neighbours need the slice table, which knows the order of slices"),
         ({"num_classes": 3}, "num_classes=3 takes one column of whole numbers from 0 to 2"),
         ({"labels": pd.Series(3, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
@@ -674,6 +705,36 @@ def test_what_makes_no_sense_is_refused_at_once(folder, labels, changes, message
     arguments = {"ids": IDS, "labels": labels, "image_dir": folder} | changes
     with pytest.raises(IchError, match=message):
         DataGenerator(arguments.pop("ids"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("1", r"labels are numbers, but of ID_000000000 there is '1' \(str\); convert it"),
+        ([np.datetime64("2020-01-01")], "labels are numbers, but of ID_000000000 there is"),
+        ([0, None], "the labels of ID_000000000 are not all numbers; nothing is filled in"),
+        ([0, np.inf], "the labels of ID_000000000 are not all numbers; nothing is filled in"),
+        ([1, 2**24 + 1], "the labels of ID_000000000 hold 16777217, which float32 rounds to 16777216"),
+    ],
+)
+def test_what_a_function_gives_as_a_label_is_held_to_the_same(folder, given, message):
+    with pytest.raises(IchError, match=message):
+        DataGenerator(IDS, lambda one: given, image_dir=folder, shuffle=False)[0]
+
+
+def test_labels_weights_and_inputs_of_dicts_are_those_of_frames(folder, labels):
+    frames = {"labels": labels, "weights": labels["any"] + 1, "extra": labels[["epidural", "any"]]}
+    dicts = {
+        "labels": {one: row.tolist() for one, row in labels.iterrows()},
+        "weights": (labels["any"] + 1).to_dict(),
+        "extra": labels[["epidural", "any"]].to_dict("index"),
+    }
+    (x, *rest), (other, *others) = (
+        DataGenerator(IDS, image_dir=folder, shuffle=False, **a)[0] for a in (frames, dicts)
+    )
+    assert list(x) == list(other)
+    for one, two in zip([*x.values(), *rest], [*other.values(), *others], strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_labels_listed_twice_are_refused(folder, labels):
@@ -714,10 +775,40 @@ def test_images_of_more_than_eight_bits_are_refused(labels, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("suffix", "message"),
     [
-        (".png", "ID_000000000.png cannot be read: No such file or directory; was it converted?"),
-        (".tiff", "there are readers for .png, .jpg, .jpeg, .npy and .dcm, none for '.tiff'"),
+        (".png", rf"23 of 23 samples lack .*/<id>.png: {IDS[0]}, .*; were they converted\? Leave them out, or correct"),
+        ((".brain.png", ".png"), r"23 of 23 samples lack .*/<id>.brain.png or .*/<id>.png: ID_000000000, "),
+        (".gif", r"there are readers for \.png, .*, \.dcm, none for '\.gif'; give reader="),
+        ("", r"23 of 23 names of files end in none of \.png, .* suffix='\.png' if the names lack it, or give reader="),
     ],
 )
-def test_a_missing_image_is_told(labels, tmp_path, suffix, message):
+def test_missing_images_are_counted_when_the_generator_is_made(labels, tmp_path, suffix, message):
     with pytest.raises(IchError, match=message):
-        DataGenerator(IDS, labels, image_dir=tmp_path, suffix=suffix)[0]
+        DataGenerator(IDS, labels, image_dir=tmp_path, suffix=suffix)
+    DataGenerator(IDS, labels, image_dir=tmp_path, suffix=suffix, reader=np.load)  # whose affair it is
+
+
+@pytest.mark.parametrize("few", [4, 100])  # more than 64 of a folder are found by listing it
+def test_missing_images_are_named_wherever_they_lie_and_under_skip_told_alone(tmp_path, monkeypatch, few):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{folder}{number}.png" for folder in ("", "a/", "a/b/", f"{tmp_path}/c/") for number in range(few)]
+    frame = pd.DataFrame({"filename": names, "class": 1})
+    lost = [names[1], names[few], names[-1]]
+    for name in names:
+        if name not in lost:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+    options = {"class_mode": "raw", "shuffle": True}
+    message = f"3 of {4 * few} samples lack ./<id>: {', '.join(lost)}"
+    with pytest.raises(IchError, match=message):
+        DataGenerator.from_dataframe(frame, image_dir=None, **options)
+    with pytest.warns(UserWarning, match=f"{message}; others will be shown in their place"):
+        DataGenerator.from_dataframe(frame, image_dir=None, on_error="skip", **options)
+    DataGenerator.from_dataframe(frame[~frame["filename"].isin(lost)], image_dir=None, **options)
+
+
+def test_of_neighbours_too_missing_images_are_counted(folder, labels, tmp_path):
+    for one in IDS[:3]:
+        (tmp_path / f"{one}.png").write_bytes((folder / f"{one}.png").read_bytes())
+    with pytest.raises(IchError, match=f"1 of 2 samples lack .*: {IDS[3]}; were"):
+        DataGenerator(IDS[2:3], image_dir=tmp_path, neighbours=(0, 1), slices=scans().assign(status="ok"))
+    DataGenerator(IDS[1:2], image_dir=tmp_path, neighbours=(0, 1), slices=scans().assign(status="ok"))

@@ -87,8 +87,8 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_image_is_named(folder, labels, kind):
     spoil, message = DAMAGE[kind]
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=4, shuffle=False)
     spoil(folder / f"{IDS[17]}.png")
-    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=4)
     assert generator[0][1].ravel().tolist() == [1, 2, 3, 4]
     with pytest.raises(IchError, match=f"{IDS[17]}.png {message}"):
         generator[4]

@@ -1,6 +1,7 @@
 """Keras's own semantics: the same frame and folder through the legacy ImageDataGenerator."""
 
 import os
+import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -19,7 +20,10 @@ try:
     LEGACY = tf.keras.preprocessing.image.ImageDataGenerator
 except AttributeError:
     LEGACY = None
-pytestmark = pytest.mark.skipif(LEGACY is None, reason="this Keras has dropped the legacy ImageDataGenerator for good")
+pytestmark = [
+    pytest.mark.skipif(LEGACY is None, reason="this Keras has dropped the legacy ImageDataGenerator for good"),
+    pytest.mark.filterwarnings("ignore:.* left out are", "ignore:there is no sample of the class"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +157,13 @@ def test_colours_and_size(folder, frame, color_mode, size):
     same(ours, theirs, tolerance=color_mode == "grayscale")  # grey is rounded at another place
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_smooth_interpolation_is_nearly_that_of_keras(folder, frame, interpolation):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "hamming", "box", "lanczos"])
+@pytest.mark.parametrize("size", [(64, 96), (7, 9), (40, 11)])
+@pytest.mark.parametrize("color_mode", ["rgb", "rgba", "grayscale"])
+def test_every_interpolation_is_that_of_keras_enlarging_and_reducing(folder, frame, interpolation, size, color_mode):
     png = frame[frame["filename"].str.lower().str.endswith("png")]
-    ours, theirs = both_of_frame(png, folder, (64, 96), class_mode=None, interpolation=interpolation)
-    assert np.abs(ours[0] - theirs[0]).mean() < 1.5
+    ours, theirs = both_of_frame(png, folder, size, color_mode, class_mode=None, interpolation=interpolation)
+    same(ours, theirs, tolerance=color_mode == "grayscale")
 
 
 def test_the_same_through_fit(folder, frame):
@@ -176,12 +182,107 @@ def test_the_same_through_fit(folder, frame):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_pictures_of_every_suffix_are_found_as_keras_finds_them(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for suffix in (".png", ".bmp", ".tif", ".tiff", ".ppm"):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / name / f"1{suffix}"), noise)
+    ours = DataGenerator.from_directory(tmp_path, target_size=(8, 8), color_mode="rgb", batch_size=3, shuffle=False)
+    with pytest.warns(UserWarning, match="tiff"):
+        theirs = LEGACY().flow_from_directory(tmp_path, target_size=(8, 8), batch_size=3, shuffle=False)
+    same(ours, theirs)
+    assert len(ours.ids) == 10
+
+
+def test_what_a_folder_holds_beside_images_is_counted_and_said(folder, tmp_path):
+    for name in ("a/1.png", "a/deep/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((folder / "b/2.png").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DataGenerator.from_directory(tmp_path, shuffle=False)
+    for name in (
+        "a/1.gif",
+        "a/2.GIF",
+        "a/notes",
+        "b/x.txt",
+        "a/.DS_Store",
+        "b/._1.png",
+        "b/.git/1.png",
+        ".cache/1.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "beside.png").write_bytes(b"")
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.warns(UserWarning, match="left out are|no sample of the class") as told:
+        found = DataGenerator.from_directory(tmp_path, shuffle=False)
+    assert found.ids.tolist() == ["a/1.png", "a/deep/2.png", "b/1.png"]
+    assert found.class_indices == {"a": 0, "b": 1, "empty": 2}
+    left, without = sorted(str(one.message) for one in told)[::-1]
+    assert without.startswith(f"{tmp_path}: left out are 2 .gif, 1 .txt, 2 hidden file(s), 2 hidden folder(s), ")
+    assert "1 image(s) beside the folders of classes, 1 link(s) to folders, 1 without suffix; read are .png" in without
+    assert left == "there is no sample of the class empty, which still has an index"
+
+
+def test_a_name_that_is_not_utf_8_and_a_folder_without_rights_are_told(folder, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    os.close(os.open(os.fsencode(tmp_path) + b"/a/\xff.png", os.O_CREAT))
+    with pytest.raises(IchError, match=r"the name 'a/\\udcff.png' is not UTF-8; rename it"):
+        DataGenerator.from_directory(tmp_path)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(IchError, match="cannot be listed: Permission denied; give it rights to read"):
+        DataGenerator.from_directory(tmp_path)
+
+
+def test_lists_of_classes_from_parquet_keep_healthy_patients(folder, frame, tmp_path):
+    frame["several"] = [["cat", "dog"], ["dog"], [], ["emu"], ["cat"], ["emu", "cat", "dog"], []]
+    frame[["filename", "several"]].to_parquet(tmp_path / "t.parquet")
+    read = pd.read_parquet(tmp_path / "t.parquet")
+    assert isinstance(read["several"][0], np.ndarray)
+    options = {"image_dir": folder, "y_col": "several", "shuffle": False}
+    found, expected = (DataGenerator.from_dataframe(one, **options) for one in (read, frame))
+    assert found.class_indices == expected.class_indices == {"cat": 0, "dog": 1, "emu": 2}
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.labels[[2, 6]].tolist() == [[0, 0, 0]] * 2
+    assert len(found.ids) == len(NAMES)
+
+
+def test_without_a_directory_the_frame_holds_paths(folder, frame):
+    paths = frame.assign(filename=[str(folder / name) for name in NAMES])
+    ours = DataGenerator.from_dataframe(paths, image_dir=None, shuffle=False)
+    assert ours.labels.tolist() == DataGenerator.from_dataframe(frame, image_dir=folder, shuffle=False).labels.tolist()
+    assert ours[0][0].shape == (7, 32, 48, 3)
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"x_col": ["filename", "three"]}, r"x_col is \['filename', 'three'\], expected one column; several files"),
+        ({"weight_col": "digits"}, r"weights are numbers, but of b/2.png in the column digits there is '1' \(str\)"),
+        ({"weight_col": "when"}, r"weights are numbers, but of b/2.png in the column when there is Timestamp\("),
+        (
+            {"extra": ["uid"]},
+            "the extra inputs of b/2.png hold 20240101, which float32 rounds to 20240100: it is exact",
+        ),
+        ({"extra": ["one", "one"]}, "the extra inputs have several columns one; give each a name of its own"),
+        ({"class_mode": "raw", "y_col": ["one", "one"]}, "the labels have several columns one; give each a name"),
+        ({"extra": "age"}, "the frame lacks the columns age; it has"),
+        ({"class_mode": "multi_output"}, "class_mode is 'multi_output', expected one of .*; write raw with several"),
+        (
+            {"y_col": "mixed"},
+            r"mixed holds classes that cannot be sorted: 'a' \(str\), 3 \(int\); make all of them str",
+        ),
+        ({"y_col": "dicts"}, r"dicts holds classes that cannot be sorted: .*\(dict\)"),
         ({"x_col": "file"}, "the frame lacks the columns file; it has filename, class, three"),
         ({"y_col": ["one", "four"], "weight_col": "w", "extra": ["age"]}, "the frame lacks the columns four, w, age"),
         ({"class_mode": "multi"}, "class_mode is 'multi', expected one of raw, binary, categorical, sparse, None"),
@@ -204,9 +305,23 @@ def test_the_same_through_fit(folder, frame):
 def test_frames_that_make_no_sense_are_refused(folder, frame, options, message):
     frame["hole"] = ["a", None, "b", "a", "a", "a", "a"]
     frame["hole in a list"] = [["a"], ["b"], [], ["a"], ["b"], ["a", None], ["b"]]
+    frame["digits"], frame["when"], frame["uid"] = list("1234567"), pd.Timestamp("2020"), 20240101
+    frame["mixed"], frame["dicts"] = ["a", 3, "a", "a", "a", "a", "a"], [{"a": 1}] * 7
     frame["nan"] = [1, 2, np.nan, 4, 5, 6, 7]
     with pytest.raises(IchError, match=message):
         DataGenerator.from_dataframe(frame, image_dir=folder, **options)
+
+
+def test_columns_of_one_name_and_what_is_no_frame_are_refused(folder, frame):
+    twice = pd.concat([frame, frame[["filename", "weight"]]], axis=1)
+    with pytest.raises(IchError, match="the frame has several columns filename, weight; give each a name of its own"):
+        DataGenerator.from_dataframe(twice, image_dir=folder, weight_col="weight")
+    with pytest.raises(IchError, match="the frame is a str, expected a pandas DataFrame with a row a sample"):
+        DataGenerator.from_dataframe("table.csv")
+    same_column = DataGenerator.from_dataframe(
+        frame, y_col="filename", image_dir=folder, class_mode="sparse", shuffle=False
+    )
+    assert same_column.labels.tolist() == [sorted(NAMES).index(name) for name in NAMES]
 
 
 def test_an_empty_frame_is_refused(frame):

@@ -403,7 +403,7 @@ def test_a_damaged_part_is_told(tmp_path):
     for junk in (b"", b"junk", b"\x93NUMPY\x01\x00"):
         path.write_bytes(junk)
         with pytest.raises(IchError, match=r"000000000.npy cannot be read \(.*\); delete it, and its slices are pred"):
-            inference.predict_logits(None, DataGenerator(["ID_0"]), tmp_path)
+            inference.predict_logits(None, DataGenerator(["ID_0"], reader=np.load), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- what cannot be

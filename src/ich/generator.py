@@ -6,12 +6,12 @@ import hashlib
 import math
 import mmap
 import multiprocessing
-import os
 import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ich import epochs, images, sharing, targets
+from ich import arguments, epochs, image_files, images, sharing, targets
 from ich.errors import IchError, name_some, one_line
 from ich.slices import neighbours as neighbours_in
 from ich.windows import Window
@@ -47,10 +47,11 @@ class DataGenerator(keras.utils.PyDataset):
     Args:
         ids: the samples, each once, in the order that predictions have if there is neither shuffle nor sampling; the
             file of one is `image_dir/<id><suffix>`.
-        labels: indexed by id, a frame with a column a label or a Series; or a function of an id; or None to predict:
-            batches are then images alone.
-        image_dir: the images' folder.
-        suffix: of the files: .png, .jpg, .jpeg, .npy, .dcm; empty if ids are names of files. Several, such as
+        labels: indexed by id, a frame with a column a label, a Series or a dict; or a function of an id; or None to
+            predict: batches are then images alone. A list or an array is refused: nothing in it says which label is of
+            which id; pd.Series(values, index=ids) does.
+        image_dir: the images' folder; None if ids are paths.
+        suffix: of the files, one of `ich.images.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
         batch_size: samples in a batch.
         shuffle: a new order of the samples each epoch. Refused without labels, where order is what ties a prediction
@@ -66,9 +67,11 @@ class DataGenerator(keras.utils.PyDataset):
         neighbours: offsets in the scan, such as (-1, 0, 1): the channels of these slices one after the other. Edges
             repeat the last slice; one that cannot be read is replaced by the nearest that can.
         slices: the slice table, which `neighbours` need.
-        color_mode, target_size, interpolation: as Keras has them; None keeps a file's own. See `ich.images`.
+        color_mode, target_size, interpolation: as Keras has them, to the pixel; None keeps a file's own. See
+            `ich.images`, which has one interpolation more.
         window: for .dcm files; several give a channel each.
         reader: a function of a path that gives an array (height, width[, channels]), in place of `ich.images.read`.
+            Whether there is a file is then its own affair; without one, missing files are told at once.
         preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
         test_time: what the passes over a sample see: a list of transforms as for `augment`, None among them being the
             image as it is, or one transform that draws each pass anew. `at_pass(k)` gives a generator of the k-th.
@@ -85,7 +88,8 @@ class DataGenerator(keras.utils.PyDataset):
             Linux).
 
     Raises:
-        IchError: arguments that do not fit together or with the ids; at reading, an image that cannot be read, is not
+        IchError: arguments that do not fit together or with the ids, or that only other generators have; images that
+            are missing (under on_error="skip" a warning counts them); at reading, an image that cannot be read, is not
             uint8 (unless `preprocess` or `reader` answer for it) or differs in shape or dtype from the first, and
             whatever a function given here raised. The message names the sample.
 
@@ -94,19 +98,20 @@ class DataGenerator(keras.utils.PyDataset):
         >>> model.fit(train, epochs=10, shuffle=False)  # Keras would shuffle batches once more, outside of the seed
     """
 
+    @arguments.checked
     def __init__(
         self,
         ids: Sequence[str] | pd.Index,
-        labels: pd.DataFrame | pd.Series | Callable[[str], Any] | None = None,
+        labels: pd.DataFrame | pd.Series | Mapping[str, Any] | Callable[[str], Any] | None = None,
         *,
-        image_dir: str | Path = ".",
+        image_dir: str | Path | None = ".",
         suffix: str | Sequence[str] = ".png",
         batch_size: int = 32,
         shuffle: bool = False,
         num_classes: int | None = None,
         augment: Callable | None = None,
         sampling: Callable[[np.random.Generator], np.ndarray] | None = None,
-        weights: pd.Series | None = None,
+        weights: pd.Series | Mapping[str, float] | None = None,
         extra: pd.DataFrame | None = None,
         neighbours: Sequence[int] = (0,),
         slices: pd.DataFrame | None = None,
@@ -123,14 +128,14 @@ class DataGenerator(keras.utils.PyDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.ids = pd.Index(ids)
+        self.ids = _index_of(ids)
         if len(self.ids) == 0:
             raise IchError("there are no samples: the list of ids is empty")
         if not pd.Index(self.ids.array).is_unique:  # pandas would keep a table of Python strings with our own
             twice = self.ids[self.ids.duplicated()].unique()
             raise IchError(f"ids are listed twice: {name_some(twice)}; give each sample once")
-        if batch_size < 1:
-            raise IchError(f"batch_size is {batch_size}, expected at least 1")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise IchError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         if on_error not in ("raise", "skip"):
             raise IchError(f"on_error is {on_error!r}, expected raise or skip")
         if labels is None and (shuffle or sampling is not None):
@@ -147,22 +152,34 @@ class DataGenerator(keras.utils.PyDataset):
             raise IchError(f"the sampling is of {len(sampling):,} samples, the ids are {len(self.ids):,}")
         images.check(color_mode, target_size, interpolation)
         suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+        offsets = tuple(neighbours) if isinstance(neighbours, Iterable) else ()
+        if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
+            raise IchError(f"neighbours is {neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
         if ".dcm" in suffixes and window is None and reader is None:
             raise IchError("DICOM files are read through a window; say which, such as window=PRESETS['brain']")
+        if labels is not None and not callable(labels):
+            labels = targets.as_table(labels, "labels")
         self.labels = labels if labels is None or callable(labels) else targets.array_of(self.ids, labels, "labels")
         if num_classes is not None:
             self.labels = targets.one_hot(self.labels, num_classes)
         self.label_names = [str(name) for name in labels.columns] if isinstance(labels, pd.DataFrame) else None
-        self.weights = None if weights is None else targets.array_of(self.ids, weights, "weights")
-        self.extra = None
+        self.weights, self.extra = None, None
+        if weights is not None:
+            self.weights = targets.array_of(self.ids, targets.as_table(weights, "weights"), "weights")
+            if self.weights.ndim != 1:
+                raise IchError(f"weights have {self.weights.shape[1]} columns, expected one number an id: a Series")
         if extra is not None:
-            if "image" in extra.columns:
+            extra = targets.as_table(extra, "extra inputs")
+            if isinstance(extra, pd.Series):
+                raise IchError(
+                    "extra is a Series, expected a DataFrame: the names of its columns are those of the inputs"
+                )
+            names = [str(name) for name in extra.columns]
+            if "image" in names:
                 raise IchError("the input of images is called image; give that column of extra another name")
-            self.extra = dict(
-                zip(extra.columns, targets.array_of(self.ids, extra, "extra inputs").T[..., None], strict=True)
-            )
+            self.extra = dict(zip(names, targets.array_of(self.ids, extra, "extra inputs").T[..., None], strict=True))
         self.class_indices: dict[Hashable, int] | None = None
-        self.image_dir, self.suffix = Path(image_dir), suffix
+        self.image_dir, self.suffix = Path("" if image_dir is None else image_dir), suffix
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.augment, self.sampling, self.preprocess = augment, sampling, preprocess
         self.test_time, self.on_error = test_time, on_error
@@ -172,15 +189,39 @@ class DataGenerator(keras.utils.PyDataset):
         self._skips = np.frombuffer(mmap.mmap(-1, 4 * len(self.ids)), np.uint32) if on_error == "skip" else None
         self._suffixes = suffixes
         self._files, self._neighbours = self.ids, None
-        if tuple(neighbours) != (0,):
+        if offsets != (0,):
             if slices is None:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
-            self._files, self._neighbours = neighbours_in(slices, self.ids, tuple(neighbours))
+            self._files, self._neighbours = neighbours_in(slices, self.ids, offsets)
+        if reader is None:
+            self._look_for_files()
         self._pass: int | None = None
         self._make_local()
         self.set_epoch(epoch)
 
+    def _look_for_files(self) -> None:
+        """Count the images that are missing or that no reader takes, before an epoch meets the first of them."""
+        ids = (self.ids if self._neighbours is None else self._files[np.unique(self._neighbours)]).tolist()
+        files = [f"{self.image_dir}/<id>{suffix}" for suffix in self._suffixes]
+        known = ", ".join(images.SUFFIXES)
+        for suffix in self._suffixes:
+            if suffix and not suffix.lower().endswith(images.SUFFIXES):
+                raise IchError(f"there are readers for {known}, none for {suffix!r}; give reader=")
+            other = [] if suffix else [id for id in ids if not str(id).lower().endswith(images.SUFFIXES)]
+            if other:
+                raise IchError(
+                    f"{len(other):,} of {len(ids):,} names of files end in none of {known}, of which there are readers:"
+                    f" {name_some(other)}; say suffix='.png' if the names lack it, or give reader="
+                )
+        lost = image_files.missing(self.image_dir, ids, self._suffixes)
+        if lost:
+            told = f"{len(lost):,} of {len(ids):,} samples lack {' or '.join(files)}: {name_some(lost)}"
+            if self.on_error != "skip":
+                raise IchError(f"{told}; were they converted? Leave them out, or correct image_dir and suffix")
+            warnings.warn(f"{told}; others will be shown in their place", stacklevel=4)
+
     @classmethod
+    @arguments.checked
     def from_dataframe(
         cls,
         frame: pd.DataFrame,
@@ -203,7 +244,7 @@ class DataGenerator(keras.utils.PyDataset):
             y_col: the column of labels, or several for "raw".
             class_mode: "raw", the column or columns as numbers; "binary", a class of two as 0 or 1; "sparse", its
                 index; "categorical", one-hot, or several ones where y_col holds lists of classes (none of an empty
-                list); None, no labels. `class_indices` tells which class is which.
+                list or array); None, no labels. `class_indices` tells which class is which.
             classes: those wanted, in order; rows of others alone are left out. None takes those that occur, sorted.
             weight_col: the column of sample weights.
             extra: columns that become inputs beside the image.
@@ -213,19 +254,32 @@ class DataGenerator(keras.utils.PyDataset):
             IchError: a column is missing, a row names no class, an unknown class_mode, or another number of classes
                 than two for "binary".
         """
-        y_cols = [] if y_col is None or class_mode is None else [y_col] if isinstance(y_col, str) else list(y_col)
-        wanted = [x_col, *y_cols, *([weight_col] if weight_col else []), *(extra or [])]
-        missing = [column for column in wanted if column not in frame.columns]
+        if not isinstance(frame, pd.DataFrame):
+            raise IchError(f"the frame is a {type(frame).__name__}, expected a pandas DataFrame with a row a sample")
+        if not isinstance(x_col, Hashable):
+            raise IchError(f"x_col is {x_col!r}, expected one column; several files a sample are suffix=('.a.png', …)")
+        several = isinstance(y_col, (list, tuple, np.ndarray, pd.Index))
+        y_cols = [] if y_col is None or class_mode is None else list(y_col) if several else [y_col]
+        extra = [extra] if isinstance(extra, str) else list(extra or [])
+        named = [x_col, *y_cols, *([weight_col] if weight_col else []), *extra]
+        missing = [column for column in named if column not in frame.columns]
         if missing:
             raise IchError(f"the frame lacks the columns {name_some(missing)}; it has {', '.join(map(str, frame))}")
+        twice = [column for column in dict.fromkeys(named) if list(frame.columns).count(column) > 1]
+        if twice:
+            raise IchError(f"the frame has several columns {name_some(twice)}; give each a name of its own")
         if class_mode not in CLASS_MODES:
-            raise IchError(f"class_mode is {class_mode!r}, expected one of {', '.join(map(str, CLASS_MODES))}")
+            instead = arguments.CLASS_MODES.get(class_mode)
+            raise IchError(
+                f"class_mode is {class_mode!r}, expected one of {', '.join(map(str, CLASS_MODES))}"
+                + (f"; write {instead}" if instead else "")
+            )
         if class_mode is not None and not y_cols:
             raise IchError(f"class_mode {class_mode} needs a column of labels: y_col=…; class_mode=None has no labels")
-        frame = frame.set_index(x_col)
+        frame = frame.set_index(x_col, drop=False)
         labels, class_indices = None, None
         if class_mode == "raw":
-            labels = frame[y_cols[0]] if isinstance(y_col, str) else frame[y_cols]
+            labels = frame[y_cols] if several else frame[y_cols[0]]
         elif class_mode is not None:
             if len(y_cols) != 1:
                 raise IchError(
@@ -239,13 +293,14 @@ class DataGenerator(keras.utils.PyDataset):
             image_dir=image_dir,
             suffix=suffix,
             weights=frame[weight_col] if weight_col else None,
-            extra=frame[list(extra)] if extra else None,
+            extra=frame[extra] if extra else None,
             **kwargs,
         )
         made.class_indices = class_indices
         return made
 
     @classmethod
+    @arguments.checked
     def from_directory(
         cls,
         path: str | Path,
@@ -256,37 +311,22 @@ class DataGenerator(keras.utils.PyDataset):
     ) -> "DataGenerator":
         """Samples from the folders of a folder, each of which is a class, as Keras's flow_from_directory had them.
 
-        Ids are `<class>/<file>`, sorted by class, then folder, then file.
+        Ids are `<class>/<file>`, sorted by class, then folder, then file. A warning counts the files that are left out;
+        see `image_files.in_folders`.
 
         Args:
+            path: of folders whose names are the classes; all files in them of `ich.images.SUFFIXES` are samples.
             class_mode, classes, **kwargs: as for `from_dataframe`; classes are the folders' names. "raw" is none.
                 `class_indices` tells them with class_mode None too.
 
         Raises:
-            IchError: no such folder, or no images in it.
+            IchError: no such folder, no images in it, or a name that is not UTF-8.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise IchError(f"{path} is no folder; expected one with a folder of images for each class")
         if class_mode == "raw":
             raise IchError(
                 "class_mode raw needs columns of numbers; folders are classes: categorical, binary or sparse"
             )
-        if classes is None:
-            classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        found: list[tuple[str, str]] = []
-        for name in classes:
-            if not (path / name).is_dir():
-                raise IchError(f"{path} has no folder of the class {name}")
-            for folder, _, files in sorted(os.walk(path / name)):
-                inside = Path(folder).relative_to(path).as_posix()
-                found.extend(
-                    (f"{inside}/{file}", name) for file in sorted(files) if file.lower().endswith(images.SUFFIXES)
-                )
-        if not found:
-            raise IchError(
-                f"{path} has no images ({', '.join(images.SUFFIXES)}) in folders of {name_some(classes) or 'classes'}"
-            )
+        found, classes = image_files.in_folders(Path(path), classes)
         frame = pd.DataFrame(found, columns=["filename", "class"])
         made = cls.from_dataframe(frame, image_dir=path, class_mode=class_mode, classes=classes, **kwargs)
         made.class_indices = {name: index for index, name in enumerate(classes)}
@@ -447,10 +487,8 @@ class DataGenerator(keras.utils.PyDataset):
         if not callable(self.labels):
             return self.labels[row]
         with _told(self.ids[row], "labels"):
-            label = np.asarray(self.labels(self.ids[row]), dtype=np.float32)
-        if not np.isfinite(label).all():
-            raise IchError(f"the labels of {self.ids[row]} are not all numbers; nothing is filled in for them")
-        return label
+            label = self.labels(self.ids[row])
+        return targets.label_of(label, self.ids[row])
 
     def _label_text(self, row: int) -> str:
         """For a picture: the names of what is 1, if labels have names and are 0 or 1; else the numbers."""
@@ -521,7 +559,8 @@ class DataGenerator(keras.utils.PyDataset):
                 if self.color_mode is not None:
                     image = images.recolor(image, self.color_mode)
                 if self.target_size is not None:
-                    image = images.resize(image, self.target_size, self.interpolation)
+                    alpha = self.color_mode == "rgba"
+                    image = images.resize(image, self.target_size, self.interpolation, alpha)
             except IchError as error:
                 raise IchError(f"{path}: {error}") from error
             parts.append(image)
@@ -562,6 +601,20 @@ class DataGenerator(keras.utils.PyDataset):
         self._make_local()
 
 
+def _index_of(ids: Any) -> pd.Index:
+    """The list of samples, of whatever holds names one after the other."""
+    if isinstance(ids, (str, Path, pd.DataFrame)):
+        kind = type(ids).__name__
+        raise IchError(f"ids is a {kind}, expected a list of ids; from_dataframe takes frames, from_directory folders")
+    try:
+        index = pd.Index(ids)
+    except TypeError as error:  # a number, None
+        raise IchError(f"ids is {ids!r}, expected a list of ids") from error
+    if index.nlevels > 1 or index.hasnans:
+        raise IchError("ids are missing for some samples, or are pairs; expected a name for each")
+    return index
+
+
 class _told:
     """Name the sample in what a function of the user's own raises: in a worker, nothing else tells it."""
 
@@ -599,7 +652,8 @@ def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
         told = ", ".join(f"{part.dtype} of {part.shape}" for part in parts)
         raise IchError(f"{id} has images that do not fit into the channels of one: {told}; give target_size=")
     if parts[0].ndim == 3 and parts[0].dtype == np.uint8:
-        return cv2.merge(parts)  # a tenth of the time
+        merged = cv2.merge(parts)  # a tenth of the time
+        return merged if merged.ndim == 3 else merged[..., None]  # of one image with one channel, cv2 drops it
     return np.concatenate(parts, axis=-1)
 
 
