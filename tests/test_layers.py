@@ -39,7 +39,7 @@ MODULES = sorted(
     if module.name.split(".")[1] not in KERAS_LEVEL and not module.name.endswith("__main__")
 )
 LEAVES = {"archive", "dicom", "windows", "labels"}
-BELOW_LEAVES = {"errors", "files", "member", "zip_directory"}
+BELOW_LEAVES = {"errors", "files", "member", "zip_directory", "bits"}
 HEAVY = ("tensorflow", "keras", "jax", "torch")
 
 

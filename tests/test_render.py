@@ -86,6 +86,34 @@ def test_the_box_holds_the_head_a_margin_and_no_holder(center, radii):
         assert abs(box.left + box.side / 2 - center[1]) <= 4
 
 
+def test_padding_above_all_tissue_does_not_lead_the_box_astray():
+    hu = scene(center=(250, 256), radii=(40, 50), holder=False)
+    words = (hu + 1024).astype(np.uint16)
+    expected = head_box(hu)
+    assert expected.side < 130
+    words[:8], words[-8:], words[:, :8], words[:, -8:] = [63536] * 4
+    for padding in ({"PixelPaddingValue": 63536}, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 65535}):
+        padded, _ = dicom.read(make_dicom(words, BitsStored=16, **padding))
+        assert head_box(padded) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 4), (4, 1), (3, 1), (2, 2)])
+def test_an_image_of_a_few_pixels_is_rendered(kind, shape):
+    hu, _ = dicom.read(make_dicom(np.full(shape, 1064, np.uint16)))
+    image, _ = render(hu, KINDS[kind])
+    if kind == "crop":
+        assert image.shape == (24, 24, 1)
+        assert image.max() == 128  # 40 HU in the middle of the brain window
+    elif kind == "hu":
+        np.testing.assert_array_equal(image, np.full((*shape, 1), 1064, np.uint16))
+    else:
+        windows = [apply_window(np.full(shape, 40, np.int16), window) for window in KINDS[kind].windows]
+        np.testing.assert_array_equal(image, np.stack(windows, axis=-1))
+    for data in render_module.encode(image, KINDS[kind]):
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2] == image.shape[:2]
+
+
 @pytest.mark.parametrize("box", [Box(3, 5, 10), Box(-4, 6, 20), Box(20, -7, 25), Box(-10, -10, 60), Box(25, 30, 30)])
 def test_a_cut_over_the_edge_is_air_there(box):
     hu = np.random.default_rng(0).integers(-500, 500, (30, 40)).astype(np.int16)
