@@ -136,7 +136,7 @@ def generator(folder: Path, clock: Clock, **kwargs):
     from ich.generator import DataGenerator
 
     labels, _ = data(folder)
-    options = {"augment": augmentation(), "workers": CORES, "use_multiprocessing": True}
+    options = {"augment": augmentation(), "workers": CORES, "use_multiprocessing": True, "shuffle": False}
     options["sampling"] = Rounds(clock.skip + clock.count)
     return DataGenerator(labels.index, labels, image_dir=folder, batch_size=BATCH, **options | kwargs)
 

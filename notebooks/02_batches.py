@@ -98,7 +98,7 @@ plt.show()
 
 # %%
 middle = scans.groupby("SeriesInstanceUID")["order"].apply(lambda order: order.sort_values().index[len(order) // 2])
-deep = DataGenerator(middle, labels, image_dir=images, batch_size=3, neighbours=(-1, 0, 1), slices=table)
+deep = DataGenerator(middle, labels, image_dir=images, batch_size=3, shuffle=False, neighbours=(-1, 0, 1), slices=table)
 batch, _ = deep[0]
 print(f"a batch is now {batch.shape}: 3 slices × {batch.shape[-1] // 3} windows in the channels")
 

@@ -181,9 +181,11 @@ def test_nine_channels_from_npy(tmp_path, labels):
     stored = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 9), dtype=np.uint8)
     for one, array in zip(IDS, stored, strict=True):
         np.save(tmp_path / f"{one}.npy", array)
-    plain = DataGenerator(IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH)
+    plain = DataGenerator(IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH, shuffle=False)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in epoch_of(plain)]), stored)
-    augmented = DataGenerator(IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH, augment=heavy())
+    augmented = DataGenerator(
+        IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH, augment=heavy(), shuffle=False
+    )
     assert augmented[0][0].shape == (BATCH, SIZE, SIZE, 9)
 
 
@@ -200,6 +202,20 @@ def test_memory_is_used_again_though_malloc_was_told_to_give_it_back():
         generator[0]
     pages = 10 * 8 * 2 * 512 * 512 // resource.getpagesize()  # of the images and of the batches
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
+
+
+def test_with_labels_samples_are_shuffled_unless_told_otherwise(folder, labels):
+    shuffled = DataGenerator(IDS, labels, image_dir=folder)
+    assert shuffled.shuffle is True
+    assert numbers(shuffled[0][0]) != list(range(COUNT))
+    assert same(epoch_of(shuffled), epoch_of(DataGenerator(IDS, labels, image_dir=folder, shuffle=True)))
+    assert DataGenerator(IDS, lambda id: 0, image_dir=folder).shuffle is True
+    assert DataGenerator(IDS, image_dir=folder).shuffle is False
+    assert numbers(DataGenerator(IDS, image_dir=folder)[0]) == list(range(COUNT))
+    assert numbers(DataGenerator(IDS, labels, image_dir=folder, shuffle=False)[0][0]) == list(range(COUNT))
+    frame = pd.DataFrame({"filename": [f"{one}.png" for one in IDS], "class": ["a", "b"] * 11 + ["a"]})
+    assert DataGenerator.from_dataframe(frame, image_dir=folder).shuffle is True
+    assert DataGenerator.from_dataframe(frame, image_dir=folder, class_mode=None).shuffle is False
 
 
 # ------------------------------------------------------------------------------------------------- under Keras
@@ -303,7 +319,7 @@ def test_validation_is_never_augmented_and_does_not_move(folder, labels):
 
     model = Watcher()
     model.compile(run_eagerly=True)
-    held_out = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, workers=2)
+    held_out = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, workers=2, shuffle=False)
     train = DataGenerator(IDS, labels, image_dir=folder, batch_size=COUNT, shuffle=True, augment=heavy(), workers=2)
     model.fit(train, validation_data=held_out, epochs=3, verbose=0, shuffle=False)
     shown = [batch for batch in model.seen if len(batch[0]) < COUNT]
@@ -314,7 +330,14 @@ def test_validation_is_never_augmented_and_does_not_move(folder, labels):
 def test_a_model_of_image_and_columns_learns_with_weights(folder, labels):
     extra = pd.DataFrame({"age": np.arange(COUNT), "thickness": 5.0}, IDS)
     generator = DataGenerator(
-        IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra, weights=pd.Series(2.0, IDS), workers=2
+        IDS,
+        labels["any"],
+        image_dir=folder,
+        batch_size=BATCH,
+        extra=extra,
+        weights=pd.Series(2.0, IDS),
+        workers=2,
+        shuffle=False,
     )
     x, y, weights = generator[1]
     assert {name: (value.shape, value.dtype.name) for name, value in x.items()} == {
@@ -334,9 +357,11 @@ def test_a_model_of_image_and_columns_learns_with_weights(folder, labels):
     model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
     model.fit(generator, epochs=2, verbose=0)
     weighted = model.evaluate(generator, verbose=0, return_dict=True)["loss"]
-    plain = DataGenerator(IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra)
+    plain = DataGenerator(IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra, shuffle=False)
     assert weighted == pytest.approx(2 * model.evaluate(plain, verbose=0), rel=1e-4)
-    found = model.predict(DataGenerator(IDS, image_dir=folder, batch_size=BATCH, extra=extra, workers=2), verbose=0)
+    found = model.predict(
+        DataGenerator(IDS, image_dir=folder, batch_size=BATCH, extra=extra, workers=2, shuffle=False), verbose=0
+    )
     one = [model({k: v[None] for k, v in zip(x, parts, strict=True)}) for parts in zip(*x.values(), strict=True)]
     np.testing.assert_allclose(found[BATCH : 2 * BATCH], np.concatenate(one), rtol=1e-4, atol=1e-5)
 
@@ -371,14 +396,14 @@ def test_any_augmentation_of_any_channels_is_the_samples_own(labels, tmp_path, n
     for one, picture in zip(IDS, pictures, strict=False):
         np.save(tmp_path / f"{one}.npy", picture)
     options = {"image_dir": tmp_path, "suffix": ".npy", "augment": AUGMENTATIONS[name]}
-    generator = DataGenerator(IDS[:6], labels, batch_size=2, **options)
+    generator = DataGenerator(IDS[:6], labels, batch_size=2, **options, shuffle=False)
     first, second = epoch_of(generator, 0), epoch_of(generator, 1)
     assert first[0][0].shape == (2, SIZE, SIZE, channels)
     assert not same(first, second)
     generator.set_epoch(0)
     with ThreadPoolExecutor(4) as pool:
         assert same(list(pool.map(generator.__getitem__, [0, 1, 2] * 8)), first * 8)
-    whole = DataGenerator(IDS[:6][::-1], labels, batch_size=6, **options)[0][0][::-1]
+    whole = DataGenerator(IDS[:6][::-1], labels, batch_size=6, **options, shuffle=False)[0][0][::-1]
     np.testing.assert_array_equal(whole, np.concatenate([x for x, _ in first]))
 
 
@@ -501,7 +526,7 @@ def scans():
 def test_neighbours_fill_the_channels(folder, labels, recorder, mode):
     ids = [one for one in IDS if one != IDS[4]]
     options = {"image_dir": folder, "neighbours": (-1, 0, 1), "slices": scans(), "batch_size": BATCH}
-    recorder.fit(DataGenerator(ids, labels, **options, **mode), verbose=0, shuffle=False)
+    recorder.fit(DataGenerator(ids, labels, **options, **mode, shuffle=False), verbose=0, shuffle=False)
     x = np.concatenate([x for x, _ in recorder.seen])
     places = x[:, 0, 0].tolist()
     assert [one[1] for one in places] == [IDS.index(one) for one in ids]
@@ -517,7 +542,7 @@ def test_neighbours_are_augmented_alike(tmp_path, labels):
         cv2.imwrite(str(tmp_path / f"{one}.png"), picture)
     table = scans().assign(status="ok")
     options = {"image_dir": tmp_path, "neighbours": (-2, 0, 1, 5), "slices": table, "augment": heavy()}
-    x, _ = DataGenerator(IDS, labels, **options)[0]
+    x, _ = DataGenerator(IDS, labels, **options, shuffle=False)[0]
     assert x.shape == (COUNT, SIZE, SIZE, 4)
     for channel in range(1, 4):
         np.testing.assert_array_equal(x[..., 0], x[..., channel])
@@ -535,6 +560,7 @@ def test_neighbours_of_several_windows(tmp_path, labels):
         suffix=(".brain.png", ".bone.png"),
         neighbours=(0, 1),
         slices=scans().assign(status="ok"),
+        shuffle=False,
     )[0]
     assert x[:, 0, 0].tolist()[:2] == [[0, 100, 1, 101], [1, 101, 2, 102]]
 
@@ -561,7 +587,7 @@ def test_volumes_with_integer_labels_made_one_hot(tmp_path):
     for one, volume in zip(IDS, volumes, strict=False):
         np.save(tmp_path / f"{one}.npy", volume)
     generator = DataGenerator(
-        IDS[:5], pd.Series([2, 0, 1, 3, 2], IDS[:5]), image_dir=tmp_path, suffix=".npy", num_classes=4
+        IDS[:5], pd.Series([2, 0, 1, 3, 2], IDS[:5]), image_dir=tmp_path, suffix=".npy", num_classes=4, shuffle=False
     )
     x, y = generator[0]
     np.testing.assert_array_equal(x, volumes)
@@ -608,7 +634,9 @@ def test_functions_of_ones_own(tmp_path, labels):
 
 
 def test_colours_and_size(folder, labels):
-    x, _ = DataGenerator(IDS, labels, image_dir=folder, color_mode="rgb", target_size=(16, 48), interpolation="area")[0]
+    x, _ = DataGenerator(
+        IDS, labels, image_dir=folder, color_mode="rgb", target_size=(16, 48), interpolation="area", shuffle=False
+    )[0]
     assert x.shape == (COUNT, 16, 48, 3)
     np.testing.assert_array_equal(x[3], images.resize(np.repeat(stored(folder)[3], 3, 2), (16, 48), "area"))
 
@@ -617,7 +645,7 @@ def test_a_picture_of_a_batch(folder, labels):
     spoken = labels.copy()
     spoken.loc[IDS[0]] = [1, 0, 0, 0, 0, 1]
     spoken.loc[IDS[1]] = 0
-    figure = DataGenerator(IDS, spoken, image_dir=folder, augment=heavy()).preview(3)
+    figure = DataGenerator(IDS, spoken, image_dir=folder, augment=heavy(), shuffle=False).preview(3)
     assert len(figure.axes) == 6
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[0] == f"{IDS[0]}\nepidural, any"
@@ -652,7 +680,7 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
         ({"labels": None, "shuffle": True}, "shuffle and sampling need labels: without them, order is what ties"),
         ({"labels": None, "sampling": lambda rng: [0]}, "shuffle and sampling need labels"),
         ({"labels": None, "on_error": "skip"}, "on_error='skip' is for training, with shuffle or sampling"),
-        ({"on_error": "skip"}, "a prediction keeps to its sample"),
+        ({"on_error": "skip", "shuffle": False}, "a prediction keeps to its sample"),
         ({"on_error": "ignore"}, "on_error is 'ignore', expected raise or skip"),
         ({"labels": None, "weights": pd.Series(1.0, IDS)}, "weights need labels"),
         ({"weights": pd.Series(1.0, IDS[1:])}, f"there are no weights of {IDS[0]}; leave them out, or complete"),

@@ -100,7 +100,7 @@ def test_a_bad_image_ends_the_epoch_with_its_id_and_does_not_hang(folder, labels
     bad = [bad] if isinstance(bad, int) else bad
     for number in bad:
         truncate(folder / f"{IDS[number]}.png")
-    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=2, **mode)
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=2, **mode, shuffle=False)
     for action in (recorder.fit, recorder.predict):
         # TensorFlow raises an error of its own, with the text of the worker's.
         with pytest.raises(Exception, match=rf"{IDS[bad[0]]}.png holds no image that can be decoded \(50 bytes\)"):
@@ -141,13 +141,15 @@ def read_or_fail(path):
 def test_what_a_function_raises_in_a_worker_reaches_the_caller_with_the_id(
     folder, labels, recorder, mode, options, message
 ):
-    generator = DataGenerator(IDS, **{"labels": labels, "image_dir": folder, "batch_size": 3} | options | mode)
+    generator = DataGenerator(
+        IDS, **{"labels": labels, "image_dir": folder, "batch_size": 3} | options | mode, shuffle=False
+    )
     with pytest.raises(Exception, match=message):
         recorder.fit(generator, verbose=0)
 
 
 def test_a_label_that_cannot_be_had_is_named(folder):
-    generator = DataGenerator(IDS, label_or_fail, image_dir=folder, batch_size=1)
+    generator = DataGenerator(IDS, label_or_fail, image_dir=folder, batch_size=1, shuffle=False)
     with pytest.raises(IchError, match="ID_017: labels raised KeyError: 'ID_017'"):
         generator[17]
 
@@ -180,7 +182,7 @@ def test_neighbours_that_do_not_fit_or_cannot_be_read_name_the_slice_too(folder,
     options = {"image_dir": folder, "batch_size": 1, "neighbours": (0, 1), "slices": pd.DataFrame(rows)}
     cv2.imwrite(str(folder / f"{IDS[5]}.png"), np.zeros((SIZE, 20), np.uint8))
     truncate(folder / f"{IDS[9]}.png")
-    generator = DataGenerator(IDS, labels, **options)
+    generator = DataGenerator(IDS, labels, **options, shuffle=False)
     with pytest.raises(
         IchError, match=r"ID_004 has images that do not fit .*: uint8 of \(16, 16, 1\), uint8 of \(16, 20"
     ):

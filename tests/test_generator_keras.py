@@ -76,7 +76,7 @@ def same(ours, theirs, tolerance=0):
 
 def both_of_frame(frame, folder, size=(32, 48), color_mode="rgb", **options):
     ours = DataGenerator.from_dataframe(
-        frame, image_dir=folder, batch_size=3, target_size=size, color_mode=color_mode, **options
+        frame, image_dir=folder, batch_size=3, target_size=size, color_mode=color_mode, **options, shuffle=False
     )
     theirs = LEGACY().flow_from_dataframe(
         frame, directory=folder, batch_size=3, target_size=size, color_mode=color_mode, shuffle=False, **options
@@ -127,7 +127,7 @@ def test_of_lists_the_wanted_classes_and_an_empty_list_stays(folder, frame):
     ours, theirs = both_of_frame(frame[frame["several"].map(len) > 0], folder, **options)
     same(ours, theirs, tolerance=3)
     # Keras drops what has no class at all, which would be every healthy patient: here they stay.
-    kept = DataGenerator.from_dataframe(frame, image_dir=folder, **options)
+    kept = DataGenerator.from_dataframe(frame, image_dir=folder, **options, shuffle=False)
     assert NAMES[2] in kept.ids
     assert kept.labels[kept.ids.get_loc(NAMES[2])].tolist() == [0, 0]
 
@@ -138,7 +138,13 @@ def test_folders(folder, class_mode, classes):
     if class_mode == "binary" and classes is None:
         pytest.skip("four folders are no two classes: Keras gives 0 to 3, here it is refused")
     ours = DataGenerator.from_directory(
-        folder, class_mode=class_mode, classes=classes, batch_size=3, target_size=(32, 48), color_mode="rgb"
+        folder,
+        class_mode=class_mode,
+        classes=classes,
+        batch_size=3,
+        target_size=(32, 48),
+        color_mode="rgb",
+        shuffle=False,
     )
     theirs = LEGACY().flow_from_directory(
         folder, class_mode=class_mode, classes=classes, batch_size=3, target_size=(32, 48), shuffle=False

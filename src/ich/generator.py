@@ -54,8 +54,8 @@ class DataGenerator(keras.utils.PyDataset):
         suffix: of the files, one of `ich.images.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
         batch_size: samples in a batch.
-        shuffle: a new order of the samples each epoch. Refused without labels, where order is what ties a prediction
-            to its sample.
+        shuffle: a new order of the samples each epoch. None does so if there are labels, as Keras's flow_from_… do.
+            Refused without labels, where order is what ties a prediction to its sample.
         num_classes: makes of a Series of whole numbers from 0 one-hot labels of that many columns.
         augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`, or
             None. Each thread works with a copy of its own, seeded for each sample. A dtype and size that it changes
@@ -94,8 +94,10 @@ class DataGenerator(keras.utils.PyDataset):
             whatever a function given here raised. The message names the sample.
 
     Example:
-        >>> train = DataGenerator(ids, labels, image_dir="images/brain/train", shuffle=True, augment=compose)
-        >>> model.fit(train, epochs=10, shuffle=False)  # Keras would shuffle batches once more, outside of the seed
+        >>> train = DataGenerator(ids, labels, image_dir="images/brain/train", augment=compose)
+        >>> held_out = DataGenerator(others, labels, image_dir="images/brain/train", shuffle=False)
+        >>> # Keras would shuffle batches once more, outside of the seed.
+        >>> model.fit(train, validation_data=held_out, epochs=10, shuffle=False)
     """
 
     @arguments.checked
@@ -107,7 +109,7 @@ class DataGenerator(keras.utils.PyDataset):
         image_dir: str | Path | None = ".",
         suffix: str | Sequence[str] = ".png",
         batch_size: int = 32,
-        shuffle: bool = False,
+        shuffle: bool | None = None,
         num_classes: int | None = None,
         augment: Callable | None = None,
         sampling: Callable[[np.random.Generator], np.ndarray] | None = None,
@@ -138,6 +140,8 @@ class DataGenerator(keras.utils.PyDataset):
             raise IchError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         if on_error not in ("raise", "skip"):
             raise IchError(f"on_error is {on_error!r}, expected raise or skip")
+        if shuffle is None:
+            shuffle = labels is not None
         if labels is None and (shuffle or sampling is not None):
             raise IchError(
                 "shuffle and sampling need labels: without them, order is what ties a prediction to its sample"
@@ -365,7 +369,10 @@ class DataGenerator(keras.utils.PyDataset):
         return (x, y) if self.weights is None else (x, y, self.weights[rows])
 
     def ids_of(self, index: int) -> pd.Index:
-        """The ids of batch `index` of the epoch, in its order."""
+        """The ids of batch `index` of the epoch, in its order: not that of `ids` if samples are shuffled or sampled.
+
+        After `fit` the epoch is the next one, after `evaluate` the one that was shown.
+        """
         return self.ids[self._plan[1][index * self.batch_size : (index + 1) * self.batch_size]]
 
     @property

@@ -217,7 +217,9 @@ def _generators(config: Config, table: pd.DataFrame, k: int, multiple: int) -> t
     """Of the samples to train on, of which each batch holds a multiple of so many, and of those held out."""
     labels = table[list(LABELS)]
     options = generator_options(config, "train")
-    held_out = DataGenerator(table.index[table["fold"] == k], labels, batch_size=config.predict.batch_size, **options)
+    held_out = DataGenerator(
+        table.index[table["fold"] == k], labels, batch_size=config.predict.batch_size, shuffle=False, **options
+    )
     height, width = held_out[0][0].shape[1:3]
     augment.passes(config.predict.test_time, height, width)  # a name that is none is told before the training
     ids, sample = _sampling(config, table[table["fold"] != k])
