@@ -218,6 +218,17 @@ def test_with_labels_samples_are_shuffled_unless_told_otherwise(folder, labels):
     assert DataGenerator.from_dataframe(frame, image_dir=folder, class_mode=None).shuffle is False
 
 
+def test_without_a_seed_each_generator_is_another_and_can_be_had_again(folder, labels):
+    options = {"image_dir": folder, "batch_size": BATCH, "augment": heavy()}
+    first, second = (DataGenerator(IDS, labels, **options, seed=None) for _ in range(2))
+    assert isinstance(first.seed, int)
+    assert first.seed != second.seed
+    assert not same(epoch_of(first), epoch_of(second))
+    assert same(epoch_of(first), epoch_of(DataGenerator(IDS, labels, **options, seed=first.seed)))
+    of_numpy, of_python = (DataGenerator(IDS, labels, **options, seed=seed) for seed in (np.int64(5), 5))
+    assert same(epoch_of(of_numpy), epoch_of(of_python))
+
+
 # ------------------------------------------------------------------------------------------------- under Keras
 
 
@@ -603,6 +614,9 @@ def test_dicom_through_windows(tmp_path):
     batch = DataGenerator(IDS[:3], image_dir=tmp_path, suffix=".dcm", window=windows)[0]
     for one, image in zip(IDS, batch, strict=False):
         np.testing.assert_array_equal(image, images.read(tmp_path / f"{one}.dcm", windows))
+    options = {"image_dir": tmp_path, "suffix": ".dcm"}
+    np.testing.assert_array_equal(DataGenerator(IDS[:3], **options, window=["brain", PRESETS["bone"]])[0], batch)
+    np.testing.assert_array_equal(DataGenerator(IDS[:3], **options, window="brain")[0], batch[..., :1])
 
 
 def half(image):
@@ -718,6 +732,17 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
         ({"ids": None}, "ids is None, expected a list of ids"),
         ({"ids": [*IDS, None]}, "ids are missing for some samples, or are pairs"),
         ({"ids": [("a", 1), ("b", 2)]}, "ids are missing for some samples, or are pairs"),
+        ({"suffix": ".dcm", "window": "brian"}, "no window is called 'brian'; there are brain, subdural"),
+        ({"suffix": ".dcm", "window": ["bone", "brian"]}, "no window is called 'brian'"),
+        (
+            {"suffix": ".dcm", "window": (40, 80)},
+            r"window is \(40, 80\), expected a preset \(brain, .*, a Window\(center",
+        ),
+        ({"suffix": ".dcm", "window": 40}, r"window is 40, expected a preset \(brain, "),
+        ({"seed": "1"}, "seed is '1', expected a whole number from 0, or None to draw one"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"seed": 1.5}, r"seed is 1\.5, expected a whole number from 0"),
+        ({"epoch": -1}, "epoch is -1, expected a whole number from 0"),
         ({"neighbours": (-1, 0, 1)}, "neighbours need the slice table, which knows the order of slices"),
         ({"num_classes": 3}, "num_classes=3 takes one column of whole numbers from 0 to 2"),
         ({"labels": pd.Series(3, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),

@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import multiprocessing
+import pickle
 import signal
 import subprocess
 import sys
@@ -148,6 +149,43 @@ def test_what_a_function_raises_in_a_worker_reaches_the_caller_with_the_id(
         recorder.fit(generator, verbose=0)
 
 
+@pytest.mark.parametrize("function", ["augment", "preprocess", "reader"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "gave NoneType, expected an image"),
+        ((np.zeros((4, 4, 1)), np.zeros(3)), "gave tuple, expected an image"),
+        ({"image": np.zeros((4, 4, 1))}, "gave dict, expected an image"),
+        (np.array(["a"]), r"gave <U1 of \(1,\), expected an image"),
+    ],
+)
+def test_what_is_no_image_is_named_with_the_function_that_gave_it(folder, labels, function, given, message):
+    options = {"image_dir": folder, function: lambda *_: given}
+    with pytest.raises(IchError, match=f"ID_000.*: {function} {message}"):
+        DataGenerator(IDS, labels, shuffle=False, **options)[0]
+
+
+def test_a_vector_is_what_preprocess_may_give_but_not_augment(folder, labels):
+    def mean(image, rng=None):
+        return image.mean(axis=(0, 1))
+
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, preprocess=mean)[0]
+    assert x.shape == (COUNT, 1)
+    with pytest.raises(IchError, match=r"augment gave float64 of \(1,\), expected an image, an array of \(height"):
+        DataGenerator(IDS, labels, image_dir=folder, augment=mean)[0]
+
+
+def test_an_augmentation_that_drops_the_axis_of_one_channel_gets_it_back(folder, labels):
+    x, _ = DataGenerator(IDS, labels, image_dir=folder, augment=lambda image, rng: cv2.blur(image, (3, 3)))[0]
+    assert x.shape == (COUNT, SIZE, SIZE, 1)
+
+
+def test_labels_of_several_shapes_are_told(folder):
+    given = lambda id: [1.0, 2.0] if id == IDS[3] else [1.0]  # noqa: E731
+    with pytest.raises(IchError, match=r"the labels of ID_003 have the shape \(2,\), those of ID_000 \(1,\); give all"):
+        DataGenerator(IDS, given, image_dir=folder, shuffle=False)[0]
+
+
 def test_a_label_that_cannot_be_had_is_named(folder):
     generator = DataGenerator(IDS, label_or_fail, image_dir=folder, batch_size=1, shuffle=False)
     with pytest.raises(IchError, match="ID_017: labels raised KeyError: 'ID_017'"):
@@ -234,6 +272,35 @@ def test_skipped_images_are_replaced_by_others_the_same_in_each_run(folder, labe
     # Workers count, in other processes too; TensorFlow draws some batches once more to learn their shapes.
     assert set(generator.skipped) == set(spoilt)
     assert all(count >= 2 for count in generator.skipped.values())
+
+
+def test_the_ids_of_a_batch_are_those_of_the_samples_that_are_shown(folder, labels):
+    for one in IDS[3:20:2]:
+        truncate(folder / f"{one}.png")
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, on_error="skip")
+    for epoch in range(2):
+        generator.set_epoch(epoch)
+        for index in range(len(generator)):
+            before = generator.skipped
+            ids = generator.ids_of(index)
+            assert generator.skipped == before  # it only looks
+            assert labels.loc[ids, "number"].tolist() == generator[index][1].ravel().tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_skipped_is_counted_after_pickling_too(folder, labels, recorder, mode):
+    truncate(folder / f"{IDS[3]}.png")
+    first = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, on_error="skip", **mode)
+    for index in range(len(first)):
+        first[index]
+    count = first.skipped[IDS[3]]
+    copied = pickle.loads(pickle.dumps(first))
+    assert copied.skipped == {IDS[3]: count}
+    recorder.fit(copied, epochs=1, verbose=0, shuffle=False)
+    copied.on_epoch_end()
+    recorder.fit(copied, epochs=1, verbose=0, shuffle=False)
+    assert copied.skipped[IDS[3]] > count + 1
+    assert first.skipped == {IDS[3]: count}
 
 
 def test_nothing_is_skipped_at_prediction(folder, labels):

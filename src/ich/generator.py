@@ -7,12 +7,14 @@ import math
 import mmap
 import multiprocessing
 import random
+import secrets
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from textwrap import wrap
 from types import TracebackType
@@ -26,7 +28,7 @@ import pandas as pd
 from ich import arguments, epochs, image_files, images, sharing, targets
 from ich.errors import IchError, name_some, one_line
 from ich.slices import neighbours as neighbours_in
-from ich.windows import Window
+from ich.windows import Window, windows_of
 
 CLASS_MODES = ("raw", "binary", "categorical", "sparse", None)
 """Keras's: the columns as they are, a class as 0 or 1, one-hot, its index, no labels."""
@@ -69,7 +71,7 @@ class DataGenerator(keras.utils.PyDataset):
         slices: the slice table, which `neighbours` need.
         color_mode, target_size, interpolation: as Keras has them, to the pixel; None keeps a file's own. See
             `ich.images`, which has one interpolation more.
-        window: for .dcm files; several give a channel each.
+        window: for .dcm files, a `Window` or the name of a preset, such as "brain"; several give a channel each.
         reader: a function of a path that gives an array (height, width[, channels]), in place of `ich.images.read`.
             Whether there is a file is then its own affair; without one, missing files are told at once.
         preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
@@ -78,7 +80,8 @@ class DataGenerator(keras.utils.PyDataset):
         on_error: "raise", or "skip": another sample, the same in each run, replaces one whose image cannot be read,
             and `skipped` counts it. Only with labels and a shuffle or sampling: a prediction is never that of another
             sample.
-        seed: of order, sampling and augmentation.
+        seed: of order, sampling and augmentation, a whole number from 0. None draws one, which the attribute `seed`
+            then holds: with it the same can be had again.
         epoch: the first epoch's number. Each epoch of `fit` is the next one; `fit(initial_epoch=k)` with k above 0, and
             `BackupAndRestore`, begin at epoch k.
         **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. Processes are
@@ -120,12 +123,12 @@ class DataGenerator(keras.utils.PyDataset):
         color_mode: str | None = None,
         target_size: tuple[int, int] | None = None,
         interpolation: str = "nearest",
-        window: Window | Sequence[Window] | None = None,
+        window: Window | str | Sequence[Window | str] | None = None,
         reader: Callable[[Path], np.ndarray] | None = None,
         preprocess: Callable[[np.ndarray], np.ndarray] | None = None,
         test_time: Sequence[Callable | None] | Callable | None = None,
         on_error: str = "raise",
-        seed: int = 0,
+        seed: int | None = 0,
         epoch: int = 0,
         **kwargs,
     ):
@@ -154,13 +157,15 @@ class DataGenerator(keras.utils.PyDataset):
             raise IchError("weights need labels: they are of samples in the loss")
         if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != len(self.ids):
             raise IchError(f"the sampling is of {len(sampling):,} samples, the ids are {len(self.ids):,}")
+        if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
+            raise IchError(f"seed is {seed!r}, expected a whole number from 0, or None to draw one")
         images.check(color_mode, target_size, interpolation)
         suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
         offsets = tuple(neighbours) if isinstance(neighbours, Iterable) else ()
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
             raise IchError(f"neighbours is {neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
         if ".dcm" in suffixes and window is None and reader is None:
-            raise IchError("DICOM files are read through a window; say which, such as window=PRESETS['brain']")
+            raise IchError("DICOM files are read through a window; say which, such as window='brain'")
         if labels is not None and not callable(labels):
             labels = targets.as_table(labels, "labels")
         self.labels = labels if labels is None or callable(labels) else targets.array_of(self.ids, labels, "labels")
@@ -184,13 +189,13 @@ class DataGenerator(keras.utils.PyDataset):
             self.extra = dict(zip(names, targets.array_of(self.ids, extra, "extra inputs").T[..., None], strict=True))
         self.class_indices: dict[Hashable, int] | None = None
         self.image_dir, self.suffix = Path("" if image_dir is None else image_dir), suffix
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.batch_size, self.shuffle = batch_size, shuffle
+        self.seed = secrets.randbits(64) if seed is None else int(seed)
         self.augment, self.sampling, self.preprocess = augment, sampling, preprocess
         self.test_time, self.on_error = test_time, on_error
         self.color_mode, self.target_size, self.interpolation = color_mode, target_size, interpolation
-        self.window, self.reader = window, reader
-        # Memory that forked workers share, so that what they skip is counted here too.
-        self._skips = np.frombuffer(mmap.mmap(-1, 4 * len(self.ids)), np.uint32) if on_error == "skip" else None
+        self.window, self.reader = None if window is None else windows_of(window), reader
+        self._skips = np.zeros(len(self.ids), np.uint32) if on_error == "skip" else None
         self._suffixes = suffixes
         self._files, self._neighbours = self.ids, None
         if offsets != (0,):
@@ -365,15 +370,22 @@ class DataGenerator(keras.utils.PyDataset):
         x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
         if self.labels is None:
             return x
-        y = np.stack([self._label(row) for row in rows]) if callable(self.labels) else self.labels[rows]
+        y = self._labels(rows) if callable(self.labels) else self.labels[rows]
         return (x, y) if self.weights is None else (x, y, self.weights[rows])
 
     def ids_of(self, index: int) -> pd.Index:
         """The ids of batch `index` of the epoch, in its order: not that of `ids` if samples are shuffled or sampled.
 
-        After `fit` the epoch is the next one, after `evaluate` the one that was shown.
+        After `fit` the epoch is the next one, after `evaluate` the one that was shown. With on_error="skip" the ids are
+        those of the samples that are shown; to know them, their images are read.
         """
-        return self.ids[self._plan[1][index * self.batch_size : (index + 1) * self.batch_size]]
+        epoch, order, repeat = self._plan
+        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        rows = order[places]
+        if self.on_error == "skip":
+            these = zip(rows, self.ids[rows], repeat[places], strict=True)
+            rows = np.array([self._readable(row, id, epoch, turn)[0] for row, id, turn in these], dtype=np.int64)
+        return self.ids[rows]
 
     @property
     def epoch(self) -> int:
@@ -426,6 +438,8 @@ class DataGenerator(keras.utils.PyDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next batches those of this epoch (0-based)."""
+        if not (isinstance(epoch, Integral) and epoch >= 0):
+            raise IchError(f"epoch is {epoch!r}, expected a whole number from 0")
         rng = np.random.default_rng([self.seed, epoch])
         order = np.arange(len(self.ids)) if self.sampling is None else np.asarray(self.sampling(rng))
         if order.ndim != 1 or order.dtype.kind not in "iu" or len(order) == 0:
@@ -489,6 +503,17 @@ class DataGenerator(keras.utils.PyDataset):
         rows = np.flatnonzero(self._skips)
         return dict(zip(self.ids[rows], self._skips[rows].tolist(), strict=True))
 
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        """The labels of a batch, from the function that gives them."""
+        found = [self._label(row) for row in rows]
+        for row, label in zip(rows, found, strict=True):
+            if label.shape != found[0].shape:
+                raise IchError(
+                    f"the labels of {self.ids[row]} have the shape {label.shape}, those of {self.ids[rows[0]]}"
+                    f" {found[0].shape}; give all samples labels of one shape"
+                )
+        return np.stack(found)
+
     def _label(self, row: int) -> np.ndarray:
         """The label of a sample; float32."""
         if not callable(self.labels):
@@ -510,22 +535,27 @@ class DataGenerator(keras.utils.PyDataset):
 
     def _sample(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray]:
         """A sample, or what replaces it if it cannot be read; and which it is."""
-        chosen, of, unread = row, id, None
+        chosen, image, unread = self._readable(row, id, epoch, turn)
+        if unread:
+            self._skips[unread] += 1
+            id = self.ids[chosen]
+        return chosen, self._finished(image, id, epoch, turn)
+
+    def _readable(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray, list[int]]:
+        """The sample that is shown in a sample's place, mostly itself; its image as read; those that cannot be read."""
+        chosen, of, unread = row, id, []
         for attempt in range(_TRIES):
             try:
-                image = self._read(chosen, of)
+                return chosen, self._read(chosen, of), unread
             except IchError as error:
                 if self.on_error == "raise":
                     raise
-                unread = error
-                self._skips[chosen] += 1
+                last = error
+                if chosen not in unread:
+                    unread.append(chosen)
                 chosen = _seed(self.seed, epoch, turn, attempt, id) % len(self.ids)
                 of = self.ids[chosen]
-            else:
-                return chosen, self._finished(image, of, epoch, turn)
-        raise IchError(
-            f"{id} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {unread}"
-        ) from unread
+        raise IchError(f"{id} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {last}") from last
 
     def _finished(self, image: np.ndarray, id: str, epoch: int, turn: int) -> np.ndarray:
         """What a batch holds of a sample whose image has been read."""
@@ -534,10 +564,14 @@ class DataGenerator(keras.utils.PyDataset):
         if self.augment is not None:
             when = (epoch, turn) if self._pass is None else ("pass", self._pass)
             with _told(id, "augment"):
-                image = np.asarray(self._augmented(image, _seed(self.seed, *when, id)))
+                augmented = self._augmented(image, _seed(self.seed, *when, id))
+            augmented = _array_of(augmented, id, "augment")
+            # OpenCV's functions drop an axis of one channel.
+            image = augmented[..., None] if augmented.ndim == 2 and image.ndim == 3 else augmented
         if self.preprocess is not None:
             with _told(id, "preprocess"):
-                image = np.asarray(self.preprocess(image))
+                image = self.preprocess(image)
+            image = _array_of(image, id, "preprocess", least=0)
         # In one step, so that of several threads one alone is the first.
         shape, dtype = self.__dict__.setdefault("_first", (image.shape, image.dtype))
         if (image.shape, image.dtype) != (shape, dtype):
@@ -575,7 +609,8 @@ class DataGenerator(keras.utils.PyDataset):
 
     def _own_reader(self, path: Path) -> np.ndarray:
         with _told(path, "reader"):
-            image = np.asarray(self.reader(path))
+            image = self.reader(path)
+        image = _array_of(image, path, "reader")
         return image[..., None] if image.ndim == 2 else image
 
     def _augmented(self, image: np.ndarray, seed: int) -> np.ndarray:
@@ -599,6 +634,11 @@ class DataGenerator(keras.utils.PyDataset):
         """What does not pickle, and belongs to one process."""
         self._local = threading.local()
         self._shared_file = lru_cache(_SHARED)(lambda place: self._file(self._files[place]))
+        if self._skips is not None:
+            # Memory that forked workers share, so that what they skip is counted here too.
+            shared = np.frombuffer(mmap.mmap(-1, self._skips.nbytes), self._skips.dtype)
+            shared[:] = self._skips
+            self._skips = shared
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key not in ("_local", "_shared_file")}
@@ -650,6 +690,18 @@ def _keep_memory() -> None:
     if _mallopt is not None:
         _mallopt(_M_MMAP_THRESHOLD, 2**25)
         _mallopt(_M_TRIM_THRESHOLD, 2**27)
+
+
+def _array_of(given: Any, which: str | Path, function: str, least: int = 2) -> np.ndarray:
+    """What a function of the user's own gave for a sample, as an array of numbers of at least so many axes."""
+    try:
+        array = np.asarray(given)
+    except ValueError:  # a list of arrays of several shapes
+        array = None
+    if array is None or array.dtype.kind not in "buif" or array.ndim < least:
+        what = f"{given.dtype} of {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
+        raise IchError(f"{which}: {function} gave {what}, expected an image, an array of (height, width, channels)")
+    return array
 
 
 def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,6 +50,20 @@ def preset(name: str) -> Window:
     if name not in PRESETS:
         raise IchError(f"no window is called {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def windows_of(given: Any) -> tuple[Window, ...]:
+    """One window or several, each a `Window` or the name of a preset.
+
+    Raises:
+        IchError: there is no such preset, or it is something else.
+    """
+    windows = (given,) if isinstance(given, (str, Window)) else given
+    if not isinstance(windows, Sequence) or not all(isinstance(window, (str, Window)) for window in windows):
+        raise IchError(
+            f"window is {given!r}, expected a preset ({', '.join(PRESETS)}), a Window(center=…, width=…), or several"
+        )
+    return tuple(preset(window) if isinstance(window, str) else window for window in windows)
 
 
 def name_of(window: Window) -> str:
