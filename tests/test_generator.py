@@ -8,6 +8,7 @@ import functools
 import itertools
 import pickle
 import platform
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -416,6 +417,49 @@ def test_any_augmentation_of_any_channels_is_the_samples_own(labels, tmp_path, n
         assert same(list(pool.map(generator.__getitem__, [0, 1, 2] * 8)), first * 8)
     whole = DataGenerator(IDS[:6][::-1], labels, batch_size=6, **options, shuffle=False)[0][0][::-1]
     np.testing.assert_array_equal(whole, np.concatenate([x for x, _ in first]))
+
+
+class OfGlobalStates(A.ImageOnlyTransform):
+    def apply(self, image, **_):
+        return global_draw(image)
+
+
+def global_draw(image, rng=None):
+    image = image.copy()
+    image[1, :4] = np.random.randint(0, 256, (4, 1))  # noqa: NPY002
+    image[2, :4] = [[random.randrange(256)] for _ in range(4)]
+    return image
+
+
+def global_reader(path):
+    return global_draw(images.read(path))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": global_draw},
+        {"augment": A.Compose([A.OneOf([OfGlobalStates(p=1)], p=1)])},
+        {"augment": A.Lambda(image=lambda image, **_: global_draw(image), p=1)},
+        {"preprocess": global_draw},
+        {"reader": global_reader},
+    ],
+    ids=["function", "transform of one's own", "Lambda", "preprocess", "reader"],
+)
+def test_global_random_states_are_each_samples_own_in_processes(folder, labels, options):
+    def shown(batch_size, workers, epochs=2):
+        model = Recorder()
+        model.compile(run_eagerly=True)
+        generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=batch_size, **options)
+        generator.workers, generator.use_multiprocessing = workers, True
+        model.fit(generator, epochs=epochs, verbose=0, shuffle=False)
+        drawn = [(int(i[0, 0, 0]), i[1, :4].tobytes(), i[2, :4].tobytes()) for x, _ in model.seen for i in x]
+        return drawn[:COUNT], drawn[COUNT:]
+
+    first, second = shown(BATCH, 2)
+    assert len({one[1] for one in first + second}) == len({one[2] for one in first + second}) == 2 * COUNT
+    again, _ = shown(2, 3, epochs=1)
+    assert sorted(again) == sorted(first)
 
 
 def test_the_given_augmentation_is_left_alone(folder, labels):

@@ -61,7 +61,9 @@ class DataGenerator(keras.utils.PyDataset):
         num_classes: makes of a Series of whole numbers from 0 one-hot labels of that many columns.
         augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`, or
             None. Each thread works with a copy of its own, seeded for each sample. A dtype and size that it changes
-            to must be the same for all.
+            to must be the same for all. Code of your own shall draw from that generator: what it draws from `np.random`
+            or `random` is the sample's own in worker processes, which seed them for each sample, but goes on from
+            sample to sample, and differs from run to run with threads, in this process.
         sampling: which samples an epoch shows; see `ich.sampling`. None shows all.
         weights: of the samples in the loss, indexed by id; a third item of each batch, float32.
         extra: inputs beside the image, indexed by id: images become the input "image" of a dict, and each column one by
@@ -360,7 +362,12 @@ class DataGenerator(keras.utils.PyDataset):
         rows, turns = order[places].copy(), repeat[places]
         ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
         batch = None
+        seeding = in_worker and self._runs_code_of_others()
         for place, (row, id, turn) in enumerate(zip(rows.tolist(), ids, turns.tolist(), strict=True)):
+            if seeding:  # forked, all workers would begin with the same states
+                seed = self._seed_of(id, epoch, turn)
+                np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy state is what is to be seeded
+                random.seed(seed)
             rows[place], image = self._sample(row, id, epoch, turn)
             if batch is None:
                 if image.nbytes >= _MAPPED:
@@ -562,9 +569,8 @@ class DataGenerator(keras.utils.PyDataset):
         if image.dtype != np.uint8 and self.preprocess is None and self.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         if self.augment is not None:
-            when = (epoch, turn) if self._pass is None else ("pass", self._pass)
             with _told(id, "augment"):
-                augmented = self._augmented(image, _seed(self.seed, *when, id))
+                augmented = self._augmented(image, self._seed_of(id, epoch, turn))
             augmented = _array_of(augmented, id, "augment")
             # OpenCV's functions drop an axis of one channel.
             image = augmented[..., None] if augmented.ndim == 2 and image.ndim == 3 else augmented
@@ -580,6 +586,15 @@ class DataGenerator(keras.utils.PyDataset):
                 " target_size=, or an augmentation that keeps size and dtype"
             )
         return image
+
+    def _seed_of(self, id: str, epoch: int, turn: int) -> int:
+        """Of what is drawn for a sample, 128 bits."""
+        when = (epoch, turn) if self._pass is None else ("pass", self._pass)
+        return _seed(self.seed, *when, id)
+
+    def _runs_code_of_others(self) -> bool:
+        """Whether images are made by code that may draw from the random states of NumPy and Python."""
+        return self.reader is not None or self.preprocess is not None or _is_code_of_others(self.augment)
 
     def _read(self, row: int, id: str) -> np.ndarray:
         if self._neighbours is None:
@@ -702,6 +717,14 @@ def _array_of(given: Any, which: str | Path, function: str, least: int = 2) -> n
         what = f"{given.dtype} of {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
         raise IchError(f"{which}: {function} gave {what}, expected an image, an array of (height, width, channels)")
     return array
+
+
+def _is_code_of_others(augment: Any) -> bool:
+    """Whether a function, or a transform that is not albumentations' own, is an augmentation or a part of it."""
+    if augment is None or type(augment).__module__.split(".")[0] == "albumentations":
+        parts = getattr(augment, "transforms", ())
+        return type(augment).__name__ == "Lambda" or any(map(_is_code_of_others, parts))
+    return True
 
 
 def _joined(parts: list[np.ndarray], id: str) -> np.ndarray:
