@@ -277,7 +277,7 @@ def test_skipped_images_are_replaced_by_others_the_same_in_each_run(folder, labe
 def test_the_ids_of_a_batch_are_those_of_the_samples_that_are_shown(folder, labels):
     for one in IDS[3:20:2]:
         truncate(folder / f"{one}.png")
-    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, on_error="skip")
+    generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, shuffle=True, on_error="skip")
     for epoch in range(2):
         generator.set_epoch(epoch)
         for index in range(len(generator)):
@@ -290,7 +290,7 @@ def test_the_ids_of_a_batch_are_those_of_the_samples_that_are_shown(folder, labe
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_skipped_is_counted_after_pickling_too(folder, labels, recorder, mode):
     truncate(folder / f"{IDS[3]}.png")
-    first = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, on_error="skip", **mode)
+    first = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, shuffle=True, on_error="skip", **mode)
     for index in range(len(first)):
         first[index]
     count = first.skipped[IDS[3]]
