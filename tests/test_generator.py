@@ -462,6 +462,73 @@ def test_global_random_states_are_each_samples_own_in_processes(folder, labels, 
     assert sorted(again) == sorted(first)
 
 
+NEAREST = {"interpolation": cv2.INTER_NEAREST, "mask_interpolation": cv2.INTER_NEAREST}
+MASKED = A.Compose(
+    [
+        A.RandomCrop(24, 24, p=1),
+        A.HorizontalFlip(),
+        A.Affine(rotate=(-30, 30), scale=(0.8, 1.2), p=0.8, **NEAREST),
+        A.RandomResizedCrop((20, 28), scale=(0.5, 1), p=1, **NEAREST),
+    ]
+)
+
+
+@pytest.mark.parametrize("mode", [MODES[0], MODES[2], MODES[6]])
+def test_masks_are_augmented_with_their_images(folder, recorder, mode):
+    """The mask is the image itself, so that it stays the image whatever is done to both."""
+    options = {"image_dir": folder, "batch_size": BATCH, "augment": MASKED}
+    plain = DataGenerator(IDS, lambda id: images.read(folder / f"{id}.png")[..., 0], **options)
+    expected = [batch for epoch in range(2) for batch in epoch_of(plain, epoch)]
+    for x, y in expected:
+        assert x.shape[1:] == (20, 28, 1)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, x[..., 0])
+    recorder.fit(DataGenerator(IDS, plain.labels, **options, **mode), epochs=2, verbose=0, shuffle=False)
+    assert same(recorder.seen, expected)
+    without = DataGenerator(IDS, lambda id: 0, **options)
+    np.testing.assert_array_equal(without[0][0], expected[0][0])  # a mask changes nothing of what is drawn
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_masks_of_channels_are_augmented_with_their_images(folder, channels):
+    def mask(id):
+        return np.repeat(images.read(folder / f"{id}.png"), channels, axis=-1)
+
+    x, y = DataGenerator(IDS, mask, image_dir=folder, augment=MASKED)[0]
+    assert y.shape == (COUNT, 20, 28, channels)
+    np.testing.assert_array_equal(y, np.repeat(x, channels, axis=-1))
+
+
+def test_masks_without_augmentation_and_in_passes(folder):
+    def mask(id):
+        return images.read(folder / f"{id}.png")[..., 0]
+
+    options = {"image_dir": folder, "shuffle": False, "test_time": [None, A.HorizontalFlip(p=1)]}
+    generator = DataGenerator(IDS, mask, **options)
+    np.testing.assert_array_equal(generator[0][1], stored(folder)[..., 0])
+    np.testing.assert_array_equal(generator.at_pass(1)[0][1], stored(folder)[:, :, ::-1, 0])
+    assert generator.preview(1).axes[0].get_title().endswith("labels of (32, 32)")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        (
+            (SIZE, SIZE),
+            {"augment": function},
+            r"are a mask of \(32, 32\), and augment is a function of the image alone",
+        ),
+        ((16, 16), {"augment": MASKED}, r"have the shape \(16, 16\), and its image of \(32, 32, 1\) cannot be augm"),
+        ((10, 4), {"augment": MASKED}, r"have the shape \(10, 4\), and its image of"),
+        ((SIZE, SIZE), {"augment": MASKED, "target_size": (30, 30)}, r"a mask has the height and width that the image"),
+        ((SIZE, SIZE, 1, 2), {"augment": MASKED}, r"have the shape \(32, 32, 1, 2\), and its image of"),
+    ],
+)
+def test_labels_that_cannot_be_augmented_with_the_image_are_refused(folder, shape, options, message):
+    with pytest.raises(IchError, match=f"the labels of ID_000000000 .*{message}"):
+        DataGenerator(IDS, lambda id: np.zeros(shape), image_dir=folder, shuffle=False, **options)[0]
+
+
 def test_the_given_augmentation_is_left_alone(folder, labels):
     given = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)
     before = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)

@@ -51,7 +51,9 @@ class DataGenerator(keras.utils.PyDataset):
             file of one is `image_dir/<id><suffix>`.
         labels: indexed by id, a frame with a column a label, a Series or a dict; or a function of an id; or None to
             predict: batches are then images alone. A list or an array is refused: nothing in it says which label is of
-            which id; pd.Series(values, index=ids) does.
+            which id; pd.Series(values, index=ids) does. Masks, which a function gives as (height, width[, channels]) in
+            the image's size, are augmented as their images are, by an albumentations transform; with a function as
+            augmentation they are refused.
         image_dir: the images' folder; None if ids are paths.
         suffix: of the files, one of `ich.images.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
@@ -361,14 +363,15 @@ class DataGenerator(keras.utils.PyDataset):
         places = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rows, turns = order[places].copy(), repeat[places]
         ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
-        batch = None
+        batch, labels = None, []
         seeding = in_worker and self._runs_code_of_others()
         for place, (row, id, turn) in enumerate(zip(rows.tolist(), ids, turns.tolist(), strict=True)):
             if seeding:  # forked, all workers would begin with the same states
                 seed = self._seed_of(id, epoch, turn)
                 np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy state is what is to be seeded
                 random.seed(seed)
-            rows[place], image = self._sample(row, id, epoch, turn)
+            rows[place], image, label = self._sample(row, id, epoch, turn)
+            labels.append(label)
             if batch is None:
                 if image.nbytes >= _MAPPED:
                     _keep_memory()
@@ -377,7 +380,7 @@ class DataGenerator(keras.utils.PyDataset):
         x = batch if self.extra is None else {"image": batch} | {k: v[rows] for k, v in self.extra.items()}
         if self.labels is None:
             return x
-        y = self._labels(rows) if callable(self.labels) else self.labels[rows]
+        y = self._stacked(rows, labels) if callable(self.labels) else self.labels[rows]
         return (x, y) if self.weights is None else (x, y, self.weights[rows])
 
     def ids_of(self, index: int) -> pd.Index:
@@ -490,7 +493,7 @@ class DataGenerator(keras.utils.PyDataset):
         n = max(1, min(n, len(order)))
         figure = Figure(figsize=(2.2 * n, 5.6), layout="constrained")
         for column, (row, turn) in enumerate(zip(order[:n], repeat[:n], strict=True)):
-            row, seen = self._sample(row, self.ids[row], epoch, turn)
+            row, seen, _ = self._sample(row, self.ids[row], epoch, turn)
             above, below = (figure.add_subplot(2, n, line * n + column + 1) for line in (0, 1))
             for axes, image in ((above, self._read(row, self.ids[row])), (below, seen)):
                 axes.imshow(**_drawable(image))
@@ -510,9 +513,8 @@ class DataGenerator(keras.utils.PyDataset):
         rows = np.flatnonzero(self._skips)
         return dict(zip(self.ids[rows], self._skips[rows].tolist(), strict=True))
 
-    def _labels(self, rows: np.ndarray) -> np.ndarray:
-        """The labels of a batch, from the function that gives them."""
-        found = [self._label(row) for row in rows]
+    def _stacked(self, rows: np.ndarray, found: list[np.ndarray]) -> np.ndarray:
+        """The labels of a batch, from those of its samples."""
         for row, label in zip(rows, found, strict=True):
             if label.shape != found[0].shape:
                 raise IchError(
@@ -534,19 +536,41 @@ class DataGenerator(keras.utils.PyDataset):
         if self.labels is None:
             return ""
         label = np.atleast_1d(self._label(row))
+        if label.ndim > 1:
+            return f"labels of {label.shape}"
         if self.label_names is not None and np.isin(label, (0, 1)).all():
             return ", ".join(name for name, value in zip(self.label_names, label, strict=True) if value) or "none"
         if self.class_indices is not None and len(label) == 1:
             return str(list(self.class_indices)[int(label[0])])
         return " ".join(f"{value:g}" for value in label.ravel())
 
-    def _sample(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray]:
-        """A sample, or what replaces it if it cannot be read; and which it is."""
+    def _sample(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray, np.ndarray | None]:
+        """Which sample is shown, itself or what replaces it if it cannot be read; its image; its label from a function.
+
+        A label of two axes or more is a mask, which is augmented with the image.
+        """
         chosen, image, unread = self._readable(row, id, epoch, turn)
         if unread:
             self._skips[unread] += 1
             id = self.ids[chosen]
-        return chosen, self._finished(image, id, epoch, turn)
+        label = self._label(chosen) if callable(self.labels) else None
+        if label is None or label.ndim < 2 or self.augment is None:
+            return chosen, self._finished(image, id, epoch, turn)[0], label
+        self._check_mask(label, image, id)
+        return chosen, *self._finished(image, id, epoch, turn, label)
+
+    def _check_mask(self, mask: np.ndarray, image: np.ndarray, id: str) -> None:
+        if not hasattr(self.augment, "set_random_state"):
+            raise IchError(
+                f"the labels of {id} are a mask of {mask.shape}, and augment is a function of the image alone; give an"
+                " albumentations transform, which augments both alike"
+            )
+        if image.ndim != 3 or mask.ndim > 3 or mask.shape[:2] != image.shape[:2]:
+            raise IchError(
+                f"the labels of {id} have the shape {mask.shape}, and its image of {image.shape} cannot be augmented"
+                " with them: a mask has the height and width that the image has in the network; resize it, or leave"
+                " augment out"
+            )
 
     def _readable(self, row: int, id: str, epoch: int, turn: int) -> tuple[int, np.ndarray, list[int]]:
         """The sample that is shown in a sample's place, mostly itself; its image as read; those that cannot be read."""
@@ -564,13 +588,15 @@ class DataGenerator(keras.utils.PyDataset):
                 of = self.ids[chosen]
         raise IchError(f"{id} and {_TRIES - 1} samples drawn in its place cannot be read; the last: {last}") from last
 
-    def _finished(self, image: np.ndarray, id: str, epoch: int, turn: int) -> np.ndarray:
-        """What a batch holds of a sample whose image has been read."""
+    def _finished(
+        self, image: np.ndarray, id: str, epoch: int, turn: int, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a batch holds of a sample whose image has been read, and its mask."""
         if image.dtype != np.uint8 and self.preprocess is None and self.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         if self.augment is not None:
             with _told(id, "augment"):
-                augmented = self._augmented(image, self._seed_of(id, epoch, turn))
+                augmented, mask = self._augmented(image, mask, self._seed_of(id, epoch, turn))
             augmented = _array_of(augmented, id, "augment")
             # OpenCV's functions drop an axis of one channel.
             image = augmented[..., None] if augmented.ndim == 2 and image.ndim == 3 else augmented
@@ -585,7 +611,7 @@ class DataGenerator(keras.utils.PyDataset):
                 f"{id} gives {image.dtype} of {image.shape}, the first image gave {dtype} of {shape}; give"
                 " target_size=, or an augmentation that keeps size and dtype"
             )
-        return image
+        return image, mask
 
     def _seed_of(self, id: str, epoch: int, turn: int) -> int:
         """Of what is drawn for a sample, 128 bits."""
@@ -628,9 +654,9 @@ class DataGenerator(keras.utils.PyDataset):
         image = _array_of(image, path, "reader")
         return image[..., None] if image.ndim == 2 else image
 
-    def _augmented(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def _augmented(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[Any, np.ndarray | None]:
         if not hasattr(self.augment, "set_random_state"):
-            return self.augment(image, np.random.default_rng(seed))
+            return self.augment(image, np.random.default_rng(seed)), None
         # A Compose holds the state of its random numbers: shared by threads, it gives other images in each run.
         local = self._local
         if not hasattr(local, "augment"):
@@ -643,7 +669,10 @@ class DataGenerator(keras.utils.PyDataset):
         local.state["state"]["state"] = seed
         local.numpy.state = local.state
         local.python.seed(seed)
-        return local.augment(image=image)["image"]
+        if mask is None:
+            return local.augment(image=image)["image"], None
+        both = local.augment(image=image, mask=mask)
+        return both["image"], both["mask"]
 
     def _make_local(self) -> None:
         """What does not pickle, and belongs to one process."""
