@@ -44,18 +44,18 @@ def main(argv: list[str] | None = None) -> None:
         "data": found.data,
         "blend": {"runs": list(found.oof), **dataclasses.asdict(recipe)},
     }
-    comparison.check_owner(arguments.out, config)
-    members = np.stack(list(found.oof.values()))
-    blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
-    fitted = blend.fit(members, found.table, recipe)
+    with comparison.working_in(arguments.out, config):
+        members = np.stack(list(found.oof.values()))
+        blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
+        fitted = blend.fit(members, found.table, recipe)
 
-    score = comparison.judge(found, blended) | fitted.describe(list(found.oof))
-    lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
-    test = None
-    if not lacking:
-        ids, theirs = comparison.read_test(arguments.runs)
-        test = comparison.frame(ids, fitted(theirs))
-    comparison.write_results(arguments.out, config, found, blended, test, score)
+        score = comparison.judge(found, blended) | fitted.describe(list(found.oof))
+        lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
+        test = None
+        if not lacking:
+            ids, theirs = comparison.read_test(arguments.runs)
+            test = comparison.frame(ids, fitted(theirs))
+        comparison.write_results(arguments.out, config, found, blended, test, score)
 
     for run, loss in score["runs"].items():
         shares = [f"{score['weights'][label][run]:.3f}" for label in (LABELS if arguments.by_label else LABELS[:1])]

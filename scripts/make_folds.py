@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "make_folds")
     arguments = parser.parse_args(argv)
 
-    from ich import archive, config, folds, labels, pictures, runs, slices
+    from ich import archive, config, folders, folds, labels, pictures, runs, slices
     from ich.errors import IchError, name_some
 
     settings = config.load(arguments.config, arguments.overrides)
@@ -48,15 +48,16 @@ def main(argv: list[str] | None = None) -> None:
             print(f"left out: {len(nobody):,} slice(s) without a PatientID")
     made = folds.make_folds(usable, n_folds=settings.folds.n, seed=settings.folds.seed)
     path = settings.data.folds_path
-    if not path.exists():
-        folds.write_folds(path, made)
-    elif not folds.read_folds(path).equals(made):
-        raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
-    print(folds.audit(made))
-    print(f"folds: {path}")
-    chart = path.with_suffix(".png")
-    if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(made).table), chart):
-        print(f"label balance: {chart}")
+    with folders.locked(path.parent, wait=folders.SHORT):
+        if not path.exists():
+            folds.write_folds(path, made)
+        elif not folds.read_folds(path).equals(made):
+            raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
+        print(folds.audit(made))
+        print(f"folds: {path}")
+        chart = path.with_suffix(".png")
+        if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(made).table), chart):
+            print(f"label balance: {chart}")
 
 
 def _chart(prevalence):

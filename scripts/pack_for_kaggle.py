@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     if "keras" not in have:
         lack.insert(0, f"keras=={max(contents.keras)}")
     lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
-    packing.check_owner(out, facts)
-    fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", arguments.wheels)
-    files = packing.write(contents, fetched, out, wanted)
+    with packing.working_in(out, facts):
+        fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", arguments.wheels)
+        files = packing.write(contents, fetched, out, wanted)
     size = sum((out / name).stat().st_size for name in files)
     print(f"results: {', '.join(contents.results)}")
     print(f"wheels: {', '.join(path.name for path in fetched) or 'none'}")

@@ -42,12 +42,15 @@ def main(argv: list[str] | None = None) -> None:
             raise IchError(f"{len(differing):,} slice(s) of {data.images} differ from their sources; convert them anew")
         print(f"every image of {data.images} is what its source gives")
         return
-    table = convert.convert(*where, **how)
-    print(convert.summary(table))
-    print(f"images and slice table: {data.images}")
-    contact = data.images / "contact_sheet.png"
-    if not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime:
-        pictures.save_if_possible(lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact)
+    with convert.working_in(data.images, runs.settings(settings)):
+        table = convert.convert(*where, **how)
+        print(convert.summary(table))
+        print(f"images and slice table: {data.images}")
+        contact = data.images / "contact_sheet.png"
+        if not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime:
+            pictures.save_if_possible(
+                lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact
+            )
     failures = (table["status"] != "ok").sum()
     if failures > allowed:
         print(f"{failures:,} slice(s) have no image, --max-failures {allowed}", file=sys.stderr)

@@ -3,6 +3,9 @@
 import io
 import os
 import struct
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -91,6 +94,26 @@ def make_dicom(stored=None, *, uid=UID_A, syntax=ExplicitVRLittleEndian, drop=()
         end = start + length.size + length.unpack_from(data, start)[0]
         data = data[:start] + length.pack(len(value)) + value + data[end:]
     return data
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ich.folders import locked
+with locked(Path(sys.argv[1]), name=sys.argv[2]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def in_use(folder, fold=None):
+    """Have another process work in a folder, or in a fold of a run; that process."""
+    command = [sys.executable, "-c", HOLDER, str(folder), "" if fold is None else f"fold{fold}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.communicate()
 
 
 # ------------------------------------------------------------------------------------------- a run in seconds

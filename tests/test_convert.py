@@ -279,7 +279,8 @@ def test_half_a_part_that_a_kill_left_is_no_obstacle(data, tmp_path):
     convert([data], out, BRAIN, jobs=1)
     whole = contents(out)
     (out / "slices.parquet").unlink()
-    for leftover in ("parts/.0a1b2c.4242.parquet", "train/.ID_000000001.4242.png", ".slices.4242.parquet"):
+    temporary = f".ich-{'0' * 32}.tmp"
+    for leftover in (f"parts/{temporary}.parquet", f"train/{temporary}.png", f"{temporary}.parquet"):
         (out / leftover).parent.mkdir(exist_ok=True)
         (out / leftover).write_bytes(b"half")
     convert([data], out, BRAIN, jobs=1)

@@ -3,12 +3,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from ich import files
 from ich.errors import IchError
-from ich.files import replacing, sweep
+from ich.files import discard, names_in, replacing, sweep, sync_filesystem
 
 
 def names(folder):
@@ -91,11 +93,101 @@ with replacing(Path(sys.argv[1])) as temporary:
     killed = subprocess.run([sys.executable, "-c", script, tmp_path / name], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(names(tmp_path)) == 3
-    assert sorted(sweep(tmp_path)) == [".hidden", "other.png"] == names(tmp_path)
+    assert names_in(tmp_path) == [".hidden", "other.png"]
+    sweep(tmp_path)
+    assert names(tmp_path) == [".hidden", "other.png"]
 
 
 def test_sweeping_no_folder_is_no_error_but_a_file_is(tmp_path):
-    assert sweep(tmp_path / "missing") == []
+    sweep(tmp_path / "missing")
+    assert names_in(tmp_path / "missing") == []
     (tmp_path / "file").write_text("")
     with pytest.raises(IchError, match=r"cannot tidy .*file: Not a directory"):
         sweep(tmp_path / "file")
+
+
+def test_others_files_are_never_swept(tmp_path):
+    """Hidden files with a number at the end, which zsh, vim and editors write."""
+    others = [".zcompdump-host-5.9", ".viminfo.1", ".ID_0123456ab.4242.png", ".ich-1234.tmp", ".ich-lock", "a.tmp"]
+    for name in others:
+        (tmp_path / name).write_text("somebody's")
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(others)
+    assert names_in(tmp_path) == sorted(set(others) - {".ich-lock"})
+
+
+def test_discard_removes_what_has_the_name_and_a_folder_that_is_empty_then(tmp_path):
+    for folder in ("ours", "mixed"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "000000001.npy").write_text("ours")
+        (tmp_path / folder / f".ich-{'0' * 32}.tmp.npy").write_text("half of ours")
+    (tmp_path / "mixed/notes.npy").write_text("somebody's")
+    for folder in ("ours", "mixed", "missing"):
+        discard(tmp_path / folder, r"[0-9]{9}\.npy")
+    assert names(tmp_path) == ["mixed"]
+    assert names(tmp_path / "mixed") == ["notes.npy"]
+
+
+def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    def refuse(self, missing_ok=False):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "1.npy").write_text("")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(IchError, match=r"cannot tidy .*: Permission denied; make it a folder with rights to write"):
+        discard(tmp_path, r"1\.npy")
+
+
+def synced(monkeypatch):
+    """What is synced, by path, and renamed, in order."""
+    done = []
+    real, rename = os.fsync, Path.replace
+
+    def fsync(opened):
+        done.append(Path(f"/proc/self/fd/{opened}").readlink().suffix or "folder")
+        real(opened)
+
+    def replace(self, target):
+        done.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    return done
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is synced is looked up as Linux tells of it")
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    done = synced(monkeypatch)
+    with replacing(tmp_path / "table.parquet") as temporary:
+        temporary.write_bytes(b"new")
+    assert done == [".parquet", "renamed", "folder"]
+    done.clear()
+    with replacing(tmp_path / "image.png", durable=False) as temporary:
+        temporary.write_bytes(b"new")
+    assert done == ["renamed"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_sync_that_fails_is_told_but_where_there_is_none(tmp_path, monkeypatch, code):
+    def fsync(opened):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    told = pytest.raises(IchError, match="Input/output error") if code == errno.EIO else nullcontext()
+    with told, replacing(tmp_path / "a.json") as temporary:
+        temporary.write_bytes(b"new")
+    assert names(tmp_path) == ([] if code == errno.EIO else ["a.json"])
+
+
+def test_a_file_system_is_synced_and_a_failure_told(tmp_path, monkeypatch):
+    sync_filesystem(tmp_path)
+    monkeypatch.setattr(files, "_syncfs", lambda opened: -1)
+    monkeypatch.setattr(files.ctypes, "get_errno", lambda: errno.ENOSPC)
+    with pytest.raises(IchError, match=r"cannot write all of .* to its disk: No space left on device; make room"):
+        sync_filesystem(tmp_path)
+    done = []
+    monkeypatch.setattr(files, "_syncfs", None)
+    monkeypatch.setattr(os, "sync", lambda: done.append("all"))
+    sync_filesystem(tmp_path)
+    assert done == ["all"]

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from conftest import in_use
 from scipy.special import expit, logit
 
 from ich import augment, convert, folds, inference, metrics, runs, slices, streaming
@@ -443,9 +444,29 @@ def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
         if damage == "a blend":
             (other / "environment.json").unlink()
         before = files(other)
-        with pytest.raises(IchError, match=r"other holds the results of another run than .*; give a new folder"):
+        with pytest.raises(IchError, match=r"other holds .*(another run than .*; give a new|; name another) folder"):
             copied.elsewhere(other)
         assert files(other) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(copied, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in (".zcompdump-host-5.9", "environment.json"):
+        (home / name).write_text("{}")
+    before = files(home)
+    with pytest.raises(IchError, match=r"home holds \.zcompdump-host-5\.9, environment\.json and lacks a readable"):
+        copied.elsewhere(home)
+    assert files(home) == before
+
+
+@pytest.mark.parametrize("lock", [None, 1])
+def test_a_second_process_is_refused_before_it_writes(copied, lock):
+    before = files(copied.path)
+    with in_use(copied.path, lock), pytest.raises(IchError, match=r"tiny is in use by process \d+"):
+        inference.predict_test(asking(copied, test_time="[flip]"))
+    for name in before:
+        assert before[name] == files(copied.path)[name], name
 
 
 def test_a_missing_fold_is_told(copied):

@@ -86,8 +86,8 @@ def pack(out, *results):
     contents = packing.Contents()
     contents.add_code(ROOT)
     wanted = [contents.add(Path("runs") / name) for name in results]
-    packing.check_owner(out, FACTS)
-    packing.write(contents, [], out, wanted)
+    with packing.working_in(out, FACTS):
+        packing.write(contents, [], out, wanted)
     return kaggle.open_pack(out)
 
 
@@ -136,12 +136,12 @@ def test_the_script_packs_with_wheels_of_a_folder(copied, capsys):
         write_wheel(Path("given"), name, keras.__version__ if name == "keras" else "1.9.1")
     options = ["--id", "jane/ich-tiny", "--out", "out", "--wheels", "given"]
     have = runpy.run_path(str(ROOT / "scripts/pack_for_kaggle.py"))["HAVE"]
-    script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm")
+    script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock")
     packed = kaggle.open_pack(Path("out"))
     found = [name for name in packed.files if name.startswith("wheels/")]
     assert found == ["wheels/isal-1.9.1-py3-none-any.whl", f"wheels/keras-{keras.__version__}-py3-none-any.whl"]
     assert "kaggle datasets create -p out --dir-mode zip --keep-tabular" in capsys.readouterr().out
-    script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,keras,isal")
+    script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock,keras,isal")
     assert not [name for name in kaggle.open_pack(Path("out")).files if name.startswith("wheels/")]
 
 
@@ -160,14 +160,53 @@ def test_what_kaggle_would_refuse_is_told_before(arguments, message):
         packing.metadata(*arguments)
 
 
-def test_a_folder_of_something_else_is_left_alone(copied):
+def enter(out, facts):
+    with packing.working_in(Path(out), facts):
+        pass
+
+
+@pytest.mark.parametrize("name", ["mine.txt", packing.METADATA])
+def test_a_folder_of_something_else_is_left_alone(copied, name):
     Path("out").mkdir()
-    Path("out/mine.txt").touch()
-    with pytest.raises(IchError, match=r"out holds something, not the data set jane/ich-tiny; name another folder"):
-        packing.check_owner(Path("out"), FACTS)
-    packing.check_owner(Path("other"), packing.metadata("jane/ich-other"))
-    with pytest.raises(IchError, match=r"other holds jane/ich-other, not the data set jane/ich-tiny"):
-        packing.check_owner(Path("other"), FACTS)
+    Path("out", name).write_text(json.dumps({"id": FACTS["id"], "title": "My own", "description": "Not yours"}))
+    before = Path("out", name).read_bytes()
+    with pytest.raises(IchError, match=rf"out holds {name} and lacks a readable {packing.METADATA} of a data set"):
+        enter("out", FACTS)
+    assert [path.read_bytes() for path in Path("out").iterdir()] == [before]
+    enter("other", packing.metadata("jane/ich-other"))
+    with pytest.raises(IchError, match=r"other holds the data set jane/ich-other, not jane/ich-tiny; name another"):
+        enter("other", FACTS)
+
+
+def test_what_others_laid_beside_it_stays_and_what_a_stopped_run_wrote_goes(copied, monkeypatch):
+    pack(Path("out"), "tiny")
+    Path("out/code/notes.txt").write_text("somebody's")
+
+    def stop(source, target):
+        if Path(source).name == "score.json":
+            raise KeyboardInterrupt
+        return copyfile(source, target)
+
+    copyfile = shutil.copyfile
+    with monkeypatch.context() as stopping:
+        stopping.setattr(shutil, "copyfile", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack(Path("out"), "mixed")
+    assert Path("out/runs/tiny-sequence/oof.parquet").exists()
+    with pytest.raises(IchError, match="is of another version"):  # it is no whole data set
+        kaggle.open_pack(Path("out"))
+    packed = pack(Path("out"), "tiny")
+    there = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
+    assert there == packed.files.keys() | {kaggle.MANIFEST, packing.METADATA, "code/notes.txt"}
+
+
+def test_a_manifest_removes_nothing_outside_its_folder(copied):
+    with packing.working_in(Path("out"), FACTS):
+        Path("mine.txt").write_text("mine")
+        names = ["../mine.txt", "runs/../../mine.txt", str(Path("mine.txt").resolve()), "elsewhere/mine.txt"]
+        Path("out", kaggle.MANIFEST).write_text(json.dumps({"files": dict.fromkeys(names, "")}))
+    pack(Path("out"), "tiny")
+    assert Path("mine.txt").read_text() == "mine"
 
 
 def spoil_oof(path):

@@ -182,16 +182,14 @@ def test_without_folds_nothing_begins(config, root):
     assert not root.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [(None, "cannot be read"), ("{", "cannot be read"), ("{}", "other folds")]
-)
-def test_a_run_that_does_not_tell_its_folds_is_refused(config, root, content, said):
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_run_that_does_not_tell_its_folds_is_refused(config, root, content):
     run = begun(config, root)
     if content is None:
         run.environment_path.unlink()
     else:
         run.environment_path.write_text(content)
-    with pytest.raises(IchError, match=said):
+    with pytest.raises(IchError, match=r"one holds config\.yaml.* and lacks a readable environment\.json of a run"):
         runs.Run.begin(config, root)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import in_use
 from scipy.special import expit
 
 from ich import convert, folds, runs, sequence, slices, stacking
@@ -245,6 +246,33 @@ def test_a_scan_of_patients_in_two_folds_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------- what it works on
 
 
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    some_table().to_parquet(tmp_path / "scores.parquet")
+    first = first_stage(tmp_path)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".viminfo.1").write_text("somebody's")
+    for make in (
+        lambda: stacking.of_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path),
+        lambda: sequence.train(stacking.of_runs([first.path], "home", FAST), tmp_path),
+    ):
+        with pytest.raises(IchError, match=r"home holds \.viminfo\.1 and lacks a readable environment\.json of a run"):
+            make()
+        assert [path.name for path in home.iterdir()] == [".viminfo.1"]
+    (home / ".viminfo.1").rename(home / "folds.csv")  # of others, though of a name of ours
+    with pytest.raises(IchError, match=r"folds\.csv"):
+        stacking.of_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path)
+    assert (home / "folds.csv").read_text() == "somebody's"
+
+
+def test_a_second_process_is_refused(tmp_path):
+    first = first_stage(tmp_path)
+    stage = stacking.of_runs([first.path], "second", FAST)
+    with in_use(tmp_path / "second"), pytest.raises(IchError, match=r"second is in use by process \d+"):
+        sequence.train(stage, tmp_path)
+    assert not (tmp_path / "second").exists()
+
+
 def test_several_runs_are_averaged_as_logits(tmp_path):
     first = first_stage(tmp_path)
     other = tmp_path / "runs" / "other"
@@ -286,7 +314,6 @@ def test_a_table_makes_its_folds_and_keeps_them(tmp_path):
     assert stage.test is None
     with pytest.raises(IchError, match=r"sequence.kind is 'none'"):
         stacking.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
-    (tmp_path / "runs/mine/config.yaml").write_text(stage.config.resolved())  # from here on it is a run
     before = stage.config.data.folds_path.read_bytes()
     again = stacking.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
     assert again.folds.equals(stage.folds)

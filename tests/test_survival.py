@@ -145,7 +145,7 @@ def test_what_a_kill_leaves_of_parts_and_table_is_no_obstacle(tmp_path, monkeypa
     convert([source], tmp_path / "whole", BRAIN, jobs=1)
     monkeypatch.setattr(module, "_CHUNK", 1)
     monkeypatch.setattr(module, "_PART_SECONDS", -1.0)  # a part a slice
-    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(module, "discard", lambda *_: None)
     if table == "old":
         for number in range(6, 10):
             (source / f"{name_of(number)}.dcm").rename(tmp_path / f"{number}")
@@ -161,9 +161,10 @@ def test_what_a_kill_leaves_of_parts_and_table_is_no_obstacle(tmp_path, monkeypa
         for part in parts[3:6]:
             part.unlink()
     if half:
-        (out / "parts" / ".00000-abc.4242.parquet").write_bytes(parts[0].read_bytes()[:100])
-        (out / ".slices.4242.parquet").write_bytes(b"PAR1")
-        (out / "train" / f".{name_of(3)}.4242.png").write_bytes(b"\x89PNG")
+        temporary = f".ich-{'0' * 32}.tmp"
+        (out / "parts" / f"{temporary}.parquet").write_bytes(parts[0].read_bytes()[:100])
+        (out / f"{temporary}.parquet").write_bytes(b"PAR1")
+        (out / "train" / f"{temporary}.png").write_bytes(b"\x89PNG")
     convert([source], out, BRAIN, jobs=1)
     assert contents(out) == contents(tmp_path / "whole")
 

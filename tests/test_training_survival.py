@@ -111,7 +111,7 @@ def test_killed_in_the_middle_of_an_epoch_the_same_command_continues(config, thr
         assert wait_for(process, "^Epoch 3/8")
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    (folder / f".checkpoint.{process.pid}.npz").write_bytes(b"half of one")  # as a kill in the middle of a write leaves
+    (folder / f".ich-{'0' * 32}.tmp.npz").write_bytes(b"half of one")  # as a kill in the middle of a write leaves
     assert made(train(config, tmp_path / "runs").fold(0)) == through
     assert "fold 0: goes on after epoch" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ folds; `config.yaml`, for where the folds are; and `predictions_test.parquet`, i
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ich import bootstrap, metrics, runs
+from ich import bootstrap, folders, metrics, runs
 from ich.errors import IchError, name_some
-from ich.files import replacing, sweep
+from ich.files import names_in, replacing, sweep
 from ich.folds import read_folds
 from ich.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.predictions import read_predictions, write_predictions
@@ -133,14 +134,19 @@ def compare(table: pd.DataFrame, predictions: Mapping[str, np.ndarray], baseline
     return pd.DataFrame(columns, index=pd.Index(by_label, name="run"))
 
 
-def check_owner(out: Path, config: dict) -> None:
-    """Refuse to write into a directory that holds anything but results of this config.
+def working_in(out: Path, config: dict) -> AbstractContextManager[None]:
+    """Keep other processes from a directory, which must hold nothing or results of this config.
 
     Raises:
-        IchError: it does.
+        IchError: it holds something else, or another process works in it.
     """
-    if sweep(out) and not ((out / "config.yaml").is_file() and read_mapping(out / "config.yaml") == config):
-        raise IchError(f"{out} holds something else than this blend's results; name another directory, or delete it")
+
+    def check() -> None:
+        ours = folders.is_ours(out, "environment.json", runs.made_here, "a blend")
+        if ours and set(names_in(out)) != {"environment.json"} and read_mapping(out / "config.yaml") != config:
+            raise IchError(f"{out} holds something else than this blend's results; name another directory")
+
+    return folders.locked(out, check)
 
 
 def write_results(
@@ -149,7 +155,7 @@ def write_results(
     """Write what was made of other directories' predictions as such a directory itself.
 
     Args:
-        out: the directory, after `check_owner`.
+        out: the directory, within `working_in`.
         config: plain values, with a data section that says where the folds are.
         found: what it was made of; environment.json names each one's predictions by their SHA-256.
         oof: probabilities of `found.table`'s slices, shape (n, 6).
@@ -159,14 +165,15 @@ def write_results(
     Raises:
         IchError: a file cannot be written.
     """
+    sweep(out)
     for name in ("score.json", "predictions_test.parquet"):  # of an earlier blend of the same name
         (out / name).unlink(missing_ok=True)
     made_of = {name: sha256((Path(name) / "oof.parquet").read_bytes()).hexdigest() for name in found.oof}
     facts = runs.environment() | {"folds_sha256": found.folds_sha256, "made_of": made_of}
+    with replacing(out / "environment.json") as temporary:  # first: it tells whose the directory is
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
     with replacing(out / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    with replacing(out / "environment.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
     provenance = {"made_of": made_of}
     write_predictions(frame(found.table.index, oof), out / "oof.parquet", provenance)
     if test is not None:

@@ -1,9 +1,12 @@
 """DICOM slices to windowed PNGs and the slice table; stopped at any moment, the next run does what is left."""
 
 import json
-import shutil
+import os
+import re
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
@@ -15,16 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from ich import images, parallel, slices
+from ich import folders, images, parallel, slices
 from ich.archive import SPLITS, Members, members
 from ich.errors import IchError, name_some, one_line
-from ich.files import replacing, sweep
+from ich.files import discard, names_in, replacing, sweep, sync_filesystem
 from ich.member import Member
 from ich.render import STATUSES, Settings, convert_chunk, read_slice, remove_images
 from ich.windows import Window
 
 _CHUNK = 64  # slices in one task of a worker
 _PART_SECONDS = 10.0  # how often the rows of what is converted are saved: what a kill costs at most
+_PART = r"[0-9]{20}-[0-9a-f]{32}\.parquet"  # names of the files of such rows
 
 _VERIFIED = ["repaired", "path", "size", "crc", "crop_top", "crop_left", "crop_side"]  # columns of the slice table
 
@@ -42,8 +46,14 @@ def convert(
     """Convert all slices of the sources to PNGs `out/<split>/<id>.png`, and write `out/slices.parquet`.
 
     A slice that cannot be read gets no PNG, and a row with its status and reason. What an earlier run into the same
-    folder converted is not read again. Memory: the list of the sources' files and the slice table, about 1 KB a slice
-    together, in this process; workers hold one slice at a time.
+    folder converted is not read again, as long as its PNGs are there and of the size that they were written in. Memory:
+    the list of the sources' files and the slice table, about 1 KB a slice together, in this process; workers hold one
+    slice at a time.
+
+    Against a power cut: before rows of the slice table are saved, the images that they name are made durable, one sync
+    of the file system for all (`ich.files.sync_filesystem`); then the rows are. That covers what the worker processes
+    of this machine wrote. Workers of a Dask cluster, which may be other machines, each sync their own after every
+    chunk of slices, before its rows are on their way.
 
     Args:
         sources: folders and zips of DICOM slices; raw data are only read.
@@ -57,17 +67,34 @@ def convert(
 
     Raises:
         IchError: a source cannot be read at all (`ich.archive.members`); `out` holds images of other settings or of
-            other sources; a file cannot be written. What was converted until then stays and counts in the next run.
+            other sources, or what no conversion wrote; another process converts into it; a file cannot be written.
+            What was converted until then stays and counts in the next run.
     """
-    found = _members(sources, split)
+    with working_in(out, settings):
+        return _convert(_members(sources, split), out, settings, jobs=jobs, backend=backend, scheduler=scheduler)
+
+
+def working_in(out: Path, settings: Settings) -> AbstractContextManager[None]:
+    """Keep other processes from writing into an images' folder, which must be of these settings, or empty.
+
+    Raises:
+        IchError: it is not, or another process works in it.
+    """
+    return folders.locked(out, lambda: _is_ours(out) and check_settings(out, settings))
+
+
+def _convert(
+    found: Members, out: Path, settings: Settings, *, jobs: int, backend: str, scheduler: str | None
+) -> pd.DataFrame:
+    """As `convert`, in a folder that others are kept from."""
     _claim(out, settings)
     table_path, parts = out / "slices.parquet", out / "parts"
-    sweep(out)
-    there = {f"{split}/{name}" for split in SPLITS for name in sweep(out / split)}
-    pieces = [parts / name for name in sorted(sweep(parts))]
+    for folder in (out, *(out / split for split in SPLITS), parts):
+        sweep(folder)
+    pieces = [parts / name for name in names_in(parts) if re.fullmatch(_PART, name)]
     done = [slices.read_table(path) for path in [table_path, *pieces] if path.exists()]
     earlier = pd.concat(done, ignore_index=True) if done else slices.to_frame([])
-    rows = _still_valid(earlier, found, there, out, settings)
+    rows = _still_valid(earlier, found, out, settings)
     todo = found.where(pc.invert(pc.is_in(found.table["id"], pa.array(rows["SOPInstanceUID"], pa.string()))))
     if not len(todo) and not pieces and table_path.exists():
         return slices.read_table(table_path)
@@ -75,7 +102,8 @@ def convert(
     total = len(found)
     del done, found
     pa.default_memory_pool().release_unused()
-    tasks = ((todo[at : at + _CHUNK], out.absolute(), settings) for at in range(0, len(todo), _CHUNK))
+    durable = backend == "dask"
+    tasks = ((todo[at : at + _CHUNK], out.absolute(), settings, durable) for at in range(0, len(todo), _CHUNK))
     results = parallel.unordered(convert_chunk, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
     fresh = []
     with tqdm(total=total, initial=len(rows), unit="slice", desc="preprocess") as bar:
@@ -86,10 +114,11 @@ def convert(
     del rows, fresh
     pa.default_memory_pool().release_unused()
     table = slices.scan_order(table)
-    for path in there.intersection(earlier["path"]).difference(table["path"]):  # of a slice that changed its split
+    paths = earlier["path"].dropna()
+    for path in paths[~paths.isin(table["path"])].unique():  # of a slice that changed its split
         remove_images(out, path, settings)
     slices.write_table(table, table_path)
-    shutil.rmtree(parts, ignore_errors=True)
+    discard(parts, _PART)
     del table, earlier
     return slices.read_table(table_path)
 
@@ -107,6 +136,7 @@ def _saved(results: Iterable[list[dict]], parts: Path, bar: tqdm) -> Iterator[pd
 
     def save() -> pd.DataFrame:
         part = slices.to_frame(rows)
+        sync_filesystem(parts.parent)
         slices.write_table(part, parts / f"{time.time_ns():020}-{uuid4().hex}.parquet")  # later ones last
         rows.clear()
         return part
@@ -154,7 +184,7 @@ def verify(
     ids = found.table["id"].to_pandas()
     differing = dict.fromkeys(set(table["SOPInstanceUID"]).difference(ids), "is in the table, not in the sources")
     differing |= dict.fromkeys(set(ids).difference(table["SOPInstanceUID"]), "is in the sources, not in the table")
-    rows = table.set_index("SOPInstanceUID")[["status", *_VERIFIED]]
+    rows = table.set_index("SOPInstanceUID")[["status", "png_size", *_VERIFIED]]
     tasks = (
         (chunk, rows.reindex([member.id for member in chunk]), out.absolute(), settings)
         for chunk in (found[at : at + _CHUNK] for at in range(0, len(found), _CHUNK))
@@ -178,18 +208,21 @@ def _verify_chunk(chunk: list[Member], rows: pd.DataFrame, out: Path, settings: 
         elif differing:
             wrong[member.id] = f"has another {', '.join(differing)} in the table than its source gives"
         elif image is not None:
-            wrong |= _compare(member, image, out, settings)
+            wrong |= _compare(member, image, told["png_size"], out, settings)
     return len(chunk), wrong
 
 
-def _compare(member: Member, image: np.ndarray, out: Path, settings: Settings) -> dict[str, str]:
+def _compare(member: Member, image: np.ndarray, size: int, out: Path, settings: Settings) -> dict[str, str]:
+    paths = [out / member.split / f"{member.id}{suffix}" for suffix in settings.suffixes]
     try:
-        pictures = [images.read(out / member.split / f"{member.id}{suffix}") for suffix in settings.suffixes]
+        pictures = [images.read(path) for path in paths]
     except IchError as error:
         return {member.id: str(error)}
     fit = {picture.shape[:2] for picture in pictures} == {image.shape[:2]}
     if not fit or not np.array_equal(np.concatenate(pictures, axis=-1), image):
         return {member.id: "the PNG is not what the source gives"}
+    if (now := sum(path.stat().st_size for path in paths)) != size:  # another program packed the same pixels
+        return {member.id: f"the PNG has {now} bytes, the table says {size:.0f}"}
     return {}
 
 
@@ -230,14 +263,18 @@ def _settings_in(out: Path) -> dict:
         return dict(json.loads((out / "settings.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise IchError(
-            f"{out} lacks a readable settings.json that says what made its images ({one_line(error)});"
-            " convert into another folder, or delete this one"
+            f"{out} lacks a readable settings.json that says what made its images ({one_line(error)}); convert into"
+            " another folder"
         ) from error
+
+
+def _is_ours(out: Path) -> bool:
+    return folders.is_ours(out, "settings.json", lambda content: {"windows", "size"} <= content.keys(), "images")
 
 
 def _claim(out: Path, settings: Settings) -> None:
     """Make the folder this settings' own, or refuse."""
-    if any((out / name).exists() for name in ("settings.json", *SPLITS)):
+    if _is_ours(out):
         check_settings(out, settings)
         return
     with replacing(out / "settings.json") as temporary:
@@ -248,8 +285,8 @@ def _as_json(settings: Settings) -> dict:
     return json.loads(json.dumps(asdict(settings)))  # as it comes back from a file: lists for tuples
 
 
-def _still_valid(rows: pd.DataFrame, found: Members, there: set[str], out: Path, settings: Settings) -> pd.DataFrame:
-    """The rows of slices that the sources hold unchanged, and whose images are there, each once."""
+def _still_valid(rows: pd.DataFrame, found: Members, out: Path, settings: Settings) -> pd.DataFrame:
+    """The rows of slices that the sources hold unchanged, and whose images are there, of their size, each once."""
     now = found.table.select(["id", "size", "crc", "split"]).to_pandas().set_index("id")
     foreign = rows.loc[~rows["SOPInstanceUID"].isin(now.index), "SOPInstanceUID"]
     if len(foreign):
@@ -263,11 +300,36 @@ def _still_valid(rows: pd.DataFrame, found: Members, there: set[str], out: Path,
     valid &= (rows["crc"] == now["crc"]) | rows["crc"].isna() | now["crc"].isna()  # a folder does not tell it
     # What the system did not let us read (rights, a disk that was away) may be readable by now.
     valid &= rows["status"] != "unreadable"
-    first = settings.suffixes[0]
-    stems = rows["path"].str.removesuffix(first)
-    for suffix in settings.suffixes:
-        valid &= (rows["status"] != "ok") | (stems + suffix).isin(there)
+    if len(rows):
+        there = _sizes(out)
+        stems = rows["path"].str.removesuffix(settings.suffixes[0])
+        total = np.zeros(len(rows))
+        for suffix in settings.suffixes:
+            places = pc.index_in(pa.array(stems + suffix, pa.string()), value_set=there["path"])
+            total += there["size"].take(places).to_numpy()  # NaN where it is missing
+        valid &= (rows["status"] != "ok") | (total == rows["png_size"].to_numpy(np.float64, na_value=np.nan))
     return rows[valid].drop_duplicates("SOPInstanceUID", keep="last")
+
+
+def _sizes(out: Path) -> pa.Table:
+    """The images' paths within their folder, and their sizes in bytes.
+
+    As a table, as that of a million files is a third of what a dict of them would take.
+    """
+    paths, sizes = [], array("q")
+    for split in SPLITS:
+        try:
+            with os.scandir(out / split) as entries:
+                for entry in entries:
+                    sizes.append(entry.stat(follow_symlinks=False).st_size)
+                    paths.append(f"{split}/{entry.name}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise IchError(
+                f"cannot look at the images in {out / split}: {one_line(error)}; make them readable"
+            ) from error
+    return pa.table({"path": pa.array(paths, pa.string()), "size": pa.array(np.frombuffer(sizes, np.int64))})
 
 
 def summary(table: pd.DataFrame) -> str:

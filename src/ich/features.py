@@ -50,29 +50,35 @@ def extract(run: runs.Run, embeddings: bool, results: runs.Run | None = None) ->
 
     Raises:
         IchError: a fold is not trained, the folds or images are others than those trained on, an image cannot be read,
-            an embedding is beyond float16, or a file cannot be written.
+            an embedding is beyond float16, a file cannot be written, or another process works in the directory.
     """
     pa.set_memory_pool(pa.system_memory_pool())  # as predict_test
     run.check_finished()
     run.check_data()
-    results = results or run
+    with (results or run).locked():
+        return _extract_all(run, embeddings, results or run)
+
+
+def _extract_all(run: runs.Run, embeddings: bool, results: runs.Run) -> list[Path]:
+    """As `extract`, in a directory that others are kept from."""
     columns = [*runs.DIGESTED, "SeriesInstanceUID", "z"]
     table = runs.slice_table(run.config, columns).set_index(INDEX_NAME)
     fold = folds.read_folds(run.config.data.folds_path)["fold"]
     test = inference.split_slices(run.config, "test").index
     written = []
     for k in range(run.config.folds.n):
-        for folder in (results.features(k), results.passes(k)):
-            sweep(folder)
         parts = {"oof": fold.index[fold == k]}
         if embeddings:
             parts["seen"] = fold.index[fold != k]
         if len(test):
             parts["test"] = test
         model = cache(partial(inference.load_model, run, k))  # read if there is something to be made, and once
-        for part, ids in parts.items():
-            rows = table.loc[in_scan_order(table, ids)]
-            written.append(_extract(run, k, part, rows, embeddings, model, results))
+        with results.locked(k):
+            for folder in (results.features(k), results.passes(k)):
+                sweep(folder)
+            for part, ids in parts.items():
+                rows = table.loc[in_scan_order(table, ids)]
+                written.append(_extract(run, k, part, rows, embeddings, model, results))
     return written
 
 
@@ -187,7 +193,7 @@ def _extract(
     then = read_provenance(path) or {}
     enough = not embeddings or (then.get("embeddings") and path.with_suffix(".npy").is_file())
     if enough and {key: then.get(key) for key in made} == made:
-        inference.discard_parts(path)  # they are there if a kill came before their removal
+        runs.discard_parts(path)  # they are there if a kill came before their removal
         return path
     if embeddings:
         logits, made["embeddings"] = _with_embeddings(run, k, part, rows, made, model, path)
@@ -195,7 +201,7 @@ def _extract(
         logits = _from_passes(run, k, part, rows, model, results)
         path.with_suffix(".npy").unlink(missing_ok=True)  # of another model, or other passes
     write_predictions(pd.DataFrame(logits, rows.index, list(LABELS)), path, made)
-    inference.discard_parts(path)
+    runs.discard_parts(path)
     return path
 
 

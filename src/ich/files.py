@@ -1,31 +1,48 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Writing files so that a reader sees the old one or the new one, never half of one; removing only what is ours."""
 
+import ctypes
+import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from ich.errors import IchError, one_line
 
-_LEFTOVER = re.compile(r"\..+\.\d+(\.[^.]+)?")
+_TEMPORARY = re.compile(r"\.ich-[0-9a-f]{32}\.tmp(\.[^.]+)?")
+_OWN = re.compile(rf"{_TEMPORARY.pattern}|\.ich-lock(-.+)?(\.json)?")  # the locks are those of ich.folders
+
+_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if sys.platform == "linux" else None
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what file systems say that have no such thing
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
 
-    The temporary name keeps the suffix, as encoders choose the format by it, and holds the process id, so that two
-    processes never write into one file. Missing parent folders are made.
+    The temporary name is one that nobody else has, `.ich-<uuid>.tmp`, with the suffix of `path` at its end, as encoders
+    choose the format by it. Missing parent folders are made.
+
+    Args:
+        durable: the file's content is on the disk before its name is, and both are when the block has ended, so that
+            a power cut leaves the old file or the new one. Many small files are cheaper made durable together, by
+            `sync_filesystem`.
 
     Raises:
         IchError: the system refuses the write (no space, no permission); whatever stood at `path` stands there still.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".ich-{uuid4().hex}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
         raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it, then run again") from error
     finally:
@@ -33,25 +50,88 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove the temporary files that killed processes left in a folder which nobody else is writing to.
+def _sync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's names, to the disk (fsync(2))."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(opened)
 
-    Returns:
-        The names of the other files; none where there is no folder.
+
+def sync_filesystem(folder: Path) -> None:
+    """Have the system write to the disk all that was written to the file system of a folder, by any process.
+
+    By any process of this machine: what other machines wrote to a network file system, they have to sync themselves.
+    On Linux by syncfs(2), which does not wait for other disks and tells of writes that failed; elsewhere by sync(2).
+
+    Raises:
+        IchError: something could not be written.
+    """
+    if _syncfs is None:
+        os.sync()
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        if _syncfs(opened) and (code := ctypes.get_errno()) not in _CANNOT_SYNC:
+            raise IchError(f"cannot write all of {folder} to its disk: {os.strerror(code)}; make room, then run again")
+    finally:
+        os.close(opened)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder but those of our temporary and lock files, sorted; none where there is no folder.
 
     Raises:
         IchError: the system refuses.
     """
-    names = []
+    return sorted(name for name in _names(folder, "write into") if not _OWN.fullmatch(name))
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder of ours which nobody else is writing to.
+
+    Raises:
+        IchError: the system refuses.
+    """
+    _unlink(folder, _TEMPORARY)
+
+
+def discard(folder: Path, pattern: str) -> None:
+    """Remove files of ours from a folder, and the folder if it is empty then.
+
+    Args:
+        pattern: a regular expression of the whole names that this program gives to files there. What has another name
+            is not removed, nor is a folder that holds it.
+
+    Raises:
+        IchError: the system refuses.
+    """
+    _unlink(folder, re.compile(f"{pattern}|{_TEMPORARY.pattern}"))
+    with suppress(OSError):  # it is not there, or not empty
+        folder.rmdir()
+
+
+def _unlink(folder: Path, pattern: re.Pattern) -> None:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _LEFTOVER.fullmatch(entry.name):
-                    Path(entry).unlink(missing_ok=True)
-                else:
-                    names.append(entry.name)
-    except FileNotFoundError:
-        return []
+        for name in _names(folder, "tidy"):
+            if pattern.fullmatch(name):
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise IchError(f"cannot tidy {folder}: {one_line(error)}; make it a folder with rights to write") from error
-    return names
+
+
+def _names(folder: Path, what: str) -> Iterator[str]:
+    """All names in a folder; of the competition's images a million, of which no list is made."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise IchError(
+            f"cannot {what} {folder}: {one_line(error)}; make it a folder with rights to read and write"
+        ) from error

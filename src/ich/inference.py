@@ -1,7 +1,6 @@
 """Prediction: a run's models on the slices held out and on the test set, in passes, streamed into files."""
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -81,15 +80,19 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
         Probabilities of the test slices, six float32 columns, indexed by SOPInstanceUID.
 
     Raises:
-        IchError: a fold is not trained, there are no test slices, or an image cannot be read.
+        IchError: a fold is not trained, there are no test slices, an image cannot be read, or another process works in
+            the directory.
     """
     # Arrow's own pool keeps what it freed, some 30 MB of a table of 100,000 slices; the system's serves TensorFlow too.
     pa.set_memory_pool(pa.system_memory_pool())
     run.check_finished()
-    results = results or run
-    for k in range(run.config.folds.n):
-        for folder in (results.path, results.fold(k), results.passes(k)):
-            sweep(folder)
+    with (results or run).locked():
+        return _predict_test(run, results or run)
+
+
+def _predict_test(run: runs.Run, results: runs.Run) -> pd.DataFrame:
+    """As `predict_test`, in a directory that others are kept from."""
+    sweep(results.path)
     test = split_slices(run.config, "test")
     if len(test) == 0:
         raise IchError(f"{run.config.data.images} holds no test slices; convert sources that have some")
@@ -97,10 +100,13 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
     total, models = np.zeros((len(test), len(LABELS))), []
     for k in range(run.config.folds.n):
         model = cache(partial(load_model, run, k))  # read if there is a pass to be made, and once
-        predict_held_out(run, k, model, results)
-        for name in section.test_time:
-            path = results.passes(k) / f"test-{name}.parquet"
-            total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
+        with results.locked(k):
+            for folder in (results.fold(k), results.passes(k)):
+                sweep(folder)
+            predict_held_out(run, k, model, results)
+            for name in section.test_time:
+                path = results.passes(k) / f"test-{name}.parquet"
+                total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
         models.append(model_digest(run, k))
     if not results.score_path.exists():
         results.score()
@@ -166,7 +172,7 @@ def pass_logits(
     """
     made = {"model": model_digest(run, k), "slices": digest, "pass": name}
     if read_provenance(path) == made:
-        discard_parts(path)  # they are there if a kill came before their removal
+        runs.discard_parts(path)  # they are there if a kill came before their removal
         return read_predictions(path).to_numpy()
     config = run.config
     network = model()
@@ -175,7 +181,7 @@ def pass_logits(
     samples = DataGenerator(ids, batch_size=config.predict.batch_size, test_time=transforms, **options).at_pass(0)
     logits = predict_logits(network, samples, parts_of(path, made, config), f"fold {k}, {split}, {name}")
     write_predictions(_frame(logits, ids), path, made)
-    discard_parts(path)
+    runs.discard_parts(path)
     return logits
 
 
@@ -188,11 +194,6 @@ def parts_of(path: Path, made: dict, config: Config) -> Path:
     """
     key = sha256(json.dumps([made, config.predict.batch_size]).encode()).hexdigest()[:16]
     return path.with_suffix(".parts") / key
-
-
-def discard_parts(path: Path) -> None:
-    """Remove a file's parts, those of other models and slices too."""
-    shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
 
 
 def model_digest(run: runs.Run, k: int) -> str:

@@ -14,14 +14,15 @@ built here, and whoever opens the data set can read what ran.
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
-from ich import runs, slices
+from ich import folders, runs, slices
 from ich.errors import IchError, one_line
 from ich.files import replacing, sweep
 from ich.kaggle import MANIFEST, digest
@@ -211,24 +212,30 @@ def _found(told: Path, by: Path) -> Path:
     raise IchError(f"{by} is made of {told}, which is not there; restore it, or name only what does not need it")
 
 
-def check_owner(out: Path, facts: dict) -> None:
-    """Refuse to write into a folder that is not of this data set, and make an empty one its own.
+@contextmanager
+def working_in(out: Path, facts: dict) -> Iterator[None]:
+    """Keep other processes from a folder, which must be empty or of this data set, and make it the data set's own.
 
     Raises:
-        IchError: it holds something else.
+        IchError: it holds something else, or another process works in it.
     """
-    if sweep(out):
-        there = read_mapping(out / METADATA, "describes the data set") if (out / METADATA).is_file() else {}
-        if there.get("id") != facts["id"]:
-            raise IchError(
-                f"{out} holds {there.get('id', 'something')}, not the data set {facts['id']}; name another folder, or"
-                " delete it"
-            )
-    _write_json(facts, out / METADATA)
+
+    def check() -> None:
+        ours = folders.is_ours(out, METADATA, lambda content: content.get("description") == _DESCRIPTION, "a data set")
+        if ours and (there := read_mapping(out / METADATA, "describes the data set").get("id")) != facts["id"]:
+            raise IchError(f"{out} holds the data set {there}, not {facts['id']}; name another folder")
+
+    with folders.locked(out, check):
+        sweep(out)
+        _write_json(facts, out / METADATA)
+        yield
 
 
 def write(contents: Contents, wheels: Sequence[Path], out: Path, wanted: Sequence[str]) -> dict[str, str]:
-    """Write a data set, after `check_owner`: what is there is not written again, and removed if it is not of it.
+    """Write a data set, within `working_in`: what is there is not written again.
+
+    Files that an earlier run wrote are removed if they are not of it, others never: the manifest lists them, and while
+    this writes, stands for what was there and what will be.
 
     Args:
         wheels: paths below `out`, as `ich.wheels.fetch` gives them.
@@ -240,7 +247,9 @@ def write(contents: Contents, wheels: Sequence[Path], out: Path, wanted: Sequenc
     Raises:
         IchError: a file cannot be read or written.
     """
-    (out / MANIFEST).unlink(missing_ok=True)  # it would tell of what was there before
+    writing = _written(out) | {path.relative_to(out).as_posix() for path in wheels} | contents.files.keys()
+    # Without results, so that it cannot be taken for the manifest of a whole data set.
+    _write_json({"writing": sorted(writing)}, out / MANIFEST)
     digests = {path.relative_to(out).as_posix(): digest(path) for path in wheels}
     for name, source in tqdm(contents.files.items(), desc="pack", unit="file", disable=None):
         target = out / name
@@ -250,13 +259,23 @@ def write(contents: Contents, wheels: Sequence[Path], out: Path, wanted: Sequenc
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
         digests[name] = digest(target)
-    for path in [path for folder in _OWN for path in (out / folder).rglob("*") if path.is_file()]:
-        if path.relative_to(out).as_posix() not in digests:
-            path.unlink()
+    for folder in {(out / name).parent for name in writing}:
+        sweep(folder)
+    for name in writing - digests.keys():
+        (out / name).unlink(missing_ok=True)
     digests = dict(sorted(digests.items()))
     facts = {"commit": runs.environment()["commit"], "wanted": list(wanted), "results": contents.results}
     _write_json(facts | {"files": digests}, out / MANIFEST)
     return digests
+
+
+def _written(out: Path) -> set[str]:
+    """What an earlier run wrote into the folder, whole or stopped: paths within it, and never outside."""
+    if not (out / MANIFEST).exists():
+        return set()
+    told = read_mapping(out / MANIFEST, "tells what the data set holds")
+    names = {str(name) for key in ("files", "writing") for name in told.get(key, ())}
+    return {name for name in names if name.split("/")[0] in _OWN and ".." not in name.split("/")}
 
 
 def _write_json(content: dict, path: Path) -> None:

@@ -15,7 +15,7 @@ from isal import isal_zlib
 from ich import dicom, png
 from ich.dicom import DicomError, Header
 from ich.errors import IchError, one_line
-from ich.files import replacing
+from ich.files import replacing, sync_filesystem
 from ich.member import Member
 from ich.windows import Window, apply_windows, name_of
 
@@ -165,9 +165,13 @@ def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
     return [png.encode(image)]
 
 
-def convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings) -> list[dict]:
+def convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings, durable: bool) -> list[dict]:
+    """Convert slices, their rows of the slice table; if `durable`, the images are on this machine's disk then."""
     cv2.setNumThreads(1)  # the processes are the parallel work; threads of each would fight for the same cores
-    return [convert_slice(member, out, settings) for member in chunk]
+    rows = [convert_slice(member, out, settings) for member in chunk]
+    if durable:
+        sync_filesystem(out)
+    return rows
 
 
 def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
@@ -184,10 +188,11 @@ def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
             )  # there is one if the slice was whole in an earlier run
         return row
     paths = [out / member.split / f"{member.id}{suffix}" for suffix in settings.suffixes]
-    for path, data in zip(paths, encode(image, settings), strict=True):
-        with replacing(path) as temporary:
+    encoded = encode(image, settings)
+    for path, data in zip(paths, encoded, strict=True):
+        with replacing(path, durable=False) as temporary:  # whoever saves the row makes them durable, many together
             temporary.write_bytes(data)
-    return row
+    return row | {"png_size": sum(map(len, encoded))}
 
 
 def read_slice(member: Member, settings: Settings) -> tuple[dict, np.ndarray | None]:

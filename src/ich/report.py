@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich import comparison, convert, diagnostics, figures, folds, galleries, metrics, runs, slices
+from ich import comparison, convert, diagnostics, figures, folders, folds, galleries, metrics, runs, slices
 from ich.errors import IchError, one_line, or_na
 from ich.files import replacing
 from ich.labels import LABELS, METRIC_WEIGHTS
@@ -72,7 +72,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
         "commands": or_absent(_commands, path, config),
     }
     page = render("report.html", context)
-    with replacing(path / "report.html") as temporary:
+    with folders.locked(path, wait=folders.SHORT), replacing(path / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path / "report.html"
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich import convert, folds, metrics, slices, windows
+from ich import convert, folders, folds, metrics, slices, windows
 from ich.config import Config, differences, load
-from ich.errors import IchError, one_line
-from ich.files import replacing
+from ich.errors import IchError, name_some, one_line
+from ich.files import discard, names_in, replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
 from ich.render import Settings
@@ -59,7 +59,7 @@ class Run:
 
         Raises:
             IchError: its directory is of another config, of other folds or images, and the message shows the
-                difference; or nothing tells which they were.
+                difference; or nothing tells which they were; or it holds what is of no run.
         """
         run = cls(root / config.name, config)
         run._check_owner()
@@ -97,16 +97,43 @@ class Run:
         Raises:
             IchError: another config has made it its own since.
         """
-        if self.config_path.exists():
+        with self.locked(wait=folders.SHORT):
             self._check_owner()
-            return
-        facts = environment() | {"backend": backend, "devices": list(devices)} | _data_digests(self.config)
-        with replacing(self.environment_path) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2) + "\n")
-        with replacing(self.config_path) as temporary:
-            temporary.write_text(self.config.resolved())
+            if self.config_path.exists():
+                return
+            facts = environment() | {"backend": backend, "devices": list(devices)} | _data_digests(self.config)
+            with replacing(self.environment_path) as temporary:
+                temporary.write_text(json.dumps(facts, indent=2) + "\n")
+            with replacing(self.config_path) as temporary:
+                temporary.write_text(self.config.resolved())
+
+    def locked(self, fold: int | None = None, wait: float = 0) -> AbstractContextManager[None]:
+        """Keep other processes from writing into the directory, or into that of a fold, within a block.
+
+        A fold has a lock of its own, as several processes may train a fold each; what they write for all folds, they
+        write with the directory's lock, for which they wait some seconds.
+
+        Raises:
+            IchError: another process works there, or the directory holds what is of no run.
+        """
+        return folders.locked(self.path, self.check_place, "" if fold is None else f"fold{fold}", wait)
+
+    def check_place(self) -> None:
+        """Refuse a directory that holds what is of no run, second stage or blend.
+
+        Raises:
+            IchError: it does.
+        """
+        ours = folders.is_ours(self.path, "environment.json", made_here, "a run", begun=("folds.csv",))
+        others = set(names_in(self.path)) - {"environment.json", "folds.csv"}
+        if ours and others and not self.config_path.exists():
+            raise IchError(
+                f"{self.path} holds {name_some(sorted(others))} without the config.yaml that made them; restore it, or"
+                " name another directory"
+            )
 
     def _check_owner(self) -> None:
+        self.check_place()
         now = _data_digests(self.config)
         if not self.config_path.exists():
             return
@@ -165,14 +192,18 @@ class Run:
 
     def restart(self, k: int) -> None:
         """Remove what was made of an earlier model of fold k: a new one is about to be trained."""
-        shutil.rmtree(self.passes(k), ignore_errors=True)
-        shutil.rmtree(self.features(k), ignore_errors=True)
-        self.forget_results()
+        with self.locked(wait=folders.SHORT):
+            for folder in (self.passes(k), self.features(k)):
+                for parts in folder.glob("*.parts"):
+                    discard_parts(parts)
+                discard(folder, r"(oof|seen|test)(-\w+)?\.(parquet|npy)")
+            self.forget_results()
 
     def forget_results(self) -> None:
         """Remove what was made of all folds together: it is about to be made of others, or in another way."""
-        for path in (self.predictions_path, self.score_path, self.oof_path):
-            path.unlink(missing_ok=True)
+        with self.locked(wait=folders.SHORT):
+            for path in (self.predictions_path, self.score_path, self.oof_path):
+                path.unlink(missing_ok=True)
 
     def elsewhere(self, path: Path) -> "Run":
         """The same run with another folder for its results, for one that cannot be written into.
@@ -185,21 +216,24 @@ class Run:
         if path.resolve() == self.path.resolve():
             return self
         other = Run(path, self.config)
-        begun, claimed = other.config_path.exists(), other.environment_path.exists()
-        own = claimed and other.environment() == self.environment()
-        if (begun or claimed) and not own:
-            raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
-        # Later, what is missing of all folds together was removed, as it is about to be made in another way.
-        files = [self.environment_path, *([] if begun else [self.oof_path, self.score_path])]
-        for k in range(self.config.folds.n):
-            files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
-        for file in files:
-            target = path / file.relative_to(self.path)
-            if file.exists() and not target.exists():
-                with replacing(target) as temporary:
-                    shutil.copyfile(file, temporary)
-        with replacing(other.config_path) as temporary:
-            temporary.write_text(self.config.resolved())
+
+        def check() -> None:
+            ours = folders.is_ours(path, "environment.json", made_here, "a run")
+            if ours and other.environment() != self.environment():
+                raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
+
+        with folders.locked(path, check):
+            # Later, what is missing of all folds together was removed, as it is about to be made in another way.
+            files = [self.environment_path, *([] if other.config_path.exists() else [self.oof_path, self.score_path])]
+            for k in range(self.config.folds.n):
+                files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
+            for file in files:
+                target = path / file.relative_to(self.path)
+                if file.exists() and not target.exists():
+                    with replacing(target) as temporary:
+                        shutil.copyfile(file, temporary)
+            with replacing(other.config_path) as temporary:
+                temporary.write_text(self.config.resolved())
         return other
 
     @property
@@ -252,6 +286,8 @@ class Run:
     def score(self) -> dict:
         """Score all folds' out-of-fold predictions, write them as one file and the score beside it.
 
+        Other processes are kept from the directory meanwhile.
+
         Returns:
             What score.json holds: `ich.metrics.summary`; test_time and mean, how the predictions were made; and
             plain_weighted_log_loss, the score of one pass over the slices as they are.
@@ -277,9 +313,10 @@ class Run:
         if how["test_time"] not in (None, ["none"]):
             plain = self._together([self.passes(k) / "oof-none.parquet" for k in self.finished_folds()], table.index)
             score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, expit(plain.to_numpy(dtype=np.float64)))
-        write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
-        with replacing(self.score_path) as temporary:
-            temporary.write_text(json.dumps(score, indent=2) + "\n")
+        with self.locked(wait=folders.SHORT):
+            write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
+            with replacing(self.score_path) as temporary:
+                temporary.write_text(json.dumps(score, indent=2) + "\n")
         return score
 
     def _together(self, paths: list[Path], ids: pd.Index) -> pd.DataFrame:
@@ -291,6 +328,23 @@ class Run:
                 f" {len(ids):,} slices, and they are not the same; delete the run's fold directories and train again"
             )
         return frame.loc[ids]
+
+
+def discard_parts(path: Path) -> None:
+    """Remove the parts of which a file of passes or features is put together, those of other models and slices too.
+
+    Args:
+        path: of the file, or of its parts' folder.
+    """
+    folder = path.with_suffix(".parts")
+    for parts in folder.glob("[0-9a-f]" * 16):
+        discard(parts, r"[0-9]{9}\.npy")
+    discard(folder, "")
+
+
+def made_here(content: dict) -> bool:
+    """Whether the content of an environment.json is `environment`'s, of whichever version."""
+    return {"python", "packages", "commit", "platform"} <= content.keys()
 
 
 def settings(config: Config) -> Settings:

@@ -40,9 +40,17 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
         The run, and what score.json holds.
 
     Raises:
-        IchError: the directory is of another config, other folds or scores; a scan has patients of two folds.
+        IchError: the directory is of another config, other folds or scores, or another process works in it; a scan has
+            patients of two folds.
     """
-    run = _claim(stage, root)
+    run = runs.Run(root / stage.config.name, stage.config)
+    with run.locked():
+        return _train(stage, run)
+
+
+def _train(stage: FirstStage, run: runs.Run) -> tuple[runs.Run, dict]:
+    """As `train`, in a directory that others are kept from."""
+    _claim(stage, run)
     fold_of_scan = _fold_of_scan(stage)
     kinds, n_folds = stage.config.sequence.kinds, stage.config.folds.n
     jobs = [(kind, k) for kind in kinds for k in range(n_folds)]
@@ -79,9 +87,8 @@ def train(stage: FirstStage, root: Path = runs.RUNS) -> tuple[runs.Run, dict]:
     return run, score
 
 
-def _claim(stage: FirstStage, root: Path) -> runs.Run:
-    """The run's directory, made this stage's own, or found to be; test predictions of other test scores are removed."""
-    run = runs.Run(root / stage.config.name, stage.config)
+def _claim(stage: FirstStage, run: runs.Run) -> None:
+    """Make the run's directory this stage's own, or find it to be; test predictions of other scores are removed."""
     now = {"folds_sha256": digests_of([stage.config.data.folds_path])[0], "scores_sha256": stage.digests["train"]}
     if run.config_path.exists():
         then = run.environment()
@@ -91,7 +98,7 @@ def _claim(stage: FirstStage, root: Path) -> runs.Run:
                 " another name (--name), or delete the directory"
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
-            return run
+            return
         for path in [*run.path.glob("fold*/*_test.parquet"), run.predictions_path]:
             path.unlink(missing_ok=True)
     facts = (
@@ -107,7 +114,6 @@ def _claim(stage: FirstStage, root: Path) -> runs.Run:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
     with replacing(run.config_path) as temporary:
         temporary.write_text(stage.config.resolved())
-    return run
 
 
 def _fold_of_scan(stage: FirstStage) -> np.ndarray:

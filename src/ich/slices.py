@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),  # ok, or the kind of the error
         ("reason", pa.string()),  # the error's sentence, empty if ok
         ("path", pa.string()),  # of the PNG, the first of several, from the table's folder; null if none was written
+        ("png_size", pa.int64()),  # bytes of the PNG, of several of all together
         ("size", pa.int64()),  # bytes of the DICOM file
         ("crc", pa.int64()),  # CRC-32 of its bytes; null if they cannot be had
     ]

@@ -176,7 +176,9 @@ def of_table(path: Path, name: str | None = None, overrides: Iterable[str] = (),
     if config.sequence.features == "embeddings":
         raise IchError(f"{path} is a table of scores, which has no embeddings; give the run that they are of")
     folded = folds.make_folds(table, config.folds.n, config.folds.seed)
-    if (root / name / "config.yaml").exists():
+    place = runs.Run(root / name, config)
+    place.check_place()
+    if config.data.folds_path.exists():
         kept = folds.read_folds(config.data.folds_path)
         if not kept.sort_index().astype(str).equals(folded[kept.columns].sort_index().astype(str)):
             raise IchError(
@@ -184,7 +186,8 @@ def of_table(path: Path, name: str | None = None, overrides: Iterable[str] = (),
                 " (--name), or delete the directory"
             )
     else:
-        folds.write_folds(config.data.folds_path, folded)
+        with place.locked():
+            folds.write_folds(config.data.folds_path, folded)
     logits = table[[f"score_{label}" for label in LABELS]].set_axis(list(LABELS), axis=1)
     arranged = scans.arrange(table, logits)
     return FirstStage(config, folded, arranged, None, [path], {"train": digests_of([path]), "test": []})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ich import folders
 from ich.errors import IchError, name_some
 from ich.files import replacing
 from ich.labels import INDEX_NAME, LABELS, to_long
@@ -130,9 +131,29 @@ def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> 
     Raises:
         IchError: a file cannot be written.
     """
-    with replacing(path) as temporary:
-        submission.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")
-        digest = sha256(temporary.read_bytes()).hexdigest()
+    content = submission.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+    digest = sha256(content).hexdigest()
     manifest = {"file": path.name, "rows": len(submission), "sha256": digest, **provenance}
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    with folders.locked(path.parent, wait=folders.SHORT):
+        _check_ours(path, content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        with replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _check_ours(path: Path, content: bytes) -> None:
+    """Refuse to replace a CSV or a .json of its name that is no submission's, nor what a kill left of this one."""
+    manifest = path.with_suffix(".json")
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        theirs = not isinstance(told, dict) or told.get("file") != path.name or "sha256" not in told
+    except FileNotFoundError:
+        theirs = path.exists() and path.read_bytes() != content
+    except (OSError, ValueError):
+        theirs = True
+    if theirs:
+        raise IchError(
+            f"{path} and {manifest.name} are there and are no submission with its manifest; name another folder (--out)"
+            " or another name (--name)"
+        )

@@ -93,8 +93,8 @@ def train_fold(run: runs.Run, k: int) -> None:
     Writes model.keras, history.csv, curves.png and, last, oof.parquet into `run.fold(k)`; before that, the checkpoint.
 
     Raises:
-        IchError: there is no such fold, slices of folds.csv have no image, the loss is no number any more, a file
-            cannot be read or written, or the backend cannot do what the config asks of it.
+        IchError: there is no such fold, another process trains it, slices of folds.csv have no image, the loss is no
+            number any more, a file cannot be read or written, or the backend cannot do what the config asks of it.
     """
     config = run.config
     if config.preprocess.files != "channels":
@@ -106,6 +106,13 @@ def train_fold(run: runs.Run, k: int) -> None:
     if k in run.finished_folds():
         _forget(run, k)  # if it was killed between the last two steps
         return
+    with run.locked(k):
+        _train_fold(run, k)
+
+
+def _train_fold(run: runs.Run, k: int) -> None:
+    """As `train_fold`, with a fold that is not finished and that others are kept from."""
+    config = run.config
     table = folds.read_folds(config.data.folds_path)
     if table["fold"].max() != config.folds.n - 1:
         raise IchError(
