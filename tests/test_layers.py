@@ -25,6 +25,7 @@ KERAS_LEVEL = {
     "losses",
     "models",
     "optimizers",
+    "prior",
     "recurrent",
     "training",
     "inference",

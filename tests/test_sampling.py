@@ -99,6 +99,8 @@ def test_all_positives_and_the_share_asked_for(positives, negatives, share, seed
     if len(others) <= negatives:
         assert len(set(others.tolist())) == len(others)
     assert len(sampling) == positives + negatives
+    # By how often each is shown.
+    assert sampling.oversampling == pytest.approx((len(hits) / positives) / (len(others) / negatives))
 
 
 def test_negatives_are_drawn_evenly():

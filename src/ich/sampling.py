@@ -81,14 +81,20 @@ class PositiveShare:
         if positive.all() or not positive.any():
             raise IchError(f"{positive.sum():,} of {len(positive):,} samples are positive, expected some of each kind")
         object.__setattr__(self, "positive", positive)
+        # Of negative ones.
+        object.__setattr__(self, "_wanted", max(1, round(positive.sum() * (1 - self.share) / self.share)))
 
     def __len__(self) -> int:
         return len(self.positive)
 
+    @property
+    def oversampling(self) -> float:
+        """How many times as often as a negative sample a positive one is shown."""
+        return float((~self.positive).sum() / self._wanted)
+
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         positive, negative = np.flatnonzero(self.positive), np.flatnonzero(~self.positive)
-        wanted = max(1, round(len(positive) * (1 - self.share) / self.share))
-        drawn = rng.choice(negative, wanted, replace=wanted > len(negative))
+        drawn = rng.choice(negative, self._wanted, replace=self._wanted > len(negative))
         return np.concatenate([positive, drawn])
 
 
