@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.config import Config, WindowConfig, differences, load, load_data
+from ich.config import Config, Sequence, WindowConfig, differences, load, load_data
 from ich.errors import IchError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -130,11 +131,90 @@ def test_what_does_not_go_with_embeddings(written):
         " set sequence.shuffle_kinds=0"
     )
     for kind in ("boosting", "linear"):
-        assert refusal(path, "sequence.features=embeddings", f"sequence.kind={kind}", "sequence.shuffle_kinds=0") == (
+        assert refusal(path, "sequence.features=embeddings", f"sequence.kind={kind}") == (
             "config FILE: sequence.features is 'embeddings': Value error, the network alone reads them; set"
             " sequence.kind to recurrent or blend"
         )
     load(path, ["sequence.features=embeddings", "sequence.shuffle_kinds=0"])
+
+
+NETWORK_ALONE = {
+    "seeds": 2,
+    "width": 8,
+    "dilations": [1],
+    "units": 4,
+    "dropout": 0.1,
+    "epochs": 9,
+    "batch_size": 4,
+    "learning_rate": 0.1,
+    "warmup_epochs": 1,
+    "weight_decay": 0.1,
+    "clip_norm": 2,
+    "label_weights": [1, 1, 1, 1, 1, 1],
+    "ema": 0.9,
+    "window": 9,
+    "noise": 0,
+    "shuffle_kinds": 0,
+}
+TREES_ALONE = {"reach": 2, "rounds": 9, "tree_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("with_it", "key", "value", "needs"),
+    [
+        ("train.loss=weighted_bce", "train.focal_gamma", 1.5, "train.loss=focal, .*; or leave it at 2.0"),
+        ("train.epochs=3", "train.warmup_epochs", 3.5, "has 3 epochs; set it to these at most; or leave it at 1.0"),
+        ("sequence.epochs=3", "sequence.warmup_epochs", 4, "has 3 epochs; set it to these at most; or leave it at 2.0"),
+        ("preprocess.size=null", "preprocess.fit", "stretch", "needs preprocess.size, .*; or leave it at pad"),
+        (
+            "machine.backend=threads",
+            "machine.scheduler",
+            "tcp://a:1",
+            "needs machine.backend=dask, .* at null",
+        ),
+        *(
+            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=recurrent or blend, not {kind};")
+            for key, value in NETWORK_ALONE.items()
+            for kind in ("boosting", "linear")
+        ),
+        *(
+            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=boosting or blend, not {kind};")
+            for key, value in TREES_ALONE.items()
+            for kind in ("recurrent", "linear")
+        ),
+        ("sequence.kind=linear", "sequence.seed", 1, "needs sequence.kind=recurrent or boosting or blend, not linear"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused_by_its_name(written, with_it, key, value, needs):
+    path = written(LEAST)
+    told = refusal(path, with_it, f"{key}={value}")
+    assert told.startswith(f"config FILE: {key} is ")
+    assert re.search(needs, told), told
+    load(path, [with_it])  # with the default, as a run's own config has it
+
+
+def test_every_key_of_the_second_stage_is_read_by_some_kind(written):
+    """So that a new one is told whose it is."""
+    others = {"kind", "features", "seed"}
+    assert {*NETWORK_ALONE, *TREES_ALONE, *others} == set(Sequence.model_fields)
+    path = written(LEAST)
+    for kind, keys in {"recurrent": NETWORK_ALONE, "boosting": TREES_ALONE}.items():
+        for of in (kind, "blend"):
+            load(path, [f"sequence.kind={of}", *(f"sequence.{key}={value}" for key, value in keys.items())])
+            load(path, [f"sequence.kind={of}", "sequence.seed=1"])
+
+
+def test_what_has_an_effect_together_is_taken(written):
+    path = written(LEAST)
+    load(path, ["train.loss=focal", "train.focal_gamma=1.5"])
+    load(path, ["train.epochs=3", "train.warmup_epochs=3"])
+    load(path, ["sequence.epochs=1"])  # whose warm-up is two epochs unless told otherwise
+    load(path, ["preprocess.size=64", "preprocess.fit=stretch"])
+    load(path, ["machine.backend=dask", "machine.scheduler=tcp://a:1"])
+    assert refusal(path, "preprocess.size=64", "preprocess.fit=stretch", "preprocess.crop=true") == (
+        "config FILE: preprocess.crop is True: Value error, what is cropped is square already, and"
+        " preprocess.fit=stretch changes nothing; leave one"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- overrides

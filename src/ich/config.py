@@ -28,6 +28,14 @@ class _Section(BaseModel):
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _unused(section: type[BaseModel], key: str, value: Any, why: str) -> Any:
+    """Refuse a value that nothing reads: any but the default, which a run's own config.yaml writes out."""
+    default = section.model_fields[key].default
+    if value != default:
+        raise ValueError(f"{why}; or leave it at {'null' if default is None else default}")
+    return value
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, Path, dict)) else value
 
@@ -76,6 +84,20 @@ class Preprocess(_Section):
     # channels: a PNG a slice, windows as channels; separate: a grey PNG a window; hu: a 16-bit PNG of HU + 1024.
     files: Literal["channels", "separate", "hu"] = "channels"
 
+    @field_validator("fit")
+    @classmethod
+    def _has_a_size(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("size", 0) is None:
+            return _unused(cls, "fit", value, "needs preprocess.size, the side of the square that slices are fitted to")
+        return value
+
+    @field_validator("crop")
+    @classmethod
+    def _nothing_to_fit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("fit", "pad") != "pad":
+            raise ValueError("what is cropped is square already, and preprocess.fit=stretch changes nothing; leave one")
+        return value
+
 
 class Folds(_Section):
     n: int = Field(5, ge=2)
@@ -94,6 +116,13 @@ class Model(_Section):
     neighbours: list[int] = Field([0], min_length=1)
 
 
+def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> float:
+    epochs = info.data.get("epochs", value)
+    if value > epochs:
+        return _unused(section, "warmup_epochs", value, f"the training has {epochs} epochs; set it to these at most")
+    return value
+
+
 class Train(_Section):
     seed: _Seed = 0
     epochs: int = Field(6, ge=1)
@@ -107,7 +136,7 @@ class Train(_Section):
     # The gradient's norm over all weights is at most this.
     clip_norm: float = Field(1.0, gt=0)
     # ich.losses.LOSSES: weighted_bce is the metric's own; focal gives what is predicted well less weight, the more the
-    # larger gamma is.
+    # larger gamma is, at the price of probabilities nearer to 1/2 (scripts/blend.py --calibrate).
     loss: str = "weighted_bce"
     focal_gamma: float = Field(2.0, ge=0)
     # Of the loss, a label each; null takes the metric's.
@@ -121,12 +150,25 @@ class Train(_Section):
     slices_per_series: int | None = Field(None, ge=1)
     # Choose them from the middle of the scan up to three times as often as from its ends.
     centre_weighted: bool = False
-    # Or all slices with a bleed, and of the others as many as make the share of bleeds this.
+    # Or all slices with a bleed, and of the others as many as make the share of bleeds this. It is taken out again of
+    # what is predicted (ich.prior).
     positive_share: float | None = Field(None, gt=0, lt=1)
     # The weights that are kept: those of the last epoch, or of the best by the held-out fold. best is chosen on the
     # patients whose predictions are then scored, so that the out-of-fold score is better than new patients will give.
     keep: Literal["last", "best"] = "last"
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warm_in_time(cls, value: float, info: ValidationInfo) -> float:
+        return _reached(cls, value, info)
+
+    @field_validator("focal_gamma")
+    @classmethod
+    def _is_focal(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("loss", "focal") != "focal":
+            return _unused(cls, "focal_gamma", value, "needs train.loss=focal, which alone has a gamma")
+        return value
 
     @field_validator("centre_weighted")
     @classmethod
@@ -149,6 +191,15 @@ class Predict(_Section):
     test_time: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
     # Over passes and folds: of the probabilities, or of the logits (the geometric mean of the odds).
     mean: Literal["probability", "logit"] = "probability"
+
+
+# The kinds of second stage that read a key of the section sequence; what is not named here is the network's.
+_READERS = {
+    "seed": ("recurrent", "boosting"),
+    "reach": ("boosting",),
+    "rounds": ("boosting",),
+    "tree_rate": ("boosting",),
+}
 
 
 class Sequence(_Section):
@@ -195,6 +246,22 @@ class Sequence(_Section):
         """What is trained: of a blend, all kinds."""
         return ["recurrent", "boosting", "linear"] if self.kind == "blend" else [self.kind]
 
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warm_in_time(cls, value: float, info: ValidationInfo) -> float:
+        return _reached(cls, value, info)
+
+    @field_validator("*")
+    @classmethod
+    def _is_read(cls, value: Any, info: ValidationInfo) -> Any:
+        kind, key = info.data.get("kind"), info.field_name
+        if key in ("kind", "features") or kind in (None, "blend"):
+            return value
+        readers = _READERS.get(key, ("recurrent",))
+        if kind in readers:
+            return value
+        return _unused(cls, key, value, f"needs sequence.kind={' or '.join([*readers, 'blend'])}, not {kind}")
+
     @field_validator("features")
     @classmethod
     def _has_a_network(cls, value: str, info: ValidationInfo) -> str:
@@ -230,11 +297,17 @@ class Machine(_Section):
     # Batches that are trained on in one go, as in Keras's `compile` (not with PyTorch): with more than one, Keras looks
     # at the loss less often, and the GPU waits less for it.
     steps_per_execution: int = Field(1, ge=1)
-    # mirrored: each batch is shared out among all GPUs of the machine (TensorFlow only). Batch normalization then sees
-    # each GPU's share alone.
+    # mirrored: each batch, to train on or to predict, is shared out among all GPUs of the machine (TensorFlow only).
     distribute: Literal["mirrored"] | None = None
     # Logs for TensorBoard, in the folds' directories; needs the package tensorboard.
     tensorboard: bool = False
+
+    @field_validator("scheduler")
+    @classmethod
+    def _has_a_cluster(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("backend", "dask") != "dask":
+            return _unused(cls, "scheduler", value, "needs machine.backend=dask, which alone has a scheduler")
+        return value
 
     @field_validator("distribute")
     @classmethod
