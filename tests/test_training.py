@@ -159,7 +159,7 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_predicts(data, tmp_pat
 
 def test_the_best_epochs_weights_on_request(data, tmp_path):
     # The rate rises all along, until the network gets worse with each step.
-    options = {"epochs": 4, "learning_rate": 0.5, "warmup_epochs": 9, "keep": "best"}
+    options = {"epochs": 4, "learning_rate": 0.5, "warmup_epochs": 4, "keep": "best"}
     run = trained(data, tmp_path, 0, train=options)
     told = pd.read_csv(run.fold(0) / "history.csv")["val_weighted_log_loss"]
     assert told.idxmin() < 3
@@ -198,15 +198,60 @@ def test_as_many_bleeds_as_asked_for(data):
     assert set(seen[seen == 1].index) == set(table.index[(table["fold"] != 0) & (table["any"] == 1)])
 
 
-def test_devices_that_share_batches_have_as_many_samples_each(data):
+@pytest.fixture
+def half_bled(data, tmp_path):
+    """The folds with a bleed in every other slice, as their file; the images' own labels are all but all."""
     table = folds.read_folds(data / "folds.csv")
-    train, held_out = training._generators(tiny_config(data), table, 0, multiple=5)
+    table.loc[np.arange(len(table)) % 2 == 0, list(LABELS)] = 0
+    table.loc[np.arange(len(table)) % 2 == 1, "any"] = 1
+    folds.write_folds(tmp_path / "half.csv", table)
+    return tmp_path / "half.csv"
+
+
+def test_a_share_of_positives_is_taken_out_of_what_is_predicted(data, tmp_path, half_bled, capsys):
+    train = {"positive_share": 0.75, "epochs": 2}
+    run = trained(data, tmp_path, 0, data={"folds": half_bled}, train=train)
+    model = inference.load_model(run, 0)
+    assert model.layers[-1].oversampling == 3  # 6 slices with and 6 without a bleed, of which an epoch shows 2
+    oof = read_predictions(run.fold(0) / "oof.parquet")
+    images = [cv2.imread(str(run.config.data.images / f"train/{one}.png"), 0)[..., None] for one in oof.index]
+    bare = keras.Model(model.inputs, model.get_layer("logits").output)(np.stack(images))
+    found = oof["any"] / (1 - oof["any"])
+    np.testing.assert_allclose(found, np.exp(keras.ops.convert_to_numpy(bare)[:, 5]) / 3, rtol=1e-4)
+    # What is validated is what predicts.
+    table = folds.read_folds(half_bled)
+    score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    assert history["val_weighted_log_loss"].iloc[-1] == pytest.approx(score, rel=1e-4)
+    assert models.with_features(model).output_shape[1] == (None, 256)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_loss_that_shifts_probabilities_tells_by_how_much(data, tmp_path, finished, capsys):
+    table = folds.read_folds(data / "folds.csv")
+    training._tell_shift(finished, 1, table)
+    gamma_0 = runs.Run(finished.path, tiny_config(data, train={"loss": "focal", "focal_gamma": 0}))
+    training._tell_shift(gamma_0, 1, table)
+    assert capsys.readouterr().err == ""
+    shifting = runs.Run(finished.path, tiny_config(data, train={"loss": "focal", "label_smoothing": 0.1}))
+    training._tell_shift(shifting, 1, table)
+    told = read_predictions(finished.fold(1) / "oof.parquet")["epidural"].mean()
+    found = table.loc[table["fold"] == 1, "epidural"].mean()
+    assert capsys.readouterr().err.startswith(
+        "warning: train.loss=focal and train.label_smoothing shifts probabilities, which costs log loss; the means of"
+        f" those held out are epidural {told:.4f} (found {found:.4f}), intraparenchymal "
+    )
+
+
+def test_devices_that_share_batches_have_as_many_samples_each(data):
+    table = folds.read_folds(data / "folds.csv").drop(index=TRAIN[4])
+    train, held_out = training._generators(tiny_config(data), table, 0, multiple=2)
     epochs = []
     for epoch in range(4):
         train.set_epoch(epoch)
         epochs.append(set(ids_of_an_epoch(train)))
     assert {len(epoch) for epoch in epochs} == {10}
-    assert len(set.union(*epochs)) == 12  # another two are left out each time
+    assert len(set.union(*epochs)) == 11  # another one is left out each time
     assert len(held_out.ids) == 12
 
 

@@ -8,12 +8,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TRAIN, tiny_config
 
-from ich import folds, runs, training
+from ich import devices, folds, metrics, runs, training
 from ich.errors import IchError
+from ich.labels import LABELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -22,19 +24,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 DEVICES = """
 import json, sys
 from pathlib import Path
-import keras, pandas as pd, tensorflow as tf
+import keras, numpy as np, pandas as pd, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-from ich import callbacks, config, models, runs, training
+from ich import callbacks, config, devices, folds, inference, models, runs, streaming, training
 from ich.errors import IchError
+from ich.generator import DataGenerator
 
-def plain(images, weights):  # each device has batch statistics of its own; without them, both ways are the same
+def normalized(images, weights):
     x = keras.layers.Rescaling(1 / 255)(images)
-    x = keras.layers.Conv2D(4, 5, strides=4, activation="relu")(x)
-    return keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Conv2D(4, 5, strides=4, use_bias=False)(x)
+    x = keras.layers.BatchNormalization(momentum=0.5)(x)
+    return keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
 
-models.BUILDERS["plain"] = plain
+models.BUILDERS["normalized"] = normalized
 root, told = Path(sys.argv[1]), {}
 for distribute in ("null", "mirrored"):
     overrides = [f"machine.distribute={distribute}"]
@@ -57,6 +61,15 @@ for distribute in ("null", "mirrored"):
         "oof": pd.read_parquet(run.fold(0) / "oof.parquet").to_numpy().tolist(),
         "devices": run.environment()["devices"],
     }
+# The same model on one device and on both, in batches that two do not divide; logits and features.
+table = folds.read_folds(run.config.data.folds_path)
+for distribute in (None, "mirrored"):
+    model = models.with_features(inference.load_model(run, 0, distribute))
+    samples = DataGenerator(table.index, batch_size=3, **inference.generator_options(run.config, "train"))
+    folder = root / f"parts-{distribute}"
+    parts = streaming.predict_parts(model, [samples] * 2, folder, lambda passes: np.concatenate(passes[1], axis=1))
+    told[f"predicted-{distribute}"] = np.concatenate([streaming.read_part(part) for part in parts]).tolist()
+    told[f"replicas-{distribute}"] = devices.replicas(model)
 try:
     run = runs.Run.begin(config.load(root / "tiny.yaml", [*overrides, "train.batch_size=5"]), root / "odd")
     training.train_fold(run, 0)
@@ -68,15 +81,17 @@ except IchError as error:
 
 @pytest.mark.slow
 def test_two_devices_learn_as_one_does_from_the_same_batches(data, tmp_path):
-    """12 slices in batches of 8, the last of which is short; and held out are 11 in batches of 4, the last is odd."""
-    table = folds.read_folds(data / "folds.csv").drop(index=TRAIN[0])
+    """12 slices in batches of 8, the last of which is short; and held out are 9, of whose batches of 8 the last is one
+    slice, which two devices cannot share.
+    """
+    table = folds.read_folds(data / "folds.csv").drop(index=TRAIN[:3])
     folds.write_folds(tmp_path / "folds.csv", table)
     config = tiny_config(
         data,
         data={"folds": tmp_path / "folds.csv"},
-        model={"name": "plain", "dropout": 0.0},
-        train={"batch_size": 8, "epochs": 5, "ema_momentum": 0.8},
-        predict={"batch_size": 4},
+        model={"name": "normalized", "dropout": 0.0},
+        train={"batch_size": 8, "epochs": 5, "ema_momentum": 0.8, "keep": "best", "learning_rate": 0.05},
+        predict={"batch_size": 8},
     )
     (tmp_path / "tiny.yaml").write_text(config.resolved())
     done = subprocess.run([sys.executable, "-c", DEVICES, str(tmp_path)], capture_output=True, text=True)
@@ -92,11 +107,41 @@ def test_two_devices_learn_as_one_does_from_the_same_batches(data, tmp_path):
         *(pd.DataFrame(told[distribute]["oof"]) for distribute in ("null", "mirrored")), rtol=1e-5
     )
     assert told["stopped"]
+    # What was validated is what was saved and predicts.
+    y, oof = table.loc[table["fold"] == 0, list(LABELS)].to_numpy(), np.array(told["mirrored"]["oof"])
+    assert metrics.weighted_log_loss(y, oof) == pytest.approx(two["val_weighted_log_loss"].min(), rel=1e-5)
+    one, two = (np.array(told[f"predicted-{distribute}"]) for distribute in (None, "mirrored"))
+    assert one.shape == two.shape == (21, 10)
+    assert len(np.unique(one[:, 0])) == 21
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert (told["replicas-None"], told["replicas-mirrored"]) == (1, 2)
     assert told["mirrored"]["devices"] == ["cpu:0", "cpu:1"]
     assert told["odd"] == (
         "train.batch_size is 5, which 2 devices cannot share evenly; make it a multiple of 2, or set machine.distribute"
         " to null"
     )
+
+
+def pieces(batch, devices):
+    """How TensorFlow shares out a batch: pieces of one size, rounded up, until nothing is left."""
+    size = -(-batch // devices)
+    return [max(0, min(size, batch - size * place)) for place in range(devices)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_the_last_batch_of_a_validation_has_a_slice_for_each_device(count):
+    for samples in range(1, 100, 3):
+        for most in range(count, 65, 4 * count):
+            fine = [
+                size
+                for size in range(count, most + 1, count)
+                if min(pieces(samples % size or size, count)) > 0 and len(set(pieces(min(size, samples), count))) == 1
+            ]
+            if fine:
+                assert devices.validation_batch_size(samples, most, count) == max(fine)
+            else:
+                with pytest.raises(IchError, match=rf"{samples} held-out slices in batches of {most} or less cannot"):
+                    devices.validation_batch_size(samples, most, count)
 
 
 def test_several_devices_take_tensorflow(data, tmp_path, monkeypatch):

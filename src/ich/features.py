@@ -72,7 +72,8 @@ def _extract_all(run: runs.Run, embeddings: bool, results: runs.Run) -> list[Pat
             parts["seen"] = fold.index[fold != k]
         if len(test):
             parts["test"] = test
-        model = cache(partial(inference.load_model, run, k))  # read if there is something to be made, and once
+        distribute = run.config.machine.distribute
+        model = cache(partial(inference.load_model, run, k, distribute))  # read if a pass is to be made, and once
         with results.locked(k):
             for folder in (results.features(k), results.passes(k)):
                 sweep(folder)

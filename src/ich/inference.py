@@ -13,25 +13,32 @@ import pandas as pd
 import pyarrow as pa
 from scipy.special import expit, log_expit, logsumexp
 
-from ich import augment, folds, runs, slices
+from ich import augment, devices, folds, runs, slices
 from ich.config import Config
 from ich.errors import IchError, one_line
 from ich.files import sweep
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
+from ich.prior import PriorCorrection
 from ich.streaming import predict_logits
 
 
-def load_model(run: runs.Run, k: int) -> keras.Model:
+def load_model(run: runs.Run, k: int, distribute: str | None = None) -> keras.Model:
     """The model of a fold, read in Keras's safe mode: no code of the file is run.
 
+    Args:
+        distribute: as `machine.distribute` says: the devices that share each batch of `predict`.
+
     Raises:
-        IchError: it is not there or cannot be read, be it that another Keras has written it.
+        IchError: it is not there or cannot be read, be it that another Keras has written it; as `devices.mirrored`.
     """
     path = _model_file(run, k)
+    scope = devices.scope(distribute)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with scope:
+            layers = {"ich>PriorCorrection": PriorCorrection}
+            return keras.saving.load_model(path, layers, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
         advice = f"delete {path.parent} and train the fold again"
         writer = _keras_of(path)
@@ -99,7 +106,8 @@ def _predict_test(run: runs.Run, results: runs.Run) -> pd.DataFrame:
     section, digest = run.config.predict, runs.slices_digest(test)
     total, models = np.zeros((len(test), len(LABELS))), []
     for k in range(run.config.folds.n):
-        model = cache(partial(load_model, run, k))  # read if there is a pass to be made, and once
+        distribute = run.config.machine.distribute
+        model = cache(partial(load_model, run, k, distribute))  # read if a pass is to be made, and once
         with results.locked(k):
             for folder in (results.fold(k), results.passes(k)):
                 sweep(folder)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from ich import devices
 from ich.errors import IchError, one_line
 from ich.labels import LABELS
 
@@ -174,7 +175,8 @@ def with_features(model: keras.Model) -> keras.Model:
             " expected one of ich.models.build_model"
         )
     # Behind the dropout, which lets all through when predicting.
-    return keras.Model(model.inputs, [model.outputs[0], last.input], name=f"{model.name}_with_features")
+    with devices.scope_of(model):
+        return keras.Model(model.inputs, [model.outputs[0], last.input], name=f"{model.name}_with_features")
 
 
 def _transplant(donor: keras.Model, model: keras.Model, gain: float) -> None:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from ich import parallel
+from ich import devices, parallel
 from ich.errors import IchError, one_line
 from ich.files import replacing
 from ich.generator import DataGenerator
@@ -46,7 +46,9 @@ def predict_parts(
     depends on how many there are, nor memory on how many samples.
 
     A part ends where a batch does, so that what is left falls into the same batches, whose size can change the last
-    digits: with the same machine, model and samples, the result is the same, interrupted or not.
+    digits: with the same machine, model and samples, the result is the same, interrupted or not. Devices that share the
+    batches (`ich.devices.scope`) get as many samples each: the last one is repeated in a batch that they do not divide,
+    and what comes of it is dropped.
 
     Args:
         passes: generators of the same samples in the same order and batches.
@@ -63,7 +65,7 @@ def predict_parts(
         IchError: an image cannot be read, a part neither read nor written, or `merge` raised it.
     """
     samples = passes[0]
-    saving = _Saving(parts, len(passes), merge)
+    saving = _Saving(parts, len(passes), merge, samples)
     if saving.count < len(samples.ids):
         numbers = sum(output.shape[-1] for output in model.outputs)
         kept = 4 * numbers * samples.batch_size * len(passes)
@@ -73,7 +75,8 @@ def predict_parts(
             try:
                 for first in range(saving.count // samples.batch_size, len(samples), at_once):
                     with unwrapped():
-                        model.predict(_Batches(passes, first, at_once), verbose=0, callbacks=[saving])
+                        batches = _Batches(passes, first, at_once, devices.replicas(model))
+                        model.predict(batches, verbose=0, callbacks=[saving])
             finally:
                 saving.save()
     return saving.saved
@@ -94,19 +97,25 @@ def read_part(path: Path) -> np.ndarray:
 
 
 class _Batches(keras.utils.PyDataset):
-    """The batches of generators from batch `first` on, `count` of them or what is left, each once in every pass."""
+    """The batches of generators from batch `first` on, `count` of them or what is left, each once in every pass.
 
-    def __init__(self, passes: Sequence[DataGenerator], first: int, count: int):
+    The last sample of a batch is repeated until `multiple` divides it.
+    """
+
+    def __init__(self, passes: Sequence[DataGenerator], first: int, count: int, multiple: int):
         samples = passes[0]
         super().__init__(samples.workers, samples.use_multiprocessing, samples.max_queue_size)
         self.passes, self.first, self.count = passes, first, min(count, len(samples) - first)
+        self.multiple = multiple
 
     def __len__(self) -> int:
         return self.count * len(self.passes)
 
     def __getitem__(self, index: int):
         batch, number = divmod(index, len(self.passes))
-        return self.passes[number][self.first + batch]
+        images = self.passes[number][self.first + batch]
+        short = -len(images) % self.multiple
+        return np.concatenate([images, np.repeat(images[-1:], short, axis=0)]) if short else images
 
 
 class _Saving(keras.callbacks.Callback):
@@ -114,8 +123,9 @@ class _Saving(keras.callbacks.Callback):
 
     bar: tqdm
 
-    def __init__(self, folder: Path, passes: int, merge: Callable[[list], np.ndarray]):
+    def __init__(self, folder: Path, passes: int, merge: Callable[[list], np.ndarray], samples: DataGenerator):
         super().__init__()
+        self.samples = samples
         self.folder, self.passes, self.merge = folder, passes, merge
         self.saved: list[Path] = []
         self.told: list = []  # of a batch, by the passes so far
@@ -127,7 +137,9 @@ class _Saving(keras.callbacks.Callback):
         self.when = time.monotonic()
 
     def on_predict_batch_end(self, batch: int, logs: dict) -> None:
-        self.told.append(keras.tree.map_structure(keras.ops.convert_to_numpy, logs["outputs"]))
+        left = len(self.samples.ids) - self.count - sum(map(len, self.fresh))
+        real = min(self.samples.batch_size, left)  # without what was repeated
+        self.told.append(keras.tree.map_structure(lambda one: keras.ops.convert_to_numpy(one)[:real], logs["outputs"]))
         if len(self.told) < self.passes:
             return
         self.fresh.append(self.merge(self.told))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache, partial
 from importlib.util import find_spec
 from signal import SIGKILL
 from threading import Lock
@@ -14,16 +15,17 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ich import augment, curves, devices, folds, models, parallel, runs, sampling, slices
+from ich import augment, curves, devices, folds, models, parallel, prior, runs, sampling, slices
 from ich.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables
 from ich.config import Config, Train
 from ich.errors import IchError
 from ich.files import replacing, sweep
 from ich.generator import DataGenerator
-from ich.inference import generator_options, predict_held_out
+from ich.inference import generator_options, load_model, predict_held_out
 from ich.labels import LABELS
 from ich.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.optimizers import adamw
+from ich.predictions import read_predictions
 from ich.streaming import unwrapped
 
 CHECKPOINT, BEST = "checkpoint.npz", "best.npz"
@@ -138,6 +140,9 @@ def _train_fold(run: runs.Run, k: int) -> None:
         model = models.build_model(
             config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
         )
+        _, sample = _sampling(config, table[table["fold"] != k])
+        if isinstance(sample, sampling.PositiveShare):
+            model = prior.corrected(model, sample.oversampling)
         model.compile(
             optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
             loss=_loss(config.train),
@@ -167,9 +172,32 @@ def _train_fold(run: runs.Run, k: int) -> None:
         history.to_csv(temporary)
     curves.draw(history, run.fold(k) / "curves.png", f"{config.name}, fold {k}")
     # Of what was saved, so that nothing else can be scored than what will predict.
-    saved = keras.saving.load_model(run.fold(k) / "model.keras", compile=False, safe_mode=True)
-    predict_held_out(run, k, lambda: saved)
+    predict_held_out(run, k, cache(partial(load_model, run, k, config.machine.distribute)))
+    _tell_shift(run, k, table)
     _forget(run, k)
+
+
+def _tell_shift(run: runs.Run, k: int, table: pd.DataFrame) -> None:
+    """Warn of a loss whose minimum is not at the labels' probabilities, by how far held-out predictions are off.
+
+    Of the focal loss: Charoenphakdee et al., CVPR 2021.
+    """
+    section = run.config.train
+    causes = [
+        *(["train.loss=focal"] if section.loss == "focal" and section.focal_gamma else []),
+        *(["train.label_smoothing"] if section.label_smoothing else []),
+    ]
+    if not causes:
+        return
+    told = read_predictions(run.fold(k) / "oof.parquet").mean()
+    found = table.loc[table["fold"] == k, list(LABELS)].mean()
+    sizes = ", ".join(f"{label} {told[label]:.4f} (found {found[label]:.4f})" for label in LABELS)
+    print(
+        f"warning: {' and '.join(causes)} shifts probabilities, which costs log loss; the means of those held out are"
+        f" {sizes}. When all folds are trained and predicted, scripts/blend.py {run.path} --calibrate platt --out"
+        f" {run.path}-calibrated corrects them",
+        file=sys.stderr,
+    )
 
 
 def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_out: DataGenerator) -> pd.DataFrame:
@@ -194,7 +222,7 @@ def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_o
         watching.append(keras.callbacks.SwapEMAWeights())
     if run.config.machine.tensorboard:
         watching.append(keras.callbacks.TensorBoard(run.fold(k) / "tensorboard", write_graph=False))
-    with unwrapped():
+    with unwrapped(), devices.synchronized(model):
         model.fit(
             train,
             validation_data=held_out,
@@ -224,9 +252,9 @@ def _generators(config: Config, table: pd.DataFrame, k: int, multiple: int) -> t
     """Of the samples to train on, of which each batch holds a multiple of so many, and of those held out."""
     labels = table[list(LABELS)]
     options = generator_options(config, "train")
-    held_out = DataGenerator(
-        table.index[table["fold"] == k], labels, batch_size=config.predict.batch_size, shuffle=False, **options
-    )
+    of_fold = table.index[table["fold"] == k]
+    size = devices.validation_batch_size(len(of_fold), config.predict.batch_size, multiple)
+    held_out = DataGenerator(of_fold, labels, batch_size=size, shuffle=False, **options)
     height, width = held_out[0][0].shape[1:3]
     augment.passes(config.predict.test_time, height, width)  # a name that is none is told before the training
     ids, sample = _sampling(config, table[table["fold"] != k])
