@@ -603,6 +603,14 @@ def test_summary_tells_what_became_of_the_slices(data, tmp_path):
     )
 
 
+def test_summary_tells_of_slices_in_another_plane(tmp_path):
+    coronal = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+    files = {name_of(n): slice_bytes(n, **(coronal if n in (2, 5) else {})) for n in range(9)}
+    said = summary(convert([write(tmp_path / "train", files)], tmp_path / "images", BRAIN, jobs=1)).splitlines()
+    assert "slices out of the plane of their series, without a place in it: 2, of ID_ccccccccc1" in said
+    assert not any("without a position" in line for line in said)
+
+
 # --------------------------------------------------------------------------------------------------- the real slices
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ich.errors import IchError
@@ -14,6 +14,8 @@ from ich.slices import SCHEMA, read_table, readable, scan_audit, scan_order, to_
 
 AXIAL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 FLIPPED = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
+CORONAL = [1.0, 0.0, 0.0, 0.0, 0.0, -1.0]
+COUNTS = ["slices", "ties", "gaps", "orientations", "unplaced", "out_of_plane"]
 
 
 def row(name, position, orientation=AXIAL, series="ID_s1", split="train", **more):
@@ -111,6 +113,104 @@ def test_without_a_position_or_series_there_is_no_place_but_a_row():
     assert len(table) == 4
 
 
+@pytest.mark.parametrize("first", ["ID_0", "ID_z"])
+def test_a_localizer_among_the_slices_has_no_place_and_orders_nothing(first):
+    rows = [row(f"ID_a{k}", [-125, -100, 5.0 * k], AXIAL if k != 3 else FLIPPED) for k in range(7)]
+    table = ordered(row(first, [-125, -100, 12], CORONAL), *rows).set_index("SOPInstanceUID")
+    assert table.loc[[f"ID_a{k}" for k in range(7)], "z"].tolist() == [0, 5, 10, 15, 20, 25, 30]
+    assert table.loc[[f"ID_a{k}" for k in range(7)], "order"].tolist() == list(range(7))
+    assert table.loc[first, ["z", "order"]].isna().all()
+    audit = scan_audit(table.reset_index()).loc["ID_s1"]
+    assert audit.to_dict() == {"slices": 8, "ties": 0, "gaps": 0, "orientations": 3, "unplaced": 1, "out_of_plane": 1}
+
+
+@pytest.mark.parametrize(("degrees", "placed"), [(0.1, True), (0.45, True), (0.55, False), (179.8, True), (90, False)])
+def test_what_half_a_degree_away_is_of_one_plane(degrees, placed):
+    rows = [row(f"ID_{k}", [0, 0, k], AXIAL) for k in range(3)]
+    table = ordered(*rows, row("ID_0a", [0, 0, 7], tilted(degrees))).set_index("SOPInstanceUID")
+    assert table["order"].notna().to_dict() == {"ID_0": True, "ID_1": True, "ID_2": True, "ID_0a": placed}
+
+
+def test_of_as_many_slices_in_two_planes_the_first_by_id_decides():
+    for one, other in ((AXIAL, CORONAL), (CORONAL, AXIAL)):
+        rows = [row(f"ID_{k}", [0, k, k], one if k < 2 else other) for k in range(4)]
+        assert ordered(*reversed(rows))["order"].notna().tolist() == [True, True, False, False]
+
+
+def test_positions_a_micrometre_apart_are_one_place():
+    zs = {"ID_b": 0.0, "ID_a": 0.001, "ID_c": 5.0, "ID_e": 10.0, "ID_d": 10.000001, "ID_f": 15.0}
+    table = ordered(*(row(name, [0, 0, z]) for name, z in zs.items()))
+    assert table["SOPInstanceUID"].tolist() == sorted(zs)
+    assert table["z"].tolist() == [0, 0, 5, 10, 10, 15]
+    assert scan_audit(table).loc["ID_s1", ["ties", "gaps"]].tolist() == [2, 0]
+
+
+def order_by_loops(rows):
+    """z and order by id, as `scan_order` says them, one slice after another."""
+    found = {one["SOPInstanceUID"]: (None, None) for one in rows}
+    normals = {}
+    for one in rows:
+        if one["ImageOrientationPatient"] is not None:
+            normal = np.cross(one["ImageOrientationPatient"][:3], one["ImageOrientationPatient"][3:])
+            if np.linalg.norm(normal):
+                normals[one["SOPInstanceUID"]] = normal / np.linalg.norm(normal)
+
+    def are_of_one_plane(a, b):
+        return abs(normals[a] @ normals[b]) >= math.cos(math.radians(0.5))
+
+    for series in {one["SeriesInstanceUID"] for one in rows} - {None}:
+        members = sorted(one["SOPInstanceUID"] for one in rows if one["SeriesInstanceUID"] == series)
+        directed = [one for one in members if one in normals]
+        if not directed:
+            continue
+        chosen = max(directed, key=lambda one: sum(are_of_one_plane(one, other) for other in directed))  # the first
+        for split in ("train", "test"):
+            placed = [
+                (float(normals[chosen] @ one["ImagePositionPatient"]), one["SOPInstanceUID"])
+                for one in rows
+                if one["SeriesInstanceUID"] == series
+                and one["split"] == split
+                and one["ImagePositionPatient"] is not None
+                and (one["SOPInstanceUID"] not in normals or are_of_one_plane(one["SOPInstanceUID"], chosen))
+            ]
+            tied, before = [], -math.inf
+            for z, name in sorted(placed):
+                tied.append((z if z - before >= 0.01 else tied[-1][0], name))
+                before = z
+            found |= {name: (z, place) for place, (z, name) in enumerate(sorted(tied))}
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ID_a", "ID_a", "ID_b", None]),
+            st.sampled_from(["train", "train", "train", "test"]),
+            st.none() | st.tuples(st.integers(-3, 3), st.sampled_from([0, 0, 1e-6, 0.001, 0.008, 0.1])),
+            st.sampled_from([AXIAL, AXIAL, AXIAL, FLIPPED, tilted(0.3), tilted(0.7), tilted(20), CORONAL,
+                             [0.0] * 6, None]),
+        ),
+        max_size=25,
+    ),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_the_order_is_what_plain_loops_give(drawn, random):
+    names = [f"ID_{k:03}" for k in range(len(drawn))]
+    random.shuffle(names)
+    rows = [
+        row(name, None if z is None else [3.0, 5.0, 2.5 * z[0] + z[1]], orientation, series, split)
+        for name, (series, split, z, orientation) in zip(names, drawn, strict=True)
+    ]
+    table = ordered(*rows).set_index("SOPInstanceUID")
+    for name, (z, place) in order_by_loops(rows).items():
+        got = table.loc[name]
+        assert (pd.isna(got["order"]) and pd.isna(got["z"])) if place is None else got["order"] == place
+        assert z is None or abs(got["z"] - z) < 1e-9
+    in_place = table.dropna(subset="order")
+    assert in_place.groupby(["split", "SeriesInstanceUID"])["order"].apply(lambda o: o.is_monotonic_increasing).all()
+
+
 def test_each_series_counts_for_itself_and_splits_stay_together():
     rows = [
         row(f"ID_{s}{k}", [0, 0, k], series=f"ID_s{s}", split="test" if s == 1 else "train")
@@ -168,8 +268,8 @@ def scan(zs, series="ID_s1", **more):
 )
 def test_gaps_and_ties_are_counted(zs, gaps, ties):
     audit = scan_audit(ordered(*scan(zs)))
-    assert audit.columns.tolist() == ["slices", "ties", "gaps", "orientations", "unplaced"]
-    assert audit.loc["ID_s1"].tolist() == [len(zs), ties, gaps, 1, 0]
+    assert audit.columns.tolist() == COUNTS
+    assert audit.loc["ID_s1"].tolist() == [len(zs), ties, gaps, 1, 0, 0]
 
 
 def test_orientations_that_differ_are_counted_and_noise_is_not():
@@ -180,30 +280,35 @@ def test_orientations_that_differ_are_counted_and_noise_is_not():
     d = [row(f"ID_d{k}", [0, 0, k], [0.0] * 6, "ID_s4") for k in range(3)]
     audit = scan_audit(ordered(*a, *b, *c, *d))
     assert audit["orientations"].to_dict() == {"ID_s1": 3, "ID_s2": 1, "ID_s3": 1, "ID_s4": 0}
-    assert audit["unplaced"].to_dict() == {"ID_s1": 0, "ID_s2": 0, "ID_s3": 0, "ID_s4": 3}
+    assert audit["unplaced"].to_dict() == {"ID_s1": 1, "ID_s2": 0, "ID_s3": 0, "ID_s4": 3}
+    assert audit["out_of_plane"].to_dict() == {"ID_s1": 1, "ID_s2": 0, "ID_s3": 0, "ID_s4": 0}
 
 
 def test_an_audit_of_nothing_and_of_what_has_no_series():
     for table in (ordered(), ordered(*scan([0, 5], None))):
         audit = scan_audit(table)
         assert len(audit) == 0
-        assert audit.columns.tolist() == ["slices", "ties", "gaps", "orientations", "unplaced"]
+        assert audit.columns.tolist() == COUNTS
         assert (audit.dtypes == "int64").all()
 
 
 def audit_by_loops(table):
     found = {}
     for series in sorted(set(table["SeriesInstanceUID"].dropna())):
-        counts = dict.fromkeys(["slices", "ties", "gaps", "orientations", "unplaced"], 0)
+        counts = dict.fromkeys(COUNTS, 0)
         normals = set()
         for split in ("test", "train"):
             rows = table[(table["SeriesInstanceUID"] == series) & (table["split"] == split)]
             counts["slices"] += len(rows)
-            counts["unplaced"] += int(rows["z"].isna().sum())
-            for orientation in rows["ImageOrientationPatient"]:
+            unplaced = rows[rows["z"].isna()]
+            counts["unplaced"] += len(unplaced)
+            columns = rows[["ImageOrientationPatient", "ImagePositionPatient"]].astype(object)
+            columns = columns.where(columns.notna(), None)
+            for place, orientation, position in columns.itertuples():
                 if isinstance(orientation, (list, np.ndarray)):
                     normal = np.cross(orientation[:3], orientation[3:])
                     if np.linalg.norm(normal):
+                        counts["out_of_plane"] += place in unplaced.index and position is not None
                         normals.add(tuple(np.round(normal / np.linalg.norm(normal), 2) + 0.0))
             zs = sorted(rows["z"].dropna())
             steps = [after - before for before, after in pairwise(zs)]
@@ -215,13 +320,14 @@ def audit_by_loops(table):
     return found
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(
             st.sampled_from(["ID_a", "ID_b", None]),
             st.sampled_from(["train", "test"]),
             st.none() | st.integers(0, 12),
-            st.sampled_from([AXIAL, AXIAL, AXIAL, FLIPPED, tilted(20), [0.0] * 6, None]),
+            st.sampled_from([AXIAL, AXIAL, AXIAL, FLIPPED, tilted(20), CORONAL, [0.0] * 6, None]),
         ),
         max_size=25,
     )

@@ -345,11 +345,15 @@ def summary(table: pd.DataFrame) -> str:
         lines.extend(f"  {row.SOPInstanceUID}: {row.reason}" for row in group.head(5).itertuples())
     odd = slices.scan_audit(table[table["status"] == "ok"])
     for what, found in {
-        "series with slices without a position": odd["unplaced"] > 0,
+        "series with slices without a position": odd["unplaced"] > odd["out_of_plane"],
         "series with slices of one position": odd["ties"] > 0,
         "series with gaps, where slices may be missing": odd["gaps"] > 0,
         "series of mixed orientation": odd["orientations"] > 1,
     }.items():
         if found.any():
             lines.append(f"{what}: {name_some(odd.index[found])}")
+    aside = odd.loc[odd["out_of_plane"] > 0, "out_of_plane"]
+    if len(aside):
+        what = "slices out of the plane of their series, without a place in it"
+        lines.append(f"{what}: {aside.sum():,}, of {name_some(aside.index)}")
     return "\n".join(lines)

@@ -17,6 +17,12 @@ from ich.files import replacing
 
 _VECTOR = pa.list_(pa.float64())
 
+_TIE = 0.01
+"""mm; less than the slices of any scanner lie apart (0.2), more than what rounding makes of a position."""
+_SAME_PLANE = np.cos(np.deg2rad(0.5))
+"""Cosine between the normals of one plane: headers write directions to 6 digits, and some scanners' noise changes the
+4th. At half a degree, the corner of a slice of 250 mm lies 1.5 mm beside its plane, less than most are thick."""
+
 SCHEMA = pa.schema(
     [
         ("SOPInstanceUID", pa.string()),  # unique
@@ -57,25 +63,71 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
 
     z is the ImagePositionPatient along the normal of the slices, the cross product of the two directions of
     ImageOrientationPatient (PS3.3, C.7.6.2.1.1): the third coordinate alone misplaces slices of a tilted gantry. One
-    normal serves a series, that of its first slice by id that has one, so that positions can be compared. Slices at
-    one z are ordered by SOPInstanceUID. A slice without a position has no z and no order; nor has one without a
-    series.
+    normal serves a series, so that positions can be compared: the one that most of its slices share, of several the one
+    whose slice is first by id. A slice of another plane, such as a localizer, has no z and no order; nor has one
+    without a position or a series. One without a direction takes that of its series.
+
+    Slices closer to the one before than `_TIE` lie at one z, that of the first of them, and are ordered by
+    SOPInstanceUID.
     """
     # Of the whole table this makes one copy only, the result: it may have a million rows.
     table = table.reset_index(drop=True)
-    series = table["SeriesInstanceUID"]
-    by_id = table["SOPInstanceUID"].sort_values().index
-    first = pd.DataFrame(_normals(table)).loc[by_id].groupby(series.loc[by_id]).first()
-    normal = first.reindex(series)  # NaN where the series is unknown
-    z = (_stack(table["ImagePositionPatient"], 3) * normal.to_numpy()).sum(axis=1)  # NaN where either is unknown
+    series = pd.factorize(table["SeriesInstanceUID"])[0]  # -1 where it is unknown
+    z = _along_normal(table, series)
     keys = ["split", "SeriesInstanceUID", "z", "SOPInstanceUID"]
-    places = pa.table({key: pa.array(z if key == "z" else table[key]) for key in keys})
-    places = pc.sort_indices(places, [(key, "ascending") for key in keys]).to_numpy()
+    columns = {key: pa.array(z if key == "z" else table[key]) for key in keys}
+    places = _sorted(columns)
+    split = pd.factorize(table["split"])[0][places]
+    starts = np.ones(len(z), bool)  # where a slice does not lie at the z of the one before
+    starts[1:] = (np.diff(series[places]) != 0) | (np.diff(split) != 0) | ~(np.diff(z[places]) < _TIE)
+    z[places] = z[places][np.flatnonzero(starts)[np.cumsum(starts) - 1]]
+    places = _sorted(columns | {"z": pa.array(z)})
     table = table.take(places).reset_index(drop=True)
     table["z"] = z[places]
     placed = table.loc[table["z"].notna(), keys[:2]]
     table["order"] = placed.groupby(keys[:2]).cumcount().reindex(table.index).astype("Int32")
     return table
+
+
+def _along_normal(table: pd.DataFrame, series: np.ndarray) -> np.ndarray:
+    """The place of each slice along the normal of its series, NaN where there is none."""
+    ids = table["SOPInstanceUID"].sort_values().index.to_numpy()
+    normal = _normals(table)
+    shared = np.full((series.max(initial=-1) + 2, 3), np.nan)  # the last is for no series, -1
+    shared[:-1] = _shared_normals(normal[ids], series[ids], len(shared) - 1)
+    shared = shared[series]
+    z = (_stack(table["ImagePositionPatient"], 3) * shared).sum(axis=1)  # NaN where either is unknown
+    z[np.abs((normal * shared).sum(axis=1)) < _SAME_PLANE] = np.nan
+    return z
+
+
+def _sorted(columns: dict[str, pa.Array]) -> np.ndarray:
+    return pc.sort_indices(pa.table(columns), [(key, "ascending") for key in columns]).to_numpy()
+
+
+def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.ndarray:
+    """The normal that most slices of each series share, of several the first; shape (count, 3), NaN if there is none.
+
+    A normal and its opposite are one plane.
+
+    Args:
+        normal: shape (rows, 3), NaN where there is none.
+        series: from 0, -1 where it is unknown.
+    """
+    shared = np.full((count, 3), np.nan)
+    known = np.flatnonzero((series >= 0) & ~np.isnan(normal).any(axis=1))
+    normal, series = normal[known], series[known]
+    present, first = np.unique(series, return_index=True)
+    shared[present] = normal[first]
+    mixed = np.unique(series[(normal != shared[series]).any(axis=1)])  # all others have one to choose from
+    rows = np.flatnonzero(np.isin(series, mixed))
+    rows = rows[np.argsort(series[rows], kind="stable")]
+    for of_one in np.split(rows, np.flatnonzero(np.diff(series[rows])) + 1):
+        different, first, number = np.unique(normal[of_one], axis=0, return_index=True, return_counts=True)
+        sharing = np.array([number[np.abs(different @ one) >= _SAME_PLANE].sum() for one in different])
+        best = np.lexsort([first, -sharing])[:1]  # none where nothing is mixed
+        shared[series[of_one[:1]]] = different[best]
+    return shared
 
 
 def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,10 +140,10 @@ def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
         A row a series, indexed by SeriesInstanceUID, int64 columns: slices; ties, slices at the z of the one before;
         gaps, steps in z more than half as long again as both steps beside them, where a slice may be missing;
         orientations, distinct directions of the normal (rounded to 0.01), more than 1 being mixed; unplaced, slices
-        without z.
+        without z; out_of_plane, those of them that lie in another plane than most of their series.
     """
     keys = ["split", "SeriesInstanceUID"]
-    table = table[[*keys, "z", "SOPInstanceUID", "ImageOrientationPatient"]]
+    table = table[[*keys, "z", "SOPInstanceUID", "ImageOrientationPatient", "ImagePositionPatient"]]
     table = table.sort_values([*keys, "z", "SOPInstanceUID"], ignore_index=True)
     step = table.groupby(keys)["z"].diff()
     moved = step.where(step > 0)
@@ -107,6 +159,7 @@ def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
             "gaps": step > 1.5 * longest,
             "orientations": ~pd.concat([table[keys[1]], normal], axis=1).duplicated() & ~np.isnan(normals).any(axis=1),
             "unplaced": table["z"].isna(),
+            "out_of_plane": table["z"].isna() & table["ImagePositionPatient"].notna() & ~np.isnan(normals).any(axis=1),
         }
     )
     return facts.groupby("SeriesInstanceUID").sum().astype("int64")
