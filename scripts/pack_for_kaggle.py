@@ -18,7 +18,7 @@ from ich import cli
 
 HAVE = (
     "tensorflow,numpy,pandas,pydicom,opencv-python-headless,scikit-learn,threadpoolctl,scipy,matplotlib,"
-    "albumentations,joblib,packaging,tqdm,PyYAML,pydantic,Jinja2,pyarrow"
+    "albumentations,joblib,packaging,tqdm,PyYAML,pydantic,Jinja2,pyarrow,pillow"
 )
 
 
