@@ -128,6 +128,20 @@ def test_a_name_in_another_encoding_becomes_an_id_that_a_table_takes(tmp_path):
     assert member.read() == b"slice"
 
 
+def test_a_source_in_another_encoding_is_read(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        as_folder(folder, {"train/ID_a.dcm": b"a"})
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    for source in (folder, as_zip(folder / "b.zip", {"train/ID_a.dcm": b"a"})):
+        (member,) = members([source])
+        assert (member.source, member.read()) == (str(source), b"a")
+    (folder / "empty").mkdir()
+    with pytest.raises(IchError, match="holds no"):
+        members([folder / "empty"])
+
+
 def test_links_to_folders_are_followed_and_circles_end(tmp_path):
     elsewhere = as_folder(tmp_path / "disk", {"deep/ID_a.dcm": b"a"})
     source = tmp_path / "data"

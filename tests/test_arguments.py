@@ -79,3 +79,22 @@ def test_a_class_derived_from_it_may_have_arguments_of_its_own():
         Own.from_dataframe(FRAME, reader=np.load, blur=True)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'ids'"):
         DataGenerator()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_names_that_are_not_utf8_are_told(labelled, tmp_path):
+    name = os.fsdecode(b"d\xe9mo")
+    labels = pd.DataFrame({"any": [1.0]}, index=["a"]) if labelled else None
+    frame = pd.DataFrame({"filename": ["a.png"], "class": pd.Series([name], dtype=object)})
+    (tmp_path / name).mkdir()
+    (tmp_path / "b").mkdir()
+    for image in ("a.png", "b/a.png"):
+        (tmp_path / image).write_bytes(b"")
+    for made in (
+        lambda: DataGenerator([name, "a"], labels, image_dir=tmp_path),
+        lambda: DataGenerator.from_dataframe(frame, class_mode="categorical", image_dir=tmp_path),
+        lambda: DataGenerator.from_directory(tmp_path, class_mode="categorical"),
+    ):
+        with pytest.raises(IchError, match=r"the name 'd\\udce9mo' is not UTF-8; rename it"):
+            made()

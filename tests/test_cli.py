@@ -1,4 +1,5 @@
 import argparse
+import os
 import re
 import runpy
 import subprocess
@@ -45,6 +46,38 @@ def test_what_nobody_foresaw_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         cli.run(main)
+
+
+def ended(code, *arguments, **environment):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("script", ["blend", "report", "predict", "make_submission"])
+def test_an_argument_in_another_encoding_is_a_sentence(script):
+    done = ended(
+        "import sys, runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')", SCRIPTS / f"{script}.py", b"r\xe9"
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == rb"error: the name 'r\udce9' is not UTF-8; rename it" + b"\n"
+
+
+def test_a_name_in_another_encoding_met_on_the_way_is_a_sentence_and_other_text_keeps_its_traceback(capsys):
+    def main(text="a" * 500 + "\udce9.png", encoding="utf-8"):
+        text.encode(encoding)
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main)
+    assert str(exit.value.code) == rf"error: the name '{'a' * 100}\udce9.png' is not UTF-8; rename it"
+    with pytest.raises(UnicodeEncodeError):
+        cli.run(lambda: main("é", "ascii"))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_another_encoding_shows_escapes(encoding):
+    code = "from ich import cli\nimport sys\ncli.run(lambda: (print('→ é \\udce9'), print('…', file=sys.stderr)))"
+    done = ended(code, PYTHONIOENCODING=encoding)
+    accent = {"ascii": rb"\xe9", "latin-1": b"\xe9"}[encoding]
+    assert (done.returncode, done.stdout, done.stderr) == (0, rb"\u2192 " + accent + rb" \udce9" + b"\n", b"\\u2026\n")
 
 
 def test_overrides_are_collected():

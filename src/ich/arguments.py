@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 
-from ich.errors import IchError
+from ich.errors import IchError, names_in_utf8
 
 _AUGMENT = "augment=, an albumentations transform such as A.Compose([A.HorizontalFlip(), A.Affine(rotate=(-15, 15))])"
 _SPLIT = (
@@ -123,6 +123,7 @@ def checked(function: Callable) -> Callable:
             and name not in ("self", "cls")
         )
         check(kwargs, known)
-        return function(first, *args, **kwargs)
+        with names_in_utf8():
+            return function(first, *args, **kwargs)
 
     return method

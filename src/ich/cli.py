@@ -1,13 +1,14 @@
 """What every script shares: how it ends, and how it is told its config."""
 
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ich.errors import IchError
+from ich.errors import IchError, names_in_utf8
 
 _TRAINING = (
     *("name", "data.images", "data.folds", "preprocess", "folds", "model", "train", "predict"),
@@ -40,8 +41,14 @@ def run(main: Callable[[], None]) -> None:
     # smaller last batch, compiled anew, for a mistake.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows what it lacks as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        with names_in_utf8():
+            for argument in sys.argv[1:]:
+                argument.encode()  # before any work
+            main()
     except IchError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

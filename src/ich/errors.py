@@ -1,6 +1,7 @@
 """The error that a user can mend, and how what others say becomes a part of its message."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from math import isnan
 
@@ -56,3 +57,19 @@ def printable(text: str) -> str:
 def or_na(value: float, form: str) -> str:
     """A number as `format` writes it; n/a for NaN, a number that does not exist, such as an AUC without positives."""
     return "n/a" if isnan(value) else format(value, form)
+
+
+@contextmanager
+def names_in_utf8() -> Iterator[None]:
+    """Within the block, say of a name in another encoding that it is one: pandas, Arrow and HDF5 take text as UTF-8.
+
+    Raises:
+        IchError: such a name was met, which Python holds with surrogates in place of its bytes.
+    """
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        around = error.object[max(0, error.start - 100) : error.end + 100]
+        raise IchError(f"the name '{one_line(around)}' is not UTF-8; rename it") from error
