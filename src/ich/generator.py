@@ -159,6 +159,11 @@ class DataGenerator(keras.utils.PyDataset):
             )
         if labels is None and weights is not None:
             raise IchError("weights need labels: they are of samples in the loss")
+        functions = {"augment": augment, "sampling": sampling, "reader": reader, "preprocess": preprocess}
+        for name, function in functions.items():
+            if function is not None and not callable(function):
+                advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
+                raise IchError(f"{name} is a {type(function).__name__}, expected a function{advice}")
         if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != len(self.ids):
             raise IchError(f"the sampling is of {len(sampling):,} samples, the ids are {len(self.ids):,}")
         if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
@@ -168,8 +173,6 @@ class DataGenerator(keras.utils.PyDataset):
         offsets = tuple(neighbours) if isinstance(neighbours, Iterable) else ()
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
             raise IchError(f"neighbours is {neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
-        if ".dcm" in suffixes and window is None and reader is None:
-            raise IchError("DICOM files are read through a window; say which, such as window='brain'")
         if labels is not None and not callable(labels):
             labels = targets.as_table(labels, "labels")
         self.labels = labels if labels is None or callable(labels) else targets.array_of(self.ids, labels, "labels")
@@ -217,6 +220,9 @@ class DataGenerator(keras.utils.PyDataset):
         ids = (self.ids if self._neighbours is None else self._files[np.unique(self._neighbours)]).tolist()
         files = [f"{self.image_dir}/<id>{suffix}" for suffix in self._suffixes]
         known = ", ".join(images.SUFFIXES)
+        names = [*self._suffixes, *(ids if "" in self._suffixes else [])]
+        if self.window is None and any(str(name).lower().endswith(".dcm") for name in names):
+            raise IchError("DICOM files are read through a window; say which, such as window='brain'")
         for suffix in self._suffixes:
             if suffix and not suffix.lower().endswith(images.SUFFIXES):
                 raise IchError(f"there are readers for {known}, none for {suffix!r}; give reader=")
