@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         f" {score['gain_standard_error']:.4f} (standard error over patients)"
     )
     if lacking:
-        print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none: scripts/predict.py first")
+        print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none:")
+        print(f"{', then '.join(map(results.how_to_predict, lacking))}, then this command again")
     print(f"blend: {arguments.out}")
     cli.warn(results.shortcomings(arguments.out, score))
 

@@ -291,7 +291,7 @@ def test_a_set_of_an_unknown_key_is_refused(written):
             "config FILE: preprocess.windows.0.width is -80: Input should be greater than 0",
         ),
         ({"preprocess": {"windows": ["brain", 40]}}, "config FILE: preprocess.windows.1 is 40: "),
-        ({"preprocess": {"windows": 40}}, "preprocess.windows is 40: Input should be a valid list"),
+        ({"preprocess": {"windows": 40}}, "preprocess.windows.0 is 40: Input should be"),
         ({"machine": {"jobs": 0}}, "machine.jobs is 0: "),
         ({"folds": {"seed": -1}}, "folds.seed is -1: "),
         ({"preprocess": {"size": 8}}, "preprocess.size is 8: "),
@@ -309,7 +309,10 @@ def test_a_set_of_an_unknown_key_is_refused(written):
         ({"name": ".hidden"}, "name is '.hidden': "),
         ({"name": "two\n"}, "name is 'two\\n': "),
         ({"name": "x" * 65}, "name is 'xxx"),
-        ({"name": 2024}, "name is 2024: Input should be a valid string"),
+        (
+            {"name": 2024},
+            "name is 2024, which YAML reads as int, expected text; put it into quotes",
+        ),
         ({"data": {"images": "i"}}, "config FILE: data.sources is missing"),
         ({"data": {"images": "i", "sources": []}}, "data.sources is []: "),
         ({"data": {"images": "i", "sources": "a", "split": "val"}}, "data.split is 'val': "),
@@ -413,3 +416,14 @@ def test_passes_at_test_time_are_one_or_more(tmp_path, value, said):
     assert load(path, ["predict.test_time=flip"]).predict.test_time == ["flip"]
     with pytest.raises(IchError, match=said):
         load(path, [f"predict.test_time={value}"])
+
+
+def test_the_advice_on_text_that_yaml_reads_as_a_number_helps(written):
+    for key, text in (("name", "20240101"), ("data.sources", "7"), ("model.weights", "2024-01-01")):
+        message = refusal(written(LEAST), f"{key}={text}")
+        assert f" is {text}, which YAML reads as " in message
+        advised = re.search(r'on a command line --set "(.*)=\'…\'"', message)[1]
+        found = load(written(LEAST), [f"{advised}='{text}'"])
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert str(found[0] if isinstance(found, list) else found) == text

@@ -201,7 +201,7 @@ def test_a_fold_trained_anew_leaves_nothing_of_its_earlier_model(finished, tmp_p
     assert not (run / "fold0" / "passes" / "test-none.parquet").exists()
     assert (run / "fold1" / "passes" / "test-none.parquet").exists()
     assert not (run / "score.json").exists()
-    assert "is missing or damaged; predict with" in complaint("make_submission", str(run))
+    assert "is missing; run scripts/predict.py runs/tiny" in complaint("make_submission", str(run))
     script("predict")([str(run)])
     script("make_submission")([str(run)])
     assert (run / "score.json").exists()
@@ -379,7 +379,7 @@ def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workdir):
     config = write_config()
     assert "run scripts/preprocess.py" in complaint("make_folds", config)
     assert "scripts/make_folds.py" in complaint("train", config, "--fold", "0")
-    assert "runs/tiny is no run" in complaint("predict", "runs/tiny")
+    assert "runs/tiny does not exist" in complaint("predict", "runs/tiny")
     assert not (workdir / "runs").exists()
 
 

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.errors import name_some, one_line, or_na, printable
+from ich.errors import name_some, not_there, one_line, or_na, printable
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +23,7 @@ def test_ids_are_named_three_at_most():
     ("error", "plain", "named"),
     [
         (
-            OSError(errno.ENOENT, "No such file or directory", "a.csv"),
+            OSError(errno.ENOENT, "No such file or directory", "/a.csv"),
             "No such file or directory",
             "FileNotFoundError: ",
         ),
@@ -96,3 +96,13 @@ def test_no_message_of_ours_has_what_a_library_says_as_it_is(path):
 def test_what_does_not_exist_is_n_a():
     assert or_na(0.5, ".2%") == "50.00%"
     assert or_na(float("nan"), ".2%") == "n/a"
+
+
+def test_of_a_relative_path_it_is_told_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not_there(Path("a/b")) == (
+        f"{tmp_path}/a/b does not exist (a/b from the working directory {tmp_path}: is that the right one?)"
+    )
+    assert not_there(Path("/none")) == "/none does not exist"
+    error = OSError(errno.ENOENT, "No such file or directory", "a.csv")
+    assert one_line(error) == f"No such file or directory, from the working directory {tmp_path}"

@@ -588,7 +588,10 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
     with pytest.raises(SystemExit):
         script("predict", path, "--out", "elsewhere")
     Path("runs/tiny/predictions_test.parquet").unlink()
-    with pytest.raises(IchError, match=r"runs/tiny, the first stage of runs/tiny-sequence, has not predicted the test"):
+    with pytest.raises(
+        IchError,
+        match=r"the first stage of runs/tiny-sequence, has no test predictions; run scripts/predict.py runs/tiny$",
+    ):
         script("predict", path)
     told = (path / "environment.json").read_text()
     Path("scores.csv").touch()

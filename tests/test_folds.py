@@ -113,7 +113,7 @@ def test_fewer_than_two_folds_are_refused(n_folds):
     ("patients", "message"), [(1, "1 patient is too few for 5"), (4, "4 patients are too few for 5")]
 )
 def test_fewer_patients_than_folds_are_refused(patients, message):
-    with pytest.raises(IchError, match=message + " folds, as a patient is never split; lower n_folds or add patients"):
+    with pytest.raises(IchError, match=message + f" folds, as a patient is never split; set folds.n to {patients} at"):
         make_folds(some_slices(patients))
 
 

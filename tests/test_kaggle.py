@@ -221,7 +221,7 @@ def spoil_oof(path):
         (
             "tiny",
             lambda: Path("runs/tiny/fold0/model.keras").unlink(),
-            r"fold0 lacks model.keras; train the fold again",
+            r"fold0 lacks model.keras; delete it and train the fold again",
         ),
         (
             "tiny",

@@ -22,10 +22,10 @@ def test_predictions_come_back_as_float32_under_their_ids(tmp_path):
 
 
 def test_predictions_that_are_not_there_or_no_parquet(tmp_path):
-    with pytest.raises(IchError, match=r"predictions .*no.parquet cannot be read .*; make them again"):
+    with pytest.raises(IchError, match=r"predictions .*no.parquet does not exist; run the command that makes"):
         read_predictions(tmp_path / "no.parquet")
     (tmp_path / "p.parquet").write_bytes(b"junk")
-    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; make them again"):
+    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; delete it, and run"):
         read_predictions(tmp_path / "p.parquet")
 
 

@@ -199,7 +199,9 @@ def test_training_improves_on_the_first_stage_and_repeats_itself():
 
 def test_a_loss_that_is_no_number():
     several, labels = some_scans((10,) * 8)
-    with pytest.raises(IchError, match=r"the loss is no number any more in epoch 1; lower sequence.learning_rate"):
+    with pytest.raises(
+        IchError, match=r"the loss is no number any more in epoch 1; lower sequence.learning_rate, and give"
+    ):
         recurrent.train(replace(several, logits=several.logits * np.nan), labels, TINY, seed=0)
 
 

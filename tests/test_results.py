@@ -1,5 +1,6 @@
 import json
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,11 +51,11 @@ def test_a_result_tells_where_it_comes_from(folder):
         ("score.json", None, r"score.json, which holds the out-of-fold score, cannot be read \(.*No such file"),
         ("score.json", "[1, 2]", r"score.json, which holds the out-of-fold score, cannot be read"),
         ("score.json", "{}", r"score.json lacks of_prevalence, weighted_log_loss; score the result again"),
-        ("config.yaml", None, r"config.yaml, which says what made the result, cannot be read \(.*No such file"),
+        ("config.yaml", None, r"has no config.yaml, as every result of .* has: restore it"),
         ("config.yaml", "a: [", r"config.yaml, which says what made the result, cannot be read"),
         ("environment.json", "{", r"environment.json, which says what the result was made with, cannot be read"),
-        ("predictions_test.parquet", None, r"predictions_test.parquet is missing or damaged; predict with"),
-        ("oof.parquet", "junk", r"oof.parquet is missing or damaged; predict with"),
+        ("predictions_test.parquet", None, r"predictions_test.parquet is missing; restore a, which has no config"),
+        ("oof.parquet", "junk", r"oof.parquet is damaged; restore a, which has no config.yaml, then restore b"),
     ],
 )
 def test_what_is_missing_or_damaged_is_told(folder, name, content, said):
@@ -65,10 +66,60 @@ def test_what_is_missing_or_damaged_is_told(folder, name, content, said):
         results.describe(folder)
 
 
+def write_result(folder, config=None, environment=None, test=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or {"name": folder.name}))
+    (folder / "environment.json").write_text(json.dumps(environment or {}))
+    if test:
+        write_predictions(some_predictions(), folder / "predictions_test.parquet")
+
+
+def test_how_to_predict_begins_with_what_a_result_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_result(Path("runs/a"))
+    write_result(Path("runs/b"), test=True)
+    write_result(Path("runs/second"), environment={"first_stage": ["runs/a"]})
+    write_result(Path("runs/blend"), {"blend": {"runs": ["runs/b", "runs/second"]}})
+    assert results.how_to_predict(Path("runs/blend")) == (
+        "run scripts/predict.py runs/a, then run scripts/predict.py runs/second, then run the command of"
+        " scripts/blend.py again that made runs/blend"
+    )
+    Path("scores.csv").touch()
+    write_result(Path("runs/stacked"), environment={"first_stage": ["scores.csv"]})
+    assert "of the table scores.csv, on which runs/stacked was trained, there is no test set" in results.how_to_predict(
+        Path("runs/stacked")
+    )
+    with pytest.raises(IchError, match=r"runs/blend/oof.parquet is missing; run scripts/predict.py runs/a, then run"):
+        results.check_alike(Path("runs/blend"))
+
+
+def test_a_misspelt_result_is_told_those_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo-sequence", "other"):
+        write_result(Path("runs") / name)
+    for wrong in ("runs/dem", "run/dem"):
+        with pytest.raises(IchError) as told:
+            results.check_result(Path(wrong))
+        assert str(told.value) == (
+            f"{tmp_path}/{wrong} does not exist ({wrong} from the working directory {tmp_path}: is that the right"
+            " one?); name a directory of a run, a second stage or a blend, such as runs/demo or runs/demo-sequence or"
+            " runs/other"
+        )
+    Path("demo.yaml").touch()
+    with pytest.raises(IchError, match=r"demo.yaml is a file, expected a directory of runs/; .* such as runs/demo or"):
+        results.check_result(Path("demo.yaml"))
+    Path("runs/demo/config.yaml").unlink()
+    with pytest.raises(
+        IchError, match=r"runs/demo has no config.yaml, as every .*: restore it; .* such as runs/demo-s"
+    ):
+        results.describe(Path("runs/demo"))
+
+
 def test_a_mixture_is_refused_with_the_difference(tmp_path):
     oof, test = tmp_path / "oof.parquet", tmp_path / "predictions_test.parquet"
     write_predictions(some_predictions(), oof, {"test_time": ["none"], "mean": "logit"})
-    with pytest.raises(IchError, match=r"predictions_test.parquet is missing or damaged; predict with"):
+    write_result(tmp_path)
+    with pytest.raises(IchError, match=r"predictions_test.parquet is missing; run scripts/predict.py"):
         results.check_alike(tmp_path)
     write_predictions(some_predictions(), test, {"test_time": ["none"], "mean": "logit"})
     results.check_alike(tmp_path)

@@ -199,7 +199,7 @@ def test_open_reads_the_runs_own_config(config, root):
 
 
 def test_open_what_is_no_run(tmp_path):
-    with pytest.raises(IchError, match=r"is no run: it has no config.yaml; expected a directory that scripts/train.py"):
+    with pytest.raises(IchError, match=r"has no config.yaml, as every result of train_kfold, .*: restore it"):
         runs.Run.open(tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_images_of_other_settings_are_refused(config):
     assert len(runs.slice_table(config)) == COUNT
     with pytest.raises(IchError, match=r"holds images of other settings \(size: None there, 64 here\)"):
         runs.slice_table(changed(config, preprocess={"size": 64}))
-    with pytest.raises(IchError, match=r"slices.parquet does not exist; run scripts/preprocess.py"):
+    with pytest.raises(IchError, match=r"nowhere/slices.parquet does not exist .*; run scripts/preprocess.py"):
         runs.slice_table(changed(config, data={"images": "nowhere"}))
 
 

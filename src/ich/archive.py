@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ich import zip_directory
-from ich.errors import IchError, one_line, printable
+from ich.errors import IchError, not_there, one_line, printable
 from ich.member import Member
 
 SPLITS = ("train", "test")
@@ -180,7 +180,7 @@ def _is_zip(source: Path) -> bool:
     try:
         return not stat.S_ISDIR(source.stat().st_mode)
     except FileNotFoundError as error:
-        raise IchError(f"{source} does not exist; expected a folder or a .zip of DICOM slices") from error
+        raise IchError(f"{not_there(source)}; expected a folder or a .zip of DICOM slices") from error
     except OSError as error:
         raise IchError(f"{source} cannot be read: {one_line(error)}") from error
 

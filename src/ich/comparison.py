@@ -21,7 +21,7 @@ from ich.files import names_in, replacing, sweep
 from ich.folds import read_folds
 from ich.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.predictions import read_predictions, write_predictions
-from ich.results import check_alike, read_mapping
+from ich.results import check_alike, check_result, read_mapping
 
 
 class Results(NamedTuple):
@@ -53,6 +53,8 @@ def read_results(paths: Sequence[Path], folds_path: Path | None = None) -> Resul
     twice = [path for place, path in enumerate(paths) if path in paths[:place]]
     if twice:
         raise IchError(f"{twice[0]} is named twice; name each once")
+    for path in paths:
+        check_result(path)
     data = read_mapping(paths[0] / "config.yaml").get("data")
     data = data if isinstance(data, dict) else {}
     if folds_path is None:
@@ -84,7 +86,9 @@ def data_of(path: Path) -> tuple[Path, Path]:
     Raises:
         IchError: it cannot be read, or does not say where the images are.
     """
-    path = path / "config.yaml" if path.is_dir() else path
+    if not path.is_file():
+        check_result(path)
+        path /= "config.yaml"
     data = read_mapping(path).get("data")
     if not isinstance(data, dict) or not data.get("images"):
         raise IchError(f"{path} does not say where the images are; expected data.images")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
@@ -37,7 +38,7 @@ def _unused(section: type[BaseModel], key: str, value: Any, why: str) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, Path, dict)) else value
+    return value if isinstance(value, (list, tuple, NoneType)) else [value]
 
 
 class WindowConfig(_Section):
@@ -467,6 +468,13 @@ def _complaint(error: dict) -> str:
         return f"{where} is no known key; there are {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"{where} is missing"
+    value = error["input"]
+    if error["type"] in ("string_type", "path_type") and not isinstance(value, (list, dict, NoneType)):
+        key = ".".join(part for part in loc if isinstance(part, str))
+        return (
+            f"{where} is {value}, which YAML reads as {type(value).__name__}, expected text; put it into quotes, on a"
+            f" command line --set \"{key}='…'\""
+        )
     return f"{where} is {one_line(repr(error['input']))}: {one_line(error['msg'])}"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from math import isnan
+from pathlib import Path
 
 _LONGEST = 300  # characters of what a library says
 
@@ -30,7 +31,8 @@ def name_some(ids: Collection, total: int | None = None) -> str:
 def one_line(said: BaseException | str, *, named: bool = False) -> str:
     """What the system or a library says, in one line for a message of ours, which terminals, tables and pages take.
 
-    Of the system's errors it is the reason alone, as the message names the file. Where the text says nothing by itself
+    Of the system's errors it is the reason alone, as the message names the file; of a relative path that does not exist
+    also the working directory that it was looked for from. Where the text says nothing by itself
     (there is none, or it is a KeyError's key) the error's type stands with it.
 
     Args:
@@ -40,6 +42,8 @@ def one_line(said: BaseException | str, *, named: bool = False) -> str:
         At most 300 characters: a longer text loses its middle, as its cause stands first (pyarrow's) or last (Keras's).
     """
     text = printable(" ".join(str(getattr(said, "strerror", None) or said).split()))
+    if isinstance(said, FileNotFoundError) and said.filename and not Path(said.filename).is_absolute():
+        text += f", from the working directory {Path.cwd()}"
     if isinstance(said, BaseException) and (named or not text or isinstance(said, KeyError)):
         text = f"{type(said).__name__}: {text}" if text else type(said).__name__
     if len(text) > _LONGEST:
@@ -52,6 +56,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def not_there(path: Path) -> str:
+    """That a path does not exist, where it was looked for and, of a relative one, from which working directory."""
+    told = f"{path.absolute()} does not exist"
+    return (
+        told
+        if path.is_absolute()
+        else f"{told} ({path} from the working directory {Path.cwd()}: is that the right one?)"
+    )
 
 
 def or_na(value: float, form: str) -> str:

@@ -49,10 +49,12 @@ def extract(run: runs.Run, embeddings: bool, results: runs.Run | None = None) ->
         The Parquet files.
 
     Raises:
-        IchError: a fold is not trained, the folds or images are others than those trained on, an image cannot be read,
-            an embedding is beyond float16, a file cannot be written, or another process works in the directory.
+        IchError: it is a second stage, a fold is not trained, the folds or images are others than those trained on, an
+            image cannot be read, an embedding is beyond float16, a file cannot be written, or another process works in
+            the directory.
     """
     pa.set_memory_pool(pa.system_memory_pool())  # as predict_test
+    run.check_reads_images()
     run.check_finished()
     run.check_data()
     with (results or run).locked():
@@ -243,8 +245,8 @@ def _with_embeddings(
             merged["embedding"] = np.mean([embedding.astype(np.float32) for _, embedding in told], axis=0)
         if not np.isfinite(merged["embedding"]).all():
             raise IchError(
-                f"fold {k}'s model gives embeddings that are no numbers of float16 (up to 65,504); train it again with"
-                " a lower train.learning_rate, or work with its logits alone"
+                f"fold {k}'s model gives embeddings that are no numbers of float16 (up to 65,504); train"
+                " another run with a lower train.learning_rate, or work with its logits alone"
             )
         return merged
 

@@ -54,7 +54,7 @@ def make_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.DataF
     if len(patients) < n_folds:
         raise IchError(
             f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few for {n_folds} folds, as a "
-            "patient is never split; lower n_folds or add patients"
+            f"patient is never split; set folds.n to {len(patients)} at most, or add patients"
         )
     counts = np.empty((len(patients), 2 + len(LABELS)), dtype=np.int64)
     counts[:, 0] = 1
@@ -179,7 +179,7 @@ def check_no_leakage(folds: pd.DataFrame) -> None:
     if leaking:
         raise IchError(
             f"patients in more than one fold: {name_some(leaking)}; the score would be of patients seen in training: "
-            "make the folds again with `make_folds`"
+            "delete their file, and make them again with scripts/make_folds.py"
         )
 
 
@@ -213,13 +213,15 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         with Path(path).open("rb") as file:
             table = pyarrow.csv.read_csv(file, convert_options=options)
     except pa.ArrowInvalid as error:
-        raise IchError(f"{path} is not a file of folds: {one_line(error)}; make it again with `make_folds`") from error
+        raise IchError(
+            f"{path} is not a file of folds: {one_line(error)}; delete it, and make it again with scripts/make_folds.py"
+        ) from error
     except OSError as error:
-        raise IchError(f"cannot read {path}: {one_line(error)}; make it with `make_folds`") from error
+        raise IchError(f"cannot read {path}: {one_line(error)}; make it with scripts/make_folds.py") from error
     if table.column_names != expected:
         raise IchError(
-            f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; make it again with "
-            "`make_folds`"
+            f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; delete it, and "
+            "make it again with scripts/make_folds.py"
         )
     folds = table.to_pandas().set_index(INDEX_NAME)
     _check_folds(folds, str(path))
@@ -247,13 +249,15 @@ def _check_folds(folds: pd.DataFrame, name: str) -> None:
     """All that `read_folds` promises."""
     _check_slices(folds, name)
     if "fold" not in folds.columns:
-        raise IchError(f"{name} lacks the column fold; make it with `make_folds`")
+        raise IchError(f"{name} lacks the column fold; make it with scripts/make_folds.py")
     if not pd.api.types.is_integer_dtype(folds["fold"].dtype):
-        raise IchError(f"{name} has folds as {folds['fold'].dtype}, expected whole numbers; make it with `make_folds`")
+        raise IchError(
+            f"{name} has folds as {folds['fold'].dtype}, expected whole numbers; make it with scripts/make_folds.py"
+        )
     found = sorted(folds["fold"].unique().tolist())
     if len(found) < 2 or found != list(range(len(found))):
         raise IchError(
             f"{name} has the folds {name_some(found) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at "
-            "least: make it again with `make_folds`"
+            "least: delete it, and make it again with scripts/make_folds.py"
         )
     check_no_leakage(folds)

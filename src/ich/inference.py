@@ -116,7 +116,7 @@ def _predict_test(run: runs.Run, results: runs.Run) -> pd.DataFrame:
                 path = results.passes(k) / f"test-{name}.parquet"
                 total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
         models.append(model_digest(run, k))
-    if not results.score_path.exists():
+    if not results.score_path.exists() or read_provenance(results.oof_path) is None:
         results.score()
     total /= run.config.folds.n * len(section.test_time)
     frame = _frame(_from_mean(total, section.mean), test.index)
@@ -222,8 +222,8 @@ def _model_file(run: runs.Run, k: int) -> Path:
             return path
     except FileNotFoundError as error:
         raise IchError(
-            f"{path} is missing; give the run that was trained, not a folder that it predicted into, or train fold {k}"
-            " again"
+            f"{path} is missing; give the run that was trained, not a folder that it predicted into, or delete"
+            f" {path.parent} and train the fold again"
         ) from error
     except OSError as error:
         raise IchError(f"the model {path} cannot be read ({one_line(error)}); make it readable") from error

@@ -72,8 +72,7 @@ def follow(run: runs.Run, id: str | None = None, label: str | None = None) -> Li
             there or lack it, its images are not of `files: channels`, there is no such label, or as
             `ich.gradcam.heatmaps`.
     """
-    if "first_stage" in run.environment():
-        raise IchError(f"{run.path} is a second stage, whose models read no images; give a run that it was trained on")
+    run.check_reads_images()
     config = run.config
     settings = runs.settings(config)
     if label is not None and label not in LABELS:

@@ -27,7 +27,7 @@ from ich.errors import IchError, one_line
 from ich.files import replacing, sweep
 from ich.kaggle import MANIFEST, digest
 from ich.predictions import read_provenance
-from ich.results import read_mapping
+from ich.results import check_result, read_mapping
 
 METADATA = "dataset-metadata.json"
 
@@ -106,6 +106,7 @@ class Contents:
             if self._places[name] != path.resolve():
                 raise IchError(f"{path} and {self._places[name]} have one name; rename one of them")
             return name
+        check_result(path)
         config = read_mapping(path / "config.yaml")
         environment = read_mapping(path / "environment.json", "says what the result was made with")
         if "blend" in config:
@@ -181,7 +182,7 @@ class Contents:
     def _add_fold(self, name: str, run: runs.Run, k: int, files: Iterable[str]) -> None:
         for file in files:
             if not (run.fold(k) / file).is_file():
-                raise IchError(f"{run.fold(k)} lacks {file}; train the fold again, then pack the run")
+                raise IchError(f"{run.fold(k)} lacks {file}; delete it and train the fold again, then pack the run")
             self.files[f"runs/{name}/fold{k}/{file}"] = run.fold(k) / file
 
     def _add_folds(self, path: Path, folds: Path, environment: dict) -> None:

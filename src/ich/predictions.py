@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ich.errors import IchError, one_line
+from ich.errors import IchError, not_there, one_line
 from ich.files import replacing
 from ich.labels import INDEX_NAME, LABELS
 
@@ -34,8 +34,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     try:
         frame = pq.read_table(path).to_pandas()
+    except FileNotFoundError as error:
+        raise IchError(f"predictions {not_there(path)}; run the command that makes them") from error
     except (pa.ArrowException, OSError) as error:
-        raise IchError(f"predictions {path} cannot be read ({one_line(error)}); make them again") from error
+        raise IchError(
+            f"predictions {path} cannot be read ({one_line(error)}); delete it, and run the command again that made it"
+        ) from error
     floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
     if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
         raise IchError(
@@ -49,5 +53,5 @@ def read_provenance(path: Path) -> dict | None:
     """How the predictions of a file were made; empty if it does not tell, None if there is no whole file."""
     try:
         return json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return None

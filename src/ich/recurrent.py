@@ -250,7 +250,10 @@ def train(scans: Scans, labels: np.ndarray, network: Network, seed: int) -> tupl
     stop = keras.callbacks.TerminateOnNaN()
     history = model.fit(data, epochs=network.epochs, shuffle=False, verbose=0, callbacks=[stop])
     if len(history.epoch) < network.epochs or not np.isfinite(history.history["loss"][-1]):
-        raise IchError(f"the loss is no number any more in epoch {len(history.epoch)}; lower sequence.learning_rate")
+        raise IchError(
+            f"the loss is no number any more in epoch {len(history.epoch)}; lower"
+            " sequence.learning_rate, and give the second stage another name (--name) or delete its directory"
+        )
     return model, pd.DataFrame(history.history).rename_axis("epoch")
 
 

@@ -9,13 +9,14 @@ environment.json          versions, commit and machine
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from hashlib import sha256
 from math import nan
 from pathlib import Path
 
 import yaml
 
-from ich.errors import IchError, one_line, or_na
+from ich.errors import IchError, not_there, one_line, or_na
 from ich.predictions import read_provenance
 
 
@@ -38,6 +39,44 @@ def read_mapping(path: Path, what: str = "every result of train_kfold, train_seq
         ) from error
 
 
+def check_result(folder: Path) -> None:
+    """Refuse a path that is no result's directory, and name those beside it with the likest names.
+
+    Raises:
+        IchError: it is not there, or has no config.yaml.
+    """
+    if (folder / "config.yaml").is_file():
+        return
+    found = f"{folder} has no config.yaml, as every result of train_kfold, train_sequence and blend has: restore it"
+    if not folder.is_dir():
+        found = f"{folder} is a file, expected a directory of runs/" if folder.exists() else not_there(folder)
+    places = folder.parent, Path("runs")
+    beside = {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/config.yaml"))}
+    near = get_close_matches(folder.name, beside, n=3, cutoff=0)
+    others = f", such as {' or '.join(str(beside[name]) for name in near)}" if near else ""
+    raise IchError(f"{found}; name a directory of a run, a second stage or a blend{others}")
+
+
+def how_to_predict(folder: Path) -> str:
+    """What to run for a result's test predictions: a run predicts, a blend is made of its members' anew.
+
+    Raises:
+        IchError: its config or environment cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        return f"restore {folder}, which has no config.yaml"
+    config, again = read_mapping(folder / "config.yaml"), f"run scripts/predict.py {folder}"
+    if "blend" in config:
+        made_of = list(map(Path, config["blend"]["runs"]))
+        again = f"run the command of scripts/blend.py again that made {folder}"
+    else:
+        made_of = list(map(Path, read_mapping(folder / "environment.json").get("first_stage", ())))
+        if tables := [path for path in made_of if path.is_file()]:
+            return f"give another result: of the table {tables[0]}, on which {folder} was trained, there is no test set"
+    lacking = [path for path in made_of if read_provenance(path / "predictions_test.parquet") is None]
+    return ", then ".join([*map(how_to_predict, lacking), again])
+
+
 def check_alike(folder: Path) -> None:
     """Refuse a result whose out-of-fold and test predictions were not made in one way, by the same models.
 
@@ -49,7 +88,8 @@ def check_alike(folder: Path) -> None:
     told = {name: read_provenance(folder / name) for name in ("oof.parquet", "predictions_test.parquet")}
     for name, provenance in told.items():
         if provenance is None:
-            raise IchError(f"{folder / name} is missing or damaged; predict with {folder} first (scripts/predict.py)")
+            what = "is damaged" if (folder / name).exists() else "is missing"
+            raise IchError(f"{folder / name} {what}; {how_to_predict(folder)}")
     one, other = told.values()
     differing = [
         f"{key}: {one.get(key)} out of fold, {other.get(key)} on the test set"
@@ -58,8 +98,8 @@ def check_alike(folder: Path) -> None:
     ]
     if differing:
         raise IchError(
-            f"the predictions of {folder} were made in two ways ({'; '.join(differing)}); run scripts/predict.py"
-            f" {folder} to make both in one"
+            f"the predictions of {folder} were made in two ways ({'; '.join(differing)}); to make both in one,"
+            f" {how_to_predict(folder)}"
         )
 
 
@@ -133,6 +173,7 @@ def describe(folder: Path) -> dict:
     Raises:
         IchError: a file is missing or cannot be read, or predictions were made in two ways.
     """
+    check_result(folder)
     check_alike(folder)
     score = read_score(folder)
     try:

@@ -22,7 +22,7 @@ from ich.files import discard, names_in, replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
 from ich.render import Settings
-from ich.results import read_mapping
+from ich.results import check_result, read_mapping
 
 RUNS = Path("runs")
 
@@ -74,10 +74,14 @@ class Run:
                 worked on: data, predict, machine; and of the second stage's, sequence.
 
         Raises:
-            IchError: there is none, or an override is of what was trained.
+            IchError: there is none, it is a blend, or an override is of what was trained.
         """
-        if not (path / "config.yaml").is_file():
-            raise IchError(f"{path} is no run: it has no config.yaml; expected a directory that scripts/train.py made")
+        check_result(path)
+        if blended := read_mapping(path / "config.yaml").get("blend"):
+            raise IchError(
+                f"{path} is a blend, without models of its own; give its members ({', '.join(blended['runs'])}) one by"
+                " one, and then make the blend again by the command that made it (scripts/blend.py)"
+            )
         config = load(path / "config.yaml", overrides)
         changed = differences(load(path / "config.yaml"), config)
         if changed:
@@ -273,6 +277,18 @@ class Run:
         """The folds whose training ended: their out-of-fold predictions are written last."""
         return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
 
+    def check_reads_images(self) -> None:
+        """Refuse a second stage, whose models read predictions.
+
+        Raises:
+            IchError: naming what it was trained on.
+        """
+        if first := self.environment().get("first_stage"):
+            raise IchError(
+                f"{self.path} is a second stage, whose models read no images; give a run that it was trained on:"
+                f" {', '.join(first)}"
+            )
+
     def check_finished(self) -> None:
         """Refuse a run that lacks a fold.
 
@@ -281,7 +297,10 @@ class Run:
         """
         missing = sorted(set(range(self.config.folds.n)) - set(self.finished_folds()))
         if missing:
-            raise IchError(f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first")
+            raise IchError(
+                f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first:"
+                f" scripts/train_kfold.py {self.config_path}"
+            )
 
     def score(self) -> dict:
         """Score all folds' out-of-fold predictions, write them as one file and the score beside it.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ich.errors import IchError, name_some, one_line
+from ich.errors import IchError, name_some, not_there, one_line
 from ich.files import replacing
 
 _VECTOR = pa.list_(pa.float64())
@@ -210,7 +210,7 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
         IchError: the file is missing, no Parquet, lacks a column, or lists a slice twice.
     """
     if not path.exists():
-        raise IchError(f"{path} does not exist; run scripts/preprocess.py with this config first")
+        raise IchError(f"{not_there(path)}; run scripts/preprocess.py with this config first")
     try:
         with pq.ParquetFile(path) as file:
             missing = set(SCHEMA.names).difference(file.schema_arrow.names)

@@ -24,7 +24,7 @@ from ich.config import Config, load, of_values
 from ich.errors import IchError, name_some
 from ich.labels import LABELS
 from ich.predictions import read_predictions
-from ich.results import read_mapping
+from ich.results import check_result, how_to_predict, read_mapping
 from ich.scans import Scans
 
 
@@ -72,7 +72,8 @@ def of_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[
 
 def _config_of(path: Path, overrides: Iterable[str]) -> Config:
     """The config of a run; of a blend, that of its first member under the blend's name."""
-    blended = read_mapping(path / "config.yaml").get("blend") if (path / "config.yaml").exists() else None
+    check_result(path)
+    blended = read_mapping(path / "config.yaml").get("blend")
     if blended is None:
         return runs.Run.open(path, overrides).config
     return _config_of(Path(blended["runs"][0]), overrides).model_copy(update={"name": path.resolve().name})
@@ -92,7 +93,7 @@ def of_second_stage(run: runs.Run) -> FirstStage:
         if path.is_file():
             raise IchError(f"{run.path} was trained on the table {path}, which tells of no test set")
         if not (path / "predictions_test.parquet").exists():
-            raise IchError(f"{path}, the first stage of {run.path}, has not predicted the test set; let it do so first")
+            raise IchError(f"{path}, the first stage of {run.path}, has no test predictions; {how_to_predict(path)}")
     return _of_runs(sources, run.config.model_copy(update={"name": run.path.name}))
 
 
