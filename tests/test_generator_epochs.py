@@ -176,8 +176,8 @@ def test_a_second_fit_goes_on():
 
 
 def test_a_loop_of_ones_own_that_ends_its_epochs():
-    made, batches = generator(), []
-    for epoch in range(3):
+    made, batches, epoch_iterator = generator(), [], range(3)  # a name that Keras has too
+    for epoch in epoch_iterator:
         assert made.epoch == epoch
         made.on_epoch_begin()
         batches += [tuple((int(i[0, 0, 0]), int(i[1, 0, 0])) for i in made[k][0]) for k in range(len(made))]

@@ -84,14 +84,13 @@ def keras_call(data: Any) -> KerasCall | None:
             if it iterates over another one, which hands its calls on.
     """
     frame, callers = sys._getframe(1), []
-    while frame is not None and "epoch_iterator" not in frame.f_locals:
+    while frame is not None and not hasattr(frame.f_locals.get("epoch_iterator"), "data_adapter"):
         callers.append((frame.f_locals.get("self"), frame.f_code.co_name))
         frame = frame.f_back
     if frame is None:
         return None
     found = frame.f_locals
-    iterator = found["epoch_iterator"]
-    adapter = getattr(iterator, "data_adapter", None)
+    iterator, adapter = found["epoch_iterator"], found["epoch_iterator"].data_adapter
     direct = any(caller is adapter for caller, _ in callers)
     if not direct and getattr(adapter, "py_dataset", None) is not data:
         return None
