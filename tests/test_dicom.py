@@ -548,6 +548,13 @@ def test_header_is_typed_and_complete():
         assert type(value) is float  # not one of pydicom's
 
 
+@pytest.mark.parametrize("name", ["A\n1", "A\r1", "A\n", "\tA", "A\x1b[31m", "A\x1f"])
+def test_a_control_character_is_part_of_a_patients_name(name):
+    # PS3.5, 6.2 forbids it, but who is told apart by it must not become one.
+    assert read(make_dicom(PatientID=name))[1].PatientID == name
+    assert read(make_dicom(PatientID=f" {name}  "))[1].PatientID == name
+
+
 OPTIONAL = [
     "PatientID",
     "StudyInstanceUID",

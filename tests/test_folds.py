@@ -222,6 +222,51 @@ def test_patients_with_commas_and_quotes_come_back(tmp_path):
     assert list(read_folds(str(tmp_path / "folds.csv"))["PatientID"]) == ['a,"b"', "c"]
 
 
+@pytest.mark.parametrize("between", ["\n", "\r", "\r\n", "\0", "\t", "\x1b[31m", '"\n"', "\u2028", "\n,0,0,0\n"])
+def test_patients_with_control_characters_stay_apart_and_come_back(tmp_path, between):
+    names = [f"A{between}1", f"A{between}2", "A", "1", "A1", f"A{between}"]
+    folds = make_folds(slices(names, [[0] * 5] * len(names)), 3)
+    write_folds(tmp_path / "folds.csv", folds)
+    back = read_folds(tmp_path / "folds.csv")
+    assert back["PatientID"].tolist() == names
+    assert back["fold"].tolist() == folds["fold"].tolist()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), min_size=2, unique=True))
+@settings(deadline=None, max_examples=40)
+def test_whatever_the_names_they_come_back(tmp_path_factory, names):
+    folds = make_folds(slices(names, [[0] * 5] * len(names)), 2)
+    folds.index = pd.Index([f"{name}{row}" for row, name in enumerate(names)], name="SOPInstanceUID", dtype=object)
+    path = tmp_path_factory.mktemp("names") / "folds.csv"
+    write_folds(path, folds)
+    back = read_folds(path)
+    assert back["PatientID"].tolist() == names
+    assert back.index.tolist() == folds.index.tolist()
+
+
+def test_line_breaks_come_back_from_a_file_of_several_blocks(tmp_path):
+    names = np.array([f"A\n{row % 500}" for row in range(60_000)], dtype=object)
+    folds = slices(names, np.zeros((60_000, 5))).assign(fold=np.arange(60_000) % 500 % 2)
+    write_folds(tmp_path / "folds.csv", folds)
+    assert (tmp_path / "folds.csv").stat().st_size > 2**20  # what pyarrow takes at a time
+    assert read_folds(tmp_path / "folds.csv")["PatientID"].tolist() == names.tolist()
+
+
+def test_names_without_control_characters_are_written_as_ever(tmp_path):
+    folds = slices(["a", "b"], [[0] * 5, [1] * 5]).assign(fold=[0, 1])
+    write_folds(tmp_path / "folds.csv", folds)
+    rows = "ID_000,a,0,0,0,0,0,0,0\nID_001,b,1,1,1,1,1,1,1\n"
+    assert (tmp_path / "folds.csv").read_bytes() == (HEADER + rows).encode()
+
+
+def test_a_name_of_two_lines_is_told_in_one():
+    rows = slices(["A\n1", "A\n1", "B"], [[0] * 5] * 3)
+    with pytest.raises(IchError) as told:
+        check_no_leakage(rows.assign(fold=[0, 1, 0]))
+    assert "\n" not in str(told.value)
+    assert r"A\n1" in str(told.value)
+
+
 def test_unsound_folds_are_not_written(tmp_path):
     with pytest.raises(IchError, match="lacks the column fold; make it"):
         write_folds(tmp_path / "folds.csv", some_slices())

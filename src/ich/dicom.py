@@ -482,7 +482,7 @@ def _text(ds: Dataset, keyword: str) -> str | None:
     if value is None:
         return None
     # Some character sets decode to surrogates, which no table takes.
-    return str(value).encode("utf-8", "replace").decode().strip() or None
+    return str(value).encode("utf-8", "replace").decode().strip(" \0") or None  # what pads (PS3.5, 6.2) is no part
 
 
 def _texts(ds: Dataset, keyword: str) -> list[str]:

@@ -24,7 +24,7 @@ def name_some(ids: Collection, total: int | None = None) -> str:
         ids: anything sized, of which the first three are shown; or those alone, if `total` says how many there are.
     """
     total = len(ids) if total is None else total
-    shown = ", ".join(str(one) for one in islice(ids, 3))
+    shown = ", ".join(printable(str(one)) for one in islice(ids, 3))
     return shown if total <= 3 else f"{shown}, … ({total} in all)"
 
 

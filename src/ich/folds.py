@@ -4,6 +4,7 @@ Why not scikit-learn: its StratifiedGroupKFold refuses multi-label targets, and 
 alone. A fold may then hold half as many epidural haemorrhages as another, as 0.4 % of the slices show one.
 """
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,12 +187,18 @@ def check_no_leakage(folds: pd.DataFrame) -> None:
 def write_folds(path: str | Path, folds: pd.DataFrame) -> None:
     """Write the CSV that training reads: SOPInstanceUID, PatientID, fold and the six labels, a row for each slice.
 
+    Identifiers are written as they are, control characters and line breaks too: PS3.5 (6.2) forbids these, but patients
+    told apart by them are different ones.
+
     Raises:
         IchError: the frame would be refused by `read_folds`, or the system refuses the write.
     """
     _check_folds(folds, "the frame of folds")
     with replacing(Path(path)) as temporary:
-        folds[list(COLUMNS)].to_csv(temporary, lineterminator="\n")
+        returns = folds["PatientID"].str.contains("\r").any() or folds.index.str.contains("\r").any()
+        # The csv module quotes what holds a line feed, but not a carriage return.
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        folds[list(COLUMNS)].to_csv(temporary, lineterminator="\n", quoting=quoting)
 
 
 def read_folds(path: str | Path) -> pd.DataFrame:
@@ -211,7 +218,9 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     options = pyarrow.csv.ConvertOptions(column_types=types, null_values=[])
     try:
         with Path(path).open("rb") as file:
-            table = pyarrow.csv.read_csv(file, convert_options=options)
+            table = pyarrow.csv.read_csv(
+                file, convert_options=options, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+            )
     except pa.ArrowInvalid as error:
         raise IchError(
             f"{path} is not a file of folds: {one_line(error)}; delete it, and make it again with scripts/make_folds.py"
