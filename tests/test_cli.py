@@ -1,7 +1,9 @@
 import argparse
 import os
+import random
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,53 @@ def test_ctrl_c_is_status_130(capsys):
         cli.run(main)
     assert exit.value.code == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("initialization failed"), SystemError(), IchError("a worker was killed")]
+)
+def test_ctrl_c_that_an_extension_or_a_pool_makes_another_error_of_is_ctrl_c(capsys, error):
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main)
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    code = "import os, signal; from ich import cli; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = ended(code + "cli.run(lambda: (os.kill(os.getpid(), signal.SIGINT), print('went on')))")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"went on\n", b"")
+
+
+INTERRUPTED = """
+import os, random, runpy, signal, sys
+script, seed = sys.argv[1:]
+sys.argv = [script, "c.yaml"]
+count = 0
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        global count
+        count += "ich.config" in sys.modules  # from where the script begins its work
+        if count == int(seed):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("at", [*random.Random(5).sample(range(1, 600), 3), 2500])
+def test_ctrl_c_in_the_middle_of_the_imports_is_status_130(at):
+    done = ended(INTERRUPTED, SCRIPTS / "train_kfold.py", str(at))
+    assert (done.returncode, done.stderr) == (130, b"stopped; the same command continues\n")
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():

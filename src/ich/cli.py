@@ -4,9 +4,11 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from ich.errors import IchError, names_in_utf8
 
@@ -44,16 +46,30 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows what it lacks as an escape
             stream.reconfigure(errors="backslashreplace")
+    interrupts = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # else it is ignored, as by nohup
+        signal.signal(signal.SIGINT, interrupt)
     try:
         with names_in_utf8():
             for argument in sys.argv[1:]:
                 argument.encode()  # before any work
             main()
-    except IchError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        # An extension that is being imported makes an ImportError of a KeyboardInterrupt, a pool a killed worker.
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print("stopped; the same command continues", file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, IchError):
+            sys.exit(f"error: {error}")
+        raise
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def warn(sentences: Iterable[str]) -> None:
