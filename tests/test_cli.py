@@ -68,7 +68,7 @@ def test_ctrl_c_that_is_ignored_stays_so():
 INTERRUPTED = """
 import os, random, runpy, signal, sys
 script, seed = sys.argv[1:]
-sys.argv = [script, "c.yaml"]
+sys.argv = [script, "c.yaml", "--fold", "0"]
 count = 0
 
 class Finder:
@@ -83,10 +83,12 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("at", [*random.Random(5).sample(range(1, 600), 3), 2500])
+@pytest.mark.parametrize("at", [*random.Random(5).sample(range(1, 600), 3), 1100])
 def test_ctrl_c_in_the_middle_of_the_imports_is_status_130(at):
-    done = ended(INTERRUPTED, SCRIPTS / "train_kfold.py", str(at))
-    assert (done.returncode, done.stderr) == (130, b"stopped; the same command continues\n")
+    done = ended(INTERRUPTED, SCRIPTS / "train.py", str(at))
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.endswith(b"stopped; the same command continues\n")  # TensorFlow tells of its build before
+    assert b"Traceback" not in done.stderr
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():
