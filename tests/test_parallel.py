@@ -1,10 +1,11 @@
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,63 @@ def test_a_scheduler_that_goes_away_is_told():
             pytest.raises(IchError, match=r"the Dask scheduler at .* is gone; run again"),
         ):
             list(results)
+
+
+# ------------------------------------------------------------------------------------------- multiprocessing's pools
+
+
+def wait_in_a_pool(kill, tasks):
+    """Wait for the results of such a pool, one of whose workers is killed once they work."""
+    with (
+        closing(multiprocessing.get_context("fork").Pool(2)) as pool,
+        parallel.told_of_killed_workers(lambda: [pool]),
+    ):
+        results = [pool.apply_async(*task) for task in tasks]
+        time.sleep(0.3)
+        if kill:
+            os.kill(pool._pool[0].pid, signal.SIGKILL)
+        told = [result.get(timeout=30) for result in results]
+        time.sleep(0.3)  # of the watch
+        return pool, told
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 50])
+def test_a_pools_worker_that_is_killed_is_an_error_and_the_process_lives_on(tasks):
+    """Whether it works on a task or waits for one, with the lock that the others wait for."""
+    begun = time.monotonic()
+    with pytest.raises(IchError, match=r"^a process that reads images was killed, .* with fewer machine\.workers: the"):
+        wait_in_a_pool(True, [(sleep, (20,))] * tasks)
+    assert time.monotonic() - begun < 15
+    for child in multiprocessing.active_children():
+        if "PoolWorker" in child.name:
+            child.join(10)
+            assert child.exitcode == -signal.SIGKILL
+    assert wait_in_a_pool(False, [(square, (3,))])[1] == [(3, 9)]
+
+
+def test_results_that_came_before_a_kill_are_kept_and_the_pool_takes_no_more():
+    pool, told = wait_in_a_pool(True, [(square, (3,))])
+    assert told == [(3, 9)]
+    with pytest.raises(ValueError, match="Pool not running"):
+        pool.apply_async(square, (4,))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_process_whose_pool_was_given_up_ends():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_parallel import sleep, wait_in_a_pool
+wait_in_a_pool(True, [(sleep, (20,))] * 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code, TESTS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ich.errors.IchError: a process that reads images was killed")
+
+
+def test_an_error_of_ones_own_stays_it(tmp_path):
+    with pytest.raises(ZeroDivisionError), parallel.told_of_killed_workers(list):
+        1 / 0  # noqa: B018
 
 
 # ------------------------------------------------------------------------------------------------------ conversion

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import multiprocessing
 import random
 import re
 import resource
@@ -175,6 +176,28 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, 
     assert "error: a process that reads images was killed, which is what a system does that runs out of memor" in said
     assert (folder / training.CHECKPOINT).exists()
     assert made(train(config, tmp_path / "runs").fold(0)) == through
+
+
+def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(config, through, tmp_path):
+    """As in a notebook, whose kernel is not ours to end."""
+    machine = config.machine.model_copy(update={"workers": 2, "processes": True})
+    stop = threading.Event()
+
+    def kill():
+        while not stop.wait(0.01):
+            for one in multiprocessing.active_children():
+                if "PoolWorker" in one.name:
+                    one.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(IchError, match=r"^a process that reads images was killed, .*: the same command continues$"):
+            train(config.model_copy(update={"machine": machine}), tmp_path)
+    finally:
+        stop.set()
+        killer.join()
+    assert made(train(config, tmp_path).fold(0)) == through
 
 
 def test_a_finished_fold_is_not_trained_again_and_leaves_no_checkpoint(data, tmp_path, monkeypatch):

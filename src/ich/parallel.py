@@ -1,12 +1,10 @@
 """The same work on the cores of one machine, by joblib, or on a Dask cluster."""
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from multiprocessing import active_children
+from multiprocessing.pool import TERMINATE, Pool
 from multiprocessing.process import BaseProcess
 from signal import SIGTERM
 from threading import Event, Thread
@@ -26,6 +24,7 @@ KILLED = "was killed, which is what a system does that runs out of memory; run a
 """What is told of a process, and before what there should be fewer of."""
 
 _WORKER_KILLED = f"a worker process {KILLED} jobs: what is done is kept"
+_READER_KILLED = f"a process that reads images {KILLED} machine.workers: the same command continues"
 
 
 def unordered(
@@ -114,36 +113,60 @@ def _client(scheduler: str | None) -> Any:
 
 
 @contextmanager
-def ended_by_killed_workers() -> Iterator[None]:
-    """Within the block, end this process with a sentence and status 1 if a worker of a multiprocessing.Pool is killed.
+def told_of_killed_workers(pools: Callable[[], Iterable[Pool]]) -> Iterator[None]:
+    """Within the block, raise an error if a worker process of multiprocessing's pools is killed.
 
-    The pool starts another worker, but the task of the dead one is lost, and what waits for it waits for ever: Keras
-    for a batch, in C, where no exception of another thread reaches it. What was written is left as it is.
+    A pool starts another worker, but the task of the dead one is lost, and what waits for it waits for ever: Keras for
+    a batch, in C, where no exception of another thread reaches it. So the pools are given up: their processes are
+    killed, and each result that somebody waits for, or will, is an error.
+
+    Args:
+        pools: gives those that there are; asked again and again, by another thread.
+
+    Raises:
+        IchError: a worker was killed, and the block ended by an exception.
     """
-    over = Event()
-    watch = Thread(target=_watch, args=(over,), daemon=True)
+    over, killed = Event(), Event()
+    watch = Thread(target=_watch, args=(pools, over, killed), daemon=True)
     watch.start()
     try:
         yield
+    except Exception as error:
+        if not killed.is_set():
+            raise
+        raise IchError(_READER_KILLED) from error
     finally:
         over.set()
         watch.join()
 
 
-def _watch(over: Event) -> None:
+def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> None:
     workers: set[BaseProcess] = set()
     while not over.wait(_WATCH_SECONDS):
-        workers |= {child for child in active_children() if "PoolWorker" in child.name}
+        workers.update(*(pool._pool for pool in pools()))
         codes = {worker: worker.exitcode for worker in workers}
-        if any(
-            code not in (None, 0, -SIGTERM) for code in codes.values()
-        ):  # a pool ends those it needs no more by TERM
-            for child in active_children():
-                child.kill()
-            print(
-                f"error: a process that reads images {KILLED} machine.workers: the same command continues",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(1)
+        # A pool ends those that it needs no more by TERM.
+        if any(code not in (None, 0, -SIGTERM) for code in codes.values()):
+            killed.set()
+            for pool in pools():
+                _give_up(pool)
+            return
         workers = {worker for worker, code in codes.items() if code is None}
+
+
+def _give_up(pool: Pool) -> None:
+    """Kill the workers of a pool, and make errors of all its results that are not there yet.
+
+    Not by its terminate(): a worker that is killed while it waits for a task keeps the lock of the tasks, for which
+    terminate() waits. What the pool's threads hold stays until the process ends.
+    """
+    pool.close()
+    pool._worker_handler._state = TERMINATE  # it starts workers in place of those that ended
+    pool._change_notifier.put(None)
+    pool._worker_handler.join()
+    for worker in pool._pool:
+        worker.kill()
+    pool._terminate.cancel()  # terminate() at the end of the process
+    for result in list(pool._cache.values()):
+        with suppress(KeyError):  # it has just come
+            result._set(0, (False, IchError(_READER_KILLED)))

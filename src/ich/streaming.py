@@ -4,10 +4,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import keras
 import numpy as np
+from keras.src.trainers.data_adapters import py_dataset_adapter
 from tqdm import tqdm
 
 from ich import devices, parallel
@@ -166,10 +168,10 @@ class _Saving(keras.callbacks.Callback):
 def unwrapped() -> Iterator[None]:
     """Raise a generator's IchError as what it is: TensorFlow hands its text on, within an error of its own.
 
-    And end where a process that reads for the generator was killed.
+    And one if a process that reads for the generator is killed.
     """
     try:
-        with parallel.ended_by_killed_workers():
+        with parallel.told_of_killed_workers(_pools):
             yield
     except IchError:
         raise
@@ -178,3 +180,11 @@ def unwrapped() -> Iterator[None]:
         if told is None:
             raise
         raise IchError(told[1]) from error
+
+
+def _pools() -> list[Pool]:
+    """The pools of processes that read for Keras, of which it keeps this record alone."""
+    try:
+        return list(py_dataset_adapter._DATA_POOLS)
+    except RuntimeError:  # another thread was just adding one
+        return []
