@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from ich.errors import IchError, names_in_utf8
 
@@ -52,6 +53,10 @@ def run(main: Callable[[], None]) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
+    def stop() -> NoReturn:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, interrupt)
@@ -60,13 +65,16 @@ def run(main: Callable[[], None]) -> None:
             for argument in sys.argv[1:]:
                 argument.encode()  # before any work
             main()
-    except (Exception, KeyboardInterrupt) as error:
-        # An extension that is being imported makes an ImportError of a KeyboardInterrupt, a pool a killed worker.
-        if interrupts or isinstance(error, KeyboardInterrupt):
-            print("stopped; the same command continues", file=sys.stderr)
-            sys.exit(130)
-        if isinstance(error, IchError):
-            sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        stop()
+    # An extension that is being imported makes an ImportError of a KeyboardInterrupt, a pool a killed worker.
+    except IchError as error:
+        if interrupts:
+            stop()
+        sys.exit(f"error: {error}")
+    except Exception:
+        if interrupts:
+            stop()
         raise
     finally:
         signal.signal(signal.SIGINT, usual)
