@@ -975,6 +975,26 @@ def test_missing_images_are_named_wherever_they_lie_and_under_skip_told_alone(tm
     DataGenerator.from_dataframe(frame[~frame["filename"].isin(lost)], image_dir=None, **options)
 
 
+def test_of_several_files_a_sample_each_is_looked_for(folder, tmp_path):
+    for one in IDS:
+        for suffix in (".brain.png", ".bone.png"):
+            (tmp_path / f"{one}{suffix}").write_bytes((folder / f"{one}.png").read_bytes())
+    options = {"image_dir": tmp_path, "suffix": (".brain.png", ".bone.png")}
+    DataGenerator(IDS, **options)
+    (tmp_path / f"{IDS[3]}.bone.png").unlink()
+    with pytest.raises(IchError, match=f"1 of 23 samples lack .*: {IDS[3]}; were they converted"):
+        DataGenerator(IDS, **options)
+
+
+def test_sixteen_bits_are_refused_by_a_sentence_in_tiff_too(tmp_path):
+    (tmp_path / "a").mkdir()
+    cv2.imwrite(str(tmp_path / "a" / "1.tif"), np.full((4, 4), 1000, np.uint16))
+    with pytest.raises(IchError, match=r"a/1.tif is uint16, expected uint8, 0 to 255; convert it, or give preprocess="):
+        DataGenerator.from_directory(tmp_path, shuffle=False)[0]
+    x, _ = DataGenerator.from_directory(tmp_path, shuffle=False, preprocess=lambda image: image / np.float32(4000))[0]
+    assert x.ravel().tolist() == [0.25] * 16
+
+
 def test_of_neighbours_too_missing_images_are_counted(folder, labels, tmp_path):
     for one in IDS[:3]:
         (tmp_path / f"{one}.png").write_bytes((folder / f"{one}.png").read_bytes())

@@ -172,6 +172,19 @@ def test_every_interpolation_is_that_of_keras_enlarging_and_reducing(folder, fra
     same(ours, theirs, tolerance=color_mode == "grayscale")
 
 
+def test_alpha_weighs_the_colors_in_rgba_alone(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "1.png"), noise)
+    frame = pd.DataFrame({"filename": ["1.png"]})
+    ours, theirs = both_of_frame(frame, tmp_path, (7, 9), "rgba", class_mode=None, interpolation="bilinear")
+    same(ours, theirs)
+    each = DataGenerator(["1"], image_dir=tmp_path, target_size=(7, 9), interpolation="bilinear")[
+        0
+    ]  # four windows, say
+    assert np.abs(each[..., :3].astype(int) - ours[0][..., :3]).max() > 20
+    np.testing.assert_array_equal(each[..., 3], ours[0][..., 3])
+
+
 def test_the_same_through_fit(folder, frame):
     def trained(samples):
         tf.keras.utils.set_random_seed(0)

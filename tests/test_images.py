@@ -352,10 +352,17 @@ def test_other_types_are_scaled_like_uint8_and_keep_theirs(interpolation, dtype)
     assert found.dtype == dtype
     within = np.abs(found.clip(0, 255) - resize(image, (9, 14), interpolation).astype(float))  # lanczos goes beyond
     assert within.max() <= (1 if interpolation != "area" else 0.51)
-    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(np.float32)
-    edge = np.where(np.arange(30) < 15, limits.min, limits.max).astype(dtype) * np.ones((20, 1, 1), dtype)
-    if np.dtype(dtype).kind in "iu":  # what lies beyond the type's limits is clipped, not wrapped around
-        assert np.isin(resize(edge.transpose(0, 2, 1), (20, 60), interpolation)[:, [0, -1]], edge).all()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_what_goes_beyond_a_types_limits_is_clipped_and_not_wrapped_around(interpolation, dtype):
+    limits = np.iinfo(dtype)
+    edge = np.broadcast_to(np.where(np.arange(30) < 15, limits.min, limits.max).astype(dtype)[:, None], (20, 30, 1))
+    found = resize(edge, (20, 60), interpolation)[..., 0].astype(int)
+    middle = (int(limits.min) + int(limits.max)) / 2
+    assert (found[:, :28] < middle).all()
+    assert (found[:, 32:] > middle).all()
 
 
 def test_what_cannot_be_scaled_is_refused():
