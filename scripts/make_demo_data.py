@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     settings = vars(arguments).copy()
     path, jobs, force = (settings.pop(name) for name in ("archive", "jobs", "force"))
     record = path.with_suffix(".json")
+    if record.exists() and not _settings_in(record):
+        raise IchError(f"{record} is there, and not this script's, which would write it; name another file")
     if path.exists() and not force:
         found = _settings_in(record)
         if found == settings:
@@ -70,7 +72,7 @@ def _settings_in(record: Path) -> dict:
     """The settings that an archive was made with, as far as the file beside it tells."""
     try:
         return json.loads(record.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

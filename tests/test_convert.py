@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import make_dicom
+from conftest import in_use, make_dicom
 from pydicom.pixels import apply_modality_lut
 
 from ich import convert as module
@@ -446,6 +446,93 @@ def test_images_of_two_settings_never_mix(data, tmp_path, other, said):
     with pytest.raises(IchError, match=f"images holds images of other settings .*{said}"):
         convert([data], out, other, jobs=1)
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("settings", [BRAIN, THREE, Settings(THREE.windows, files="separate")], ids=["1", "3", "files"])
+@pytest.mark.parametrize("harm", ["emptied", "cut", "longer", "deleted"])
+def test_a_png_that_was_harmed_is_mended_by_the_same_command(data, tmp_path, settings, harm, monkeypatch):
+    out = tmp_path / "images"
+    table = convert([data], out, settings, jobs=1).set_index("SOPInstanceUID")
+    whole = contents(out)
+    paths = [out / "train" / f"{name_of(1)}{suffix}" for suffix in settings.suffixes]
+    assert table.loc[name_of(1), "png_size"] == sum(path.stat().st_size for path in paths)
+    assert table.loc[table["status"] != "ok", "png_size"].isna().all()
+    told = paths[-1].read_bytes()
+    if harm == "deleted":
+        paths[-1].unlink()
+    else:
+        paths[-1].write_bytes({"emptied": b"", "cut": told[:-20], "longer": told + b"\0"}[harm])
+    read = []
+    convert_chunk = module.convert_chunk
+    monkeypatch.setattr(module, "convert_chunk", lambda chunk, *more: read.extend(chunk) or convert_chunk(chunk, *more))
+    convert([data], out, settings, jobs=1)
+    assert contents(out) == whole
+    assert [member.id for member in read] == [name_of(1)]  # and nothing else is made again
+
+
+def test_a_png_packed_by_another_program_is_told_by_verify(data, tmp_path):
+    out = tmp_path / "images"
+    convert([data], out, BRAIN, jobs=1)
+    path = out / "train" / f"{name_of(1)}.png"
+    path.write_bytes(path.read_bytes() + b"\0" * 7)
+    size = path.stat().st_size
+    found = module.verify([data], out, BRAIN, jobs=1)
+    assert found == {name_of(1): f"the PNG has {size} bytes, the table says {size - 7}"}
+
+
+@pytest.mark.parametrize("backend", ["threads", "dask"])
+def test_images_are_on_the_disk_before_rows_that_name_them(data, tmp_path, monkeypatch, backend):
+    """A power cut cannot be had here; what is synced, and when, can."""
+    done = []
+    monkeypatch.setattr(module, "_PART_SECONDS", -1.0)
+    monkeypatch.setattr(module, "_CHUNK", 2)
+    monkeypatch.setattr(module, "sync_filesystem", lambda folder: done.append("sync"))
+    monkeypatch.setattr(render_module, "sync_filesystem", lambda folder: done.append("worker"))
+    write = module.slices.write_table
+    monkeypatch.setattr(
+        module.slices, "write_table", lambda table, path: done.append(path.parent.name) or write(table, path)
+    )
+    monkeypatch.setattr(
+        module.parallel, "unordered", lambda function, tasks, **_: (done.append("done") or function(*t) for t in tasks)
+    )
+    convert([data], tmp_path / "images", BRAIN, backend=backend)
+    assert done[-1] == "images"
+    a_part = ["done", *(["worker"] if backend == "dask" else []), "sync", "parts"]
+    assert done[:-1] == a_part * (len(done[:-1]) // len(a_part))
+    assert done.count("parts") > 3
+
+
+@pytest.mark.parametrize("name", [".zcompdump-host-5.9", ".viminfo.1", "train", "settings.json"])
+def test_a_folder_of_other_things_is_left_alone(data, tmp_path, name):
+    home = tmp_path / "home"
+    (home / name).parent.mkdir()
+    (home / name).write_text('{"editor.fontSize": 12}')
+    with pytest.raises(IchError, match=rf"home holds {name} and lacks a readable settings\.json of images"):
+        convert([data], home, BRAIN, jobs=1)
+    assert contents(home) == {name: b'{"editor.fontSize": 12}'}
+
+
+def test_what_others_laid_into_a_folder_of_ours_stays(data, tmp_path):
+    out = tmp_path / "images"
+    convert([data], out, BRAIN, jobs=1)
+    others = ["parts/notes.parquet", "train/.thumb.1", ".DS_Store", "train/notes.png"]
+    for name in others:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("somebody's")
+    (out / "train" / f"{name_of(1)}.png").unlink()
+    convert([data], out, BRAIN, jobs=1)
+    assert [(out / name).read_text() for name in others] == ["somebody's"] * len(others)
+
+
+def test_a_second_conversion_is_refused_and_reads_nothing(data, tmp_path):
+    out = tmp_path / "images"
+    convert([data], out, BRAIN, jobs=1)
+    whole = contents(out)
+    with in_use(out) as first:
+        with pytest.raises(IchError, match=rf"images is in use by process {first.pid} .* since .*; wait until"):
+            convert([data], out, BRAIN, jobs=1)
+        assert module.verify([data], out, BRAIN, jobs=1) == {}  # who reads needs no lock
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1, 2]", "3", "null", b"\xff\xfe"])

@@ -1,11 +1,13 @@
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import in_use
 
 from ich import convert, folds, metrics, runs, slices
 from ich.config import Config, load
@@ -74,6 +76,60 @@ def some_predictions(table, seed=0):
 
 
 # ------------------------------------------------------------------------------------------- whose directory it is
+
+
+@pytest.mark.parametrize("name", [".viminfo.1", "fold0", "environment.json", "oof.parquet"])
+def test_a_directory_of_other_things_is_left_alone(config, root, name):
+    (root / "one").mkdir(parents=True)
+    (root / "one" / name).write_text("{}")
+    for attempt in (lambda: runs.Run.begin(config, root), lambda: runs.Run(root / "one", config).claim("jax", [])):
+        with pytest.raises(IchError, match=rf"one holds {name} and lacks a readable environment\.json of a run"):
+            attempt()
+    assert [(path.name, path.read_text()) for path in (root / "one").iterdir()] == [(name, "{}")]
+
+
+def test_a_run_without_its_config_is_refused_but_one_that_a_kill_has_stopped_is_not(config, root):
+    run = begun(config, root)
+    run.config_path.unlink()  # written last
+    begun(config, root)
+    run.config_path.unlink()
+    run.oof_path.touch()
+    with pytest.raises(IchError, match=r"one holds oof\.parquet without the config\.yaml that made them; restore it"):
+        runs.Run.begin(config, root)
+
+
+def test_folds_are_trained_side_by_side_but_each_by_one(config, root):
+    run = begun(config, root)
+    with in_use(run.path, fold=0):
+        with pytest.raises(IchError, match=r"one is in use by process"), run.locked(0):
+            pytest.fail("two processes have the fold")
+        with run.locked(1):
+            run.claim("tensorflow", ["cpu:0"])
+            run.restart(1)
+    with in_use(run.path), pytest.raises(IchError, match="in use"), run.locked():
+        pytest.fail("two processes have the directory")
+
+
+def test_what_is_written_for_all_folds_waits_for_another_process(config, root):
+    run = begun(config, root)
+    run.oof_path.touch()
+    with in_use(run.path) as other:
+        threading.Timer(0.5, other.kill).start()
+        run.forget_results()
+    assert not run.oof_path.exists()
+
+
+def test_a_new_training_of_a_fold_removes_what_is_ours_alone(config, root):
+    run = begun(config, root)
+    ours = ["passes/oof-none.parquet", "passes/test-flip.parts/0123456789abcdef/000000000.npy", "features/seen.npy"]
+    others = ["passes/notes.txt", "features/mine.npy", "passes/test-none.parts/0123456789abcdef/mine.npy"]
+    for name in (*ours, *others):
+        path = run.fold(0) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run.restart(0)
+    assert sorted(str(p.relative_to(run.fold(0))) for p in run.fold(0).rglob("*") if p.is_file()) == sorted(others)
+    assert not (run.fold(0) / "passes/test-flip.parts").exists()
 
 
 def test_begin_writes_nothing_and_claim_writes_config_and_environment(config, root):

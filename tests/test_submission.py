@@ -158,6 +158,25 @@ def test_the_file_reads_back_to_the_same_values_and_its_manifest_tells_what_it_i
     assert {p.name for p in tmp_path.iterdir()} == {"run.csv", "run.json"}
 
 
+@pytest.mark.parametrize("name", ["package.json", "package.csv"])
+def test_a_file_that_is_no_submission_is_left_alone(tmp_path, name):
+    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    (tmp_path / name).write_text('{"name": "somebody\'s", "file": "package.js"}')
+    with pytest.raises(IchError, match=r"package\.csv and package\.json are there and are no submission .*\(--name\)"):
+        write_submission(made, tmp_path / "package.csv", {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"name": "somebody\'s", "file": "package.js"}']
+
+
+def test_a_submission_is_replaced_by_a_later_one_and_after_a_kill(tmp_path):
+    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    path = tmp_path / "run.csv"
+    write_submission(made, path, {"run": "one"})
+    path.with_suffix(".json").unlink()  # written last
+    write_submission(made, path, {"run": "one"})
+    write_submission(made.assign(Label=np.float32(0.5)), path, {"run": "two"})
+    assert json.loads(path.with_suffix(".json").read_text())["run"] == "two"
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(IchError, match="cannot write"):

@@ -373,6 +373,16 @@ def script():
     return module
 
 
+def test_the_script_leaves_a_file_alone_that_is_not_its_own(script, tmp_path):
+    record = tmp_path / "package.json"
+    record.write_text('{"name": "somebody\'s"}')
+    for more in ([], ["--force"]):
+        with pytest.raises(IchError, match=r"package\.json is there, and not this script's, which would write it"):
+            script.main([str(tmp_path / "package.zip"), "--patients", "8", "--size", "64", *more])
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
+    assert record.read_text() == '{"name": "somebody\'s"}'
+
+
 def test_the_script_writes_once_and_refuses_other_settings(script, tmp_path, capsys):
     path = tmp_path / "demo.zip"
     usual = [
