@@ -28,18 +28,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import runs
+    from ich import config, results, runs
 
-    run = runs.Run.open(arguments.run, arguments.overrides)
+    kept = config.overrides_of("predict", results.extracted_in(arguments.out or arguments.run))
+    run = runs.Run.open(arguments.run, [*kept, *arguments.overrides])
+    target = run.elsewhere(arguments.out) if arguments.out else run
+    if target is run:
+        run.check_same_slices()
 
     from ich import features
 
-    results = run.elsewhere(arguments.out) if arguments.out else run
-    written = features.extract(run, arguments.embeddings, results)
+    written = features.extract(run, arguments.embeddings, target)
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
-    print(f"passes: {', '.join(run.config.predict.test_time)}; mean of their {run.config.predict.mean}")
-    print(f"{len(files)} files of {run.config.folds.n} folds, {size:,.1f} MB: {results.path}/fold*/features")
+    told = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"
+    print(f"passes: {', '.join(run.config.predict.test_time)}; mean of their {run.config.predict.mean}{told}")
+    print(f"{len(files)} files of {run.config.folds.n} folds, {size:,.1f} MB: {target.path}/fold*/features")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ the folder to write into (--out), if the run is read-only.
 Of a second stage (scripts/train_sequence.py) it reads what its first stage has predicted by now.
 """
 
+import sys
 from pathlib import Path
 
 from ich import cli
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich import results, runs
 
-    run = runs.Run.open(arguments.run, arguments.overrides)
+    run = runs.Run.open(arguments.run, arguments.overrides, arguments.out)
     if "first_stage" in run.environment():
         if arguments.out:
             parser.error("--out is for runs that read images; copy a second stage")
@@ -32,20 +33,29 @@ def main(argv: list[str] | None = None) -> None:
         from ich import sequence, stacking
 
         run, score = sequence.train(stacking.of_second_stage(run), run.path.parent)
-        print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}")
+        print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}: {run.oof_path}, {run.score_path}")
         print(f"test set: {run.predictions_path}")
         cli.warn(results.shortcomings(run.path, score))
         return
+    target = run.elsewhere(arguments.out) if arguments.out else run
+    if target is run:
+        run.check_same_slices()
 
     from ich import inference
 
-    target = run.elsewhere(arguments.out) if arguments.out else run
+    section = run.config.predict
+    before = results.passes_of(target.path)
+    if before != {"test_time": section.test_time, "mean": section.mean}:
+        for path in results.made_of(target.path):
+            print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
     predictions = inference.predict_test(run, target)
     score = target.read_score()
-    print(f"passes: {', '.join(run.config.predict.test_time)}; mean of the folds' {run.config.predict.mean}")
+    told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
+    print(f"passes: {', '.join(section.test_time)}; mean of the folds' {section.mean}{told}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
-        f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f})"
+        f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f}):"
+        f" {target.oof_path}, {target.score_path}"
     )
     print(f"{len(predictions):,} slices predicted: {target.predictions_path}")
     cli.warn(results.shortcomings(target.path, score))

@@ -265,6 +265,22 @@ def test_another_pass_alone_is_made_and_both_sides_tell_of_it(copied, monkeypatc
     assert len(titles) == 4
 
 
+def test_the_last_passes_stay_until_others_are_named(copied, monkeypatch):
+    inference.predict_test(asking(copied, test_time="[none, flip]"))
+    titles = predicted(monkeypatch)
+    kept = asking(copied)
+    assert kept.config.predict.test_time == ["none", "flip"]
+    before = copied.predictions_path.read_bytes()
+    inference.predict_test(kept)
+    assert (titles, copied.predictions_path.read_bytes()) == ([], before)
+    # What could not be made does not stay.
+    with pytest.raises(IchError, match="hflip"):
+        inference.predict_test(asking(copied, test_time="[none, hflip]"))
+    assert asking(copied).config.predict.test_time == ["none", "flip"]
+    inference.predict_test(asking(copied, test_time="none"))
+    assert asking(copied).config.predict.test_time == ["none"]
+
+
 def test_another_model_or_another_test_set_is_predicted_anew(copied, monkeypatch):
     inference.predict_test(copied)
     titles = predicted(monkeypatch)

@@ -29,11 +29,12 @@ def fold_table(seed=0):
     return table.assign(PatientID=[f"ID_p{k // 2}" for k in range(COUNT)], fold=[k // 2 % 2 for k in range(COUNT)])
 
 
-def write_images(folder, crc=0):
-    """A slice table of the twelve slices, and the settings that go with it; no PNGs."""
+def write_images(folder, crc=0, test=0):
+    """A slice table of the twelve slices and some of a test set, and the settings that go with it; no PNGs."""
     rows = [
         {"SOPInstanceUID": id, "split": "train", "status": "ok", "size": 9, "crc": crc} for id in fold_table().index
     ]
+    rows += [{"SOPInstanceUID": f"ID_t{k}", "split": "test", "status": "ok", "size": 9} for k in range(test)]
     slices.write_table(slices.to_frame(rows), folder / "slices.parquet")
     settings = {"windows": [{"center": 40, "width": 80}], "size": None, "fit": "pad", "crop": False}
     (folder / "settings.json").write_text(json.dumps(settings | {"files": "channels"}))
@@ -214,6 +215,61 @@ def test_only_places_and_machines_can_be_set_on_a_finished_run(config, root):
     assert (opened.config.data.images, opened.config.predict.batch_size) == (Path("elsewhere"), 3)
     with pytest.raises(IchError, match=r"train.epochs: 6 / 2\); only the sections data, predict, sequence and"):
         runs.Run.open(run.path, ["train.epochs=2"])
+
+
+def test_other_folds_cannot_be_set_on_a_finished_run(config, root, tmp_path):
+    """Nothing asks for them once all folds are predicted."""
+    run = begun(config, root)
+    folds.write_folds(tmp_path / "same.csv", fold_table())
+    assert runs.Run.open(run.path, [f"data.folds={tmp_path / 'same.csv'}"]).config.data.folds.name == "same.csv"
+    folds.write_folds(tmp_path / "other.csv", fold_table(seed=1))
+    with pytest.raises(IchError, match=r"was trained on other folds than .*other.csv now hold"):
+        runs.Run.open(run.path, [f"data.folds={tmp_path / 'other.csv'}"])
+
+
+def test_the_slices_of_another_folder_are_the_runs_own_or_refused(config, root, tmp_path):
+    config = changed(config, data={"images": str(tmp_path / "both")})
+    write_images(tmp_path / "both", test=3)
+    run = begun(config, root)
+    run.check_same_slices()
+
+    def at(name, **how):
+        write_images(tmp_path / name, **how)
+        return runs.Run.open(run.path, [f"data.images={tmp_path / name}"])
+
+    at("moved", test=3).check_same_slices()
+    with pytest.raises(IchError, match=r"less holds other test slices than .*one is of, whose results they would repl"):
+        at("less", test=2).check_same_slices()
+    with pytest.raises(IchError, match=r"others holds other train slices than"):
+        at("others", test=3, crc=1).check_same_slices()
+    # The run's own images are gone: what it has predicted counts, and nothing more is known before.
+    (tmp_path / "both/slices.parquet").unlink()
+    at("less", test=2).check_same_slices()
+    test = slices.readable(runs.slice_table(at("moved", test=3).config, runs.DIGESTED), "test")
+    made = {"slices": runs.slices_digest(test)}
+    write_predictions(some_predictions(test), run.passes(0) / "test-none.parquet", made)
+    at("moved", test=3).check_same_slices()
+    with pytest.raises(IchError, match="less holds other test slices"):
+        at("less", test=2).check_same_slices()
+
+
+def test_a_run_knows_how_it_predicted_last(config, root, tmp_path):
+    run = begun(config, root)
+    given = runs.Run.open(run.path, ["predict.mean=logit"])
+    other = given.elsewhere(tmp_path / "out")
+    assert load(other.config_path).predict.mean == "probability"  # until the predictions are made
+    other.keep_predict(given.config.predict)
+    assert load(other.config_path).predict.mean == "logit"
+    assert load(run.config_path).predict.mean == "probability"
+    assert runs.Run.open(run.path, results=other.path).config.predict.mean == "logit"
+    assert runs.Run.open(run.path, ["predict.mean=probability"], other.path).config.predict.mean == "probability"
+    assert runs.Run.open(run.path, ["predict.batch_size=3"], other.path).config.predict.mean == "logit"
+    run.elsewhere(other.path)
+    assert load(other.config_path).predict.mean == "logit"
+    assert runs.Run.open(run.path, results=tmp_path / "nowhere").config.predict.mean == "probability"
+    before = other.config_path.stat().st_mtime_ns
+    other.keep_predict(given.config.predict)
+    assert other.config_path.stat().st_mtime_ns == before
 
 
 def test_the_score_is_read_back_and_a_damaged_one_is_told(config, root):

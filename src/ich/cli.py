@@ -149,6 +149,11 @@ def refuse(overrides: Iterable[str], keys: Sequence[str], why: str) -> None:
             raise IchError(f"--set {key} has no effect {why}; leave it out")
 
 
+def sets(overrides: Iterable[str], *keys: str) -> bool:
+    """Whether one of the overrides is of these keys or sections."""
+    return any(_within(_key(one), keys) for one in overrides)
+
+
 def _key(override: str) -> str:
     return override.partition("=")[0].strip()
 

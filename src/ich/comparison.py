@@ -21,7 +21,7 @@ from ich.files import names_in, replacing, sweep
 from ich.folds import read_folds
 from ich.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.predictions import read_predictions, write_predictions
-from ich.results import check_alike, check_result, read_mapping
+from ich.results import check_alike, check_result, passes_of, read_mapping
 
 
 class Results(NamedTuple):
@@ -174,6 +174,7 @@ def write_results(
         (out / name).unlink(missing_ok=True)
     made_of = {name: sha256((Path(name) / "oof.parquet").read_bytes()).hexdigest() for name in found.oof}
     facts = runs.environment() | {"folds_sha256": found.folds_sha256, "made_of": made_of}
+    facts["passes"] = {name: passes_of(Path(name)) for name in found.oof}
     with replacing(out / "environment.json") as temporary:  # first: it tells whose the directory is
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
     with replacing(out / "config.yaml") as temporary:

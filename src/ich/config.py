@@ -1,5 +1,6 @@
 """The typed schema of configs/: defaults live here and nowhere else."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
@@ -335,6 +336,11 @@ class Config(_Section):
     def resolved(self) -> str:
         """The config as YAML, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def overrides_of(section: str, values: dict[str, Any]) -> list[str]:
+    """Values of a section as overrides, as `load` takes them."""
+    return [f"{section}.{key}={json.dumps(value)}" for key, value in values.items()]  # JSON is YAML
 
 
 class _AnyConfig(BaseModel):

@@ -78,7 +78,8 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
     Both are the mean over `predict.test_time`, as `predict.mean` says, that of the test set over the folds too. Each
     fold's logits of each pass are kept in its directory and not made again, as long as model and slices are the same.
 
-    Writes `run.oof_path`, `run.score_path` and, last, `run.predictions_path`.
+    Writes `run.oof_path`, `run.score_path`, the section predict into `run.config_path` and, last,
+    `run.predictions_path`.
 
     Args:
         results: to whose directory all is written, if not to the run's own; see `runs.Run.elsewhere`.
@@ -121,6 +122,7 @@ def _predict_test(run: runs.Run, results: runs.Run) -> pd.DataFrame:
     total /= run.config.folds.n * len(section.test_time)
     frame = _frame(_from_mean(total, section.mean), test.index)
     made = {"test_time": section.test_time, "mean": section.mean, "models": models}
+    results.keep_predict(section)
     write_predictions(frame, results.predictions_path, made)
     return frame
 

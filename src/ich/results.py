@@ -9,6 +9,7 @@ environment.json          versions, commit and machine
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from math import nan
@@ -162,13 +163,52 @@ def shortcomings(name: str | Path, score: Mapping) -> list[str]:
     return told
 
 
+def passes_of(folder: Path) -> dict:
+    """How a result's predictions were made.
+
+    Returns:
+        Of a run, `test_time` and `mean`, as far as its file tells; of what was made of others, the same of each by its
+        name.
+    """
+    facts = read_mapping(folder / "environment.json", "says what the result was made with")
+    if "passes" in facts:
+        return facts["passes"]
+    made = read_provenance(folder / "oof.parquet") or {}
+    return {key: made[key] for key in ("test_time", "mean") if made.get(key)}
+
+
+def extracted_in(folder: Path) -> dict:
+    """The passes that features were extracted in, `test_time`, and their `mean`; nothing if there are no features.
+
+    Args:
+        folder: of a run.
+    """
+    made = read_provenance(folder / "fold0" / "features" / "oof.parquet") or {}
+    return {key: made[key] for key in ("test_time", "mean") if key in made}
+
+
+def made_of(folder: Path) -> list[Path]:
+    """The results beside a result that were made of its out-of-fold predictions as they are now."""
+    oof = folder / "oof.parquet"
+    if not oof.exists():
+        return []
+    digest, found = sha256(oof.read_bytes()).hexdigest(), []
+    for path in sorted(folder.resolve().parent.glob("*/environment.json")):
+        with suppress(IchError):  # of what cannot be read nobody can tell
+            facts = read_mapping(path)
+            if digest in (*facts.get("scores_sha256", ()), *facts.get("made_of", {}).values()):
+                found.append(folder.parent / path.parent.name)
+    return found
+
+
 def describe(folder: Path) -> dict:
     """Where the test predictions come from, for the manifest of what is made of them.
 
     Returns:
         run; commit of the code that trained it, None if nobody knows; the score out of fold and that of the
         prevalence; `shortcomings` as warnings; how predictions were made (passes at test time, their mean, digests of
-        the models), as far as their file tells; the config and the SHA-256 of its file.
+        the models; of a second stage and a blend, the passes of each result that they were made of), as far as their
+        files tell; the config and the SHA-256 of its file.
 
     Raises:
         IchError: a file is missing or cannot be read, or predictions were made in two ways.
@@ -183,13 +223,15 @@ def describe(folder: Path) -> dict:
         raise IchError(
             f"{folder / 'config.yaml'}, which says what made the result, cannot be read ({one_line(error)})"
         ) from error
+    facts = read_mapping(folder / "environment.json", "says what the result was made with")
+    passes = facts.get("passes")
     return {
         "run": str(folder),
-        "commit": read_mapping(folder / "environment.json", "says what the result was made with").get("commit"),
+        "commit": facts.get("commit"),
         "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
         "prevalence_weighted_log_loss": score["of_prevalence"],
         "warnings": shortcomings(folder, score),
-        "predictions": read_provenance(folder / "predictions_test.parquet"),
+        "predictions": read_provenance(folder / "predictions_test.parquet") | ({"passes": passes} if passes else {}),
         "config_sha256": sha256(text).hexdigest(),
         "config": config,
     }

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import expit
 
 from ich import convert, folders, folds, metrics, slices, windows
-from ich.config import Config, differences, load
+from ich.config import Config, Predict, differences, load, overrides_of
 from ich.errors import IchError, name_some, one_line
 from ich.files import discard, names_in, replacing
 from ich.labels import LABELS
@@ -66,15 +66,17 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path, overrides: Iterable[str] = ()) -> "Run":
+    def open(cls, path: Path, overrides: Iterable[str] = (), results: Path | None = None) -> "Run":
         """Open a run that exists, to predict or submit.
 
         Args:
             overrides: as `ich.config.load` takes them, of the sections that say where things are and how they are
                 worked on: data, predict, machine; and of the second stage's, sequence.
+            results: a folder that the run may have predicted into, see `elsewhere`: how it did stands in place of the
+                run's own section predict, unless an override names another.
 
         Raises:
-            IchError: there is none, it is a blend, or an override is of what was trained.
+            IchError: there is none, it is a blend, or an override is of what was trained, or names other folds.
         """
         check_result(path)
         if blended := read_mapping(path / "config.yaml").get("blend"):
@@ -82,14 +84,20 @@ class Run:
                 f"{path} is a blend, without models of its own; give its members ({', '.join(blended['runs'])}) one by"
                 " one, and then make the blend again by the command that made it (scripts/blend.py)"
             )
-        config = load(path / "config.yaml", overrides)
-        changed = differences(load(path / "config.yaml"), config)
+        there = results is not None and (results / "config.yaml").is_file()
+        kept = read_mapping(results / "config.yaml").get("predict", {}) if there else {}
+        own = load(path / "config.yaml")
+        config = load(path / "config.yaml", [*overrides_of("predict", kept), *overrides])
+        changed = differences(own, config)
         if changed:
             raise IchError(
                 f"{path} was trained as it was trained ({'; '.join(changed)}); only the sections data, predict,"
                 " sequence and machine can be set now"
             )
-        return cls(path, config)
+        run = cls(path, config)
+        if config.data.folds != own.data.folds:  # of which the finished folds ask no more
+            run.check_folds()
+        return run
 
     def claim(self, backend: str, devices: Sequence[str]) -> None:
         """Make the directory this config's own. To be called when all that could be wrong with the config was checked,
@@ -165,6 +173,32 @@ class Run:
         """
         self._check_data(_folds_digest(self.config))
 
+    def check_same_slices(self) -> None:
+        """Refuse images of other slices than the run's own: what is made of them would take the place of the run's.
+
+        A folder that was moved, or converted once more from the same files, holds the same slices. Of the test set
+        those count that the run has predicted or, before, those of its own images, as long as they are there.
+
+        Raises:
+            IchError: they are of others.
+        """
+        own = load(self.config_path).data.images
+        if self.config.data.images.resolve() == own.resolve():
+            return
+        table = slice_table(self.config, DIGESTED)
+        theirs = slice_table(load(self.config_path), DIGESTED) if (own / "slices.parquet").exists() else None
+        made = [read_provenance(path) or {} for path in self.passes(0).glob("test-*.parquet")]
+        then = {"train": {self.environment().get("images_sha256")}, "test": {one.get("slices") for one in made}}
+        for split, digests in then.items():
+            digests -= {None}
+            if not digests and theirs is not None:
+                digests = {slices_digest(_readable(theirs, split))}
+            if digests and slices_digest(_readable(table, split)) not in digests:
+                raise IchError(
+                    f"{self.config.data.images} holds other {split} slices than {self.path} is of, whose results they"
+                    " would replace; give images of the same slices, or another folder to write into (--out)"
+                )
+
     def _check_data(self, now: dict[str, str]) -> None:
         then = self.environment()
         for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
@@ -228,7 +262,8 @@ class Run:
 
         with folders.locked(path, check):
             # Later, what is missing of all folds together was removed, as it is about to be made in another way.
-            files = [self.environment_path, *([] if other.config_path.exists() else [self.oof_path, self.score_path])]
+            begun = other.config_path.exists()
+            files = [self.environment_path, *([] if begun else [self.oof_path, self.score_path])]
             for k in range(self.config.folds.n):
                 files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
             for file in files:
@@ -236,9 +271,17 @@ class Run:
                 if file.exists() and not target.exists():
                     with replacing(target) as temporary:
                         shutil.copyfile(file, temporary)
+            kept = load((other if begun else self).config_path).predict
             with replacing(other.config_path) as temporary:
-                temporary.write_text(self.config.resolved())
+                temporary.write_text(self.config.model_copy(update={"predict": kept}).resolved())
         return other
+
+    def keep_predict(self, section: Predict) -> None:
+        """Write down how the run's predictions are made: they are made so until told otherwise."""
+        config = load(self.config_path)
+        if config.predict != section:
+            with replacing(self.config_path) as temporary:
+                temporary.write_text(config.model_copy(update={"predict": section}).resolved())
 
     @property
     def config_path(self) -> Path:
@@ -451,8 +494,14 @@ def _commit() -> str | None:
 def _data_digests(config: Config) -> dict[str, str]:
     """SHA-256 of what a run is trained on: the folds file, and which DICOM files the train images were made of."""
     folds_now = _folds_digest(config)
-    train = slices.readable(slice_table(config, DIGESTED), "train").sort_index()
+    train = _readable(slice_table(config, DIGESTED), "train")
     return folds_now | {"images_sha256": slices_digest(train)}
+
+
+def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The readable slices of a split, in the order that digests of the split are taken in."""
+    found = slices.readable(table, split)
+    return found.sort_index() if split == "train" else found
 
 
 def _folds_digest(config: Config) -> dict[str, str]:

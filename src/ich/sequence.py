@@ -22,6 +22,7 @@ from ich.errors import IchError, name_some
 from ich.files import replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, write_predictions
+from ich.results import extracted_in, passes_of
 from ich.scans import Scans
 from ich.stacking import FirstStage, digests_of, read_logits
 
@@ -90,12 +91,18 @@ def _train(stage: FirstStage, run: runs.Run) -> tuple[runs.Run, dict]:
 def _claim(stage: FirstStage, run: runs.Run) -> None:
     """Make the run's directory this stage's own, or find it to be; test predictions of other scores are removed."""
     now = {"folds_sha256": digests_of([stage.config.data.folds_path])[0], "scores_sha256": stage.digests["train"]}
+    passes = _passes(stage)
     if run.config_path.exists():
         then = run.environment()
         if load(run.config_path).sequence != stage.config.sequence or any(then.get(key) != now[key] for key in now):
+            before = then.get("passes", {})
+            told = [
+                f"{one}: {before.get(one)} then, {how} now" for one, how in passes.items() if before.get(one) != how
+            ]
+            changed = f" ({'; '.join(told)})" if told else ""
             raise IchError(
-                f"{run.path} was trained with another section sequence, other folds or other scores; give this one"
-                " another name (--name), or delete the directory"
+                f"{run.path} was trained with another section sequence, other folds or other scores{changed}; give this"
+                " one another name (--name), or delete the directory"
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
             return
@@ -107,6 +114,7 @@ def _claim(stage: FirstStage, run: runs.Run) -> None:
         | {
             "devices": keras.distribution.list_devices(),
             "first_stage": list(map(str, stage.sources)),
+            "passes": passes,
             "test_scores_sha256": stage.digests["test"],
         }
     )
@@ -114,6 +122,15 @@ def _claim(stage: FirstStage, run: runs.Run) -> None:
         temporary.write_text(json.dumps(facts, indent=2) + "\n")
     with replacing(run.config_path) as temporary:
         temporary.write_text(stage.config.resolved())
+
+
+def _passes(stage: FirstStage) -> dict:
+    """How the predictions of each source were made, and its embeddings; nothing of a table."""
+    passes = {str(path): passes_of(path) for path in stage.sources if path.is_dir()}
+    if stage.embedded is not None:
+        (path,) = stage.sources
+        passes[f"{path}, embeddings"] = extracted_in(path)
+    return passes
 
 
 def _fold_of_scan(stage: FirstStage) -> np.ndarray:

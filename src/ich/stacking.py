@@ -75,7 +75,9 @@ def _config_of(path: Path, overrides: Iterable[str]) -> Config:
     check_result(path)
     blended = read_mapping(path / "config.yaml").get("blend")
     if blended is None:
-        return runs.Run.open(path, overrides).config
+        run = runs.Run.open(path, overrides)
+        run.check_same_slices()
+        return run.config
     return _config_of(Path(blended["runs"][0]), overrides).model_copy(update={"name": path.resolve().name})
 
 
@@ -83,11 +85,16 @@ def of_second_stage(run: runs.Run) -> FirstStage:
     """The first stage of a second one that was trained, with the test predictions that it has by now.
 
     Raises:
-        IchError: as `of_runs`; a table was the first stage, a run of it has no test predictions, or the passes at test
-            time were set, which are the first stage's.
+        IchError: as `of_runs`; a table was the first stage, a run of it has no test predictions, or the section predict
+            or machine was set, which the first stage works by.
     """
-    if run.config.predict != load(run.config_path).predict:
-        raise IchError(f"{run.path} reads predictions, and no images; set the section predict for its first stage")
+    own = load(run.config_path)
+    for section in ("predict", "machine"):
+        if getattr(run.config, section) != getattr(own, section):
+            raise IchError(
+                f"{run.path} reads predictions, and no images; set the section {section} for its first stage"
+            )
+    run.check_same_slices()
     sources = [Path(one) for one in run.environment()["first_stage"]]
     for path in sources:
         if path.is_file():
