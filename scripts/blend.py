@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import numpy as np
 
-    from ich import blend, comparison, results
+    from ich import blend, commands, comparison, results
     from ich.labels import LABELS
 
     recipe = blend.Recipe(arguments.method, arguments.by_label, arguments.calibrate, arguments.any_at_least_max)
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
         fitted = blend.fit(members, found.table, recipe)
 
+        made = ("oof.parquet", "predictions_test.parquet")
+        work = commands.Work(arguments.out, *made, made_of=commands.read(*arguments.runs))
         score = comparison.judge(found, blended) | fitted.describe(list(found.oof))
         lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
         test = None
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             ids, theirs = comparison.read_test(arguments.runs)
             test = comparison.frame(ids, fitted(theirs))
         comparison.write_results(arguments.out, config, found, blended, test, score)
+        work.done("blend", argv)
 
     for run, loss in score["runs"].items():
         shares = [f"{score['weights'][label][run]:.3f}" for label in (LABELS if arguments.by_label else LABELS[:1])]

@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     shown.iloc[0, -2:] = ""  # from itself
     shown[labels] = table[labels].map("{:.4f}".format)
     print(shown.rename(columns={"weighted_log_loss": "log loss"}).rename_axis(None).to_string())
+    if arguments.out:
+        print(f"table: {arguments.out}")
     floor = metrics.prevalence_log_loss(found.table[labels].to_numpy())
     print(
         f"{len(found.table):,} slices of {found.table['PatientID'].nunique():,} patients; each label's prevalence alone"

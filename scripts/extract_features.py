@@ -28,17 +28,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import config, results, runs
+    from ich import commands, config, results, runs
 
     kept = config.overrides_of("predict", results.extracted_in(arguments.out or arguments.run))
-    run = runs.Run.open(arguments.run, [*kept, *arguments.overrides])
+    run = runs.Run.open(arguments.run, [*kept, *arguments.overrides], arguments.out)
     target = run.elsewhere(arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
 
     from ich import features
 
+    data = run.config.data
+    made_of = commands.of_images(data.images, data.folds_path)
+    work = commands.Work(target.path, "fold*/features/*.parquet", made_of=made_of)
     written = features.extract(run, arguments.embeddings, target)
+    work.done("extract_features", argv)
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
     told = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"

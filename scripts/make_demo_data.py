@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"{path}: {summary.slices['train']} train and {summary.slices['test']} test slices")
+    print(f"{path}: {summary.slices['train']} train and {summary.slices['test']} test slices; {record}")
     print("share of train slices: " + ", ".join(f"{label} {share:.1%}" for label, share in summary.prevalence.items()))
     print("oddities, in files: " + ", ".join(f"{name} {len(members)}" for name, members in summary.oddities.items()))
 

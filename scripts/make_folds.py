@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "make_folds")
     arguments = parser.parse_args(argv)
 
-    from ich import archive, config, folders, folds, labels, pictures, runs, slices
+    from ich import archive, commands, config, folders, folds, labels, pictures, runs, slices
     from ich.errors import IchError, name_some
 
     settings = config.load(arguments.config, arguments.overrides)
@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     path = settings.data.folds_path
     with folders.locked(path.parent, wait=folders.SHORT):
         if not path.exists():
+            work = commands.Work(data.images)
             folds.write_folds(path, made)
+            work.done("make_folds", argv, wrote=path)
         elif not folds.read_folds(path).equals(made):
             raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
         print(folds.audit(made))

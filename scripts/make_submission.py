@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.missing or arguments.missing == ["refuse"]:
         cli.refuse(arguments.overrides, ["data.images"], "without a policy (--missing) that fills in slices")
 
-    from ich import archive, config, labels, predictions, results, slices, submission
+    from ich import archive, commands, config, labels, predictions, results, slices, submission
 
     result = arguments.result
     provenance = results.describe(result)
@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
     missing = {policy: {"count": len(ids), "slices": ids} for policy, ids in filled.items()}
-    submission.write_submission(long, path, {"missing": {"policies": policies, "filled": missing}} | provenance)
+    made = [one["command"] for one in commands.read(result)] + [commands.told("make_submission", argv)]
+    how = {"missing": {"policies": policies, "filled": missing}, "commands": made}
+    submission.write_submission(long, path, how | provenance)
     for policy, ids in filled.items():
         print(f"filled in by {policy}: {len(ids):,} slice(s)")
     print(f"""

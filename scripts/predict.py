@@ -16,6 +16,8 @@ from pathlib import Path
 
 from ich import cli
 
+_MADE = ("oof.parquet", "predictions_test.parquet")
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
@@ -23,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import results, runs
+    from ich import commands, results, runs
 
     run = runs.Run.open(arguments.run, arguments.overrides, arguments.out)
     if "first_stage" in run.environment():
@@ -32,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
 
         from ich import sequence, stacking
 
-        run, score = sequence.train(stacking.of_second_stage(run), run.path.parent)
+        stage = stacking.of_second_stage(run)
+        work = commands.Work(run.path, *_MADE, made_of=commands.read(*stage.sources))
+        run, score = sequence.train(stage, run.path.parent)
+        work.done("predict", argv)
         print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}: {run.oof_path}, {run.score_path}")
         print(f"test set: {run.predictions_path}")
         cli.warn(results.shortcomings(run.path, score))
@@ -48,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     if before != {"test_time": section.test_time, "mean": section.mean}:
         for path in results.made_of(target.path):
             print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
+    data = run.config.data
+    work = commands.Work(target.path, *_MADE, made_of=commands.of_images(data.images, data.folds_path))
     predictions = inference.predict_test(run, target)
+    work.done("predict", argv)
     score = target.read_score()
     told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
     print(f"passes: {', '.join(section.test_time)}; mean of the folds' {section.mean}{told}")

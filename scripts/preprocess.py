@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--max-failures has no effect beside --verify, which converts nothing")
     allowed = arguments.max_failures or 0
 
-    from ich import config, convert, pictures, runs
+    from ich import commands, config, convert, pictures, runs
     from ich.errors import IchError
 
     settings = config.load(arguments.config, arguments.overrides)
@@ -43,14 +43,17 @@ def main(argv: list[str] | None = None) -> None:
         print(f"every image of {data.images} is what its source gives")
         return
     with convert.working_in(data.images, runs.settings(settings)):
+        work = commands.Work(data.images, "slices.parquet")
         table = convert.convert(*where, **how)
+        work.done("preprocess", argv)
         print(convert.summary(table))
         print(f"images and slice table: {data.images}")
         contact = data.images / "contact_sheet.png"
-        if not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime:
-            pictures.save_if_possible(
-                lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact
-            )
+        stale = not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime
+        if stale and pictures.save_if_possible(
+            lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact
+        ):
+            print(f"contact sheet: {contact}")
     failures = (table["status"] != "ok").sum()
     if failures > allowed:
         print(f"{failures:,} slice(s) have no image, --max-failures {allowed}", file=sys.stderr)

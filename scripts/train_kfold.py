@@ -17,14 +17,20 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "train_kfold")
     arguments = parser.parse_args(argv)
 
-    from ich import config, results, runs
+    from ich import commands, config, results, runs
 
     run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
+    if cli.sets(arguments.overrides, "predict"):
+        run.check_passes()
+    data = run.config.data
+    made_of = commands.of_images(data.images, data.folds_path)
+    work = commands.Work(run.path, "fold*/oof.parquet", "oof.parquet", made_of=made_of)
     if len(run.finished_folds()) < run.config.folds.n:
         from ich import training
 
         training.train_folds(run)
     score = run.score()
+    work.done("train_kfold", argv)
     for label, loss in score["by_label"].items():
         print(f"  {label:<17}{loss:.4f}")
     print(

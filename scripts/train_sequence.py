@@ -46,13 +46,17 @@ def main(argv: list[str] | None = None) -> None:
     else:
         cli.refuse(arguments.overrides, ["folds"], "without --table: the second stage keeps the folds of the runs")
 
-    from ich import results, sequence, stacking
+    from ich import commands, results, runs, sequence, stacking
 
     if arguments.table:
         stage = stacking.of_table(arguments.table, arguments.name, arguments.overrides)
     else:
         stage = stacking.of_runs(arguments.runs, arguments.name, arguments.overrides)
+    made_of = commands.read(*(path for path in stage.sources if path.is_dir()))
+    made = ("oof.parquet", "predictions_test.parquet")
+    work = commands.Work(runs.RUNS / stage.config.name, *made, made_of=made_of)
     run, facts = sequence.train(stage)
+    work.done("train_sequence", argv)
     before, after = facts["of_first_stage"], facts["weighted_log_loss"]
     print(f"first stage     {before:.4f}")
     for kind, loss in facts["of_kinds"].items():

@@ -1,9 +1,12 @@
 """The real scripts, one after the other, on a tiny simulated archive; and what they say to input that is wrong."""
 
+import html
 import importlib.util
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -240,6 +243,136 @@ def test_passes_at_test_time_reach_the_submission_and_its_manifest(finished, tmp
     # Out of fold in one way and on the test set in another is no result.
     shutil.copy(run / "predictions_test.parquet", tmp_path / "tiny")
     assert "were made in two ways (test_time:" in complaint("make_submission", str(tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def further(finished, tmp_path_factory) -> Path:
+    """A folder with another pass of the run, a second stage on it, a blend of both, and their submissions."""
+    folder = tmp_path_factory.mktemp("further") / "home"
+    shutil.copytree(finished, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        script("predict")(["runs/tiny", "--set", "predict.test_time=[none, flip]"])
+        script("train_sequence")(["runs/tiny", "--set", "sequence.kind=linear"])
+        script("blend")(["runs/tiny", "runs/tiny-sequence", "--out", "runs/blend", "--method", "mean"])
+        for result in ("runs/tiny-sequence", "runs/blend"):
+            script("make_submission")([result])
+    return folder
+
+
+@pytest.fixture
+def home(further, tmp_path, monkeypatch) -> Path:
+    """The same, to spoil."""
+    shutil.copytree(further, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+FLIPPED = {"test_time": ["none", "flip"], "mean": "probability"}
+
+
+def test_the_passes_stay_until_others_are_named_and_who_was_made_of_them_is_named_then(home, capsys):
+    run = Path("runs/tiny")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    script("predict")(["runs/tiny"])
+    said = capsys.readouterr()
+    assert "passes: none, flip; mean of the folds' probability (as the run has it; --set predict." in said.out
+    assert "was made of" not in said.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    script("predict")(["runs/tiny-sequence"])  # which would refuse another first stage
+    for stage, more in {"train": ["--fold", "1"], "train_kfold": []}.items():  # which would not predict again
+        message = complaint(stage, "tiny.yaml", *more, "--set", "predict.test_time=none")
+        assert f"of runs/tiny is trained and predicted by {FLIPPED}, not" in message
+        script(stage)(["tiny.yaml", *more])
+    capsys.readouterr()
+    script("predict")(["runs/tiny", "--set", "predict.test_time=none"])
+    said = capsys.readouterr()
+    for name in ("runs/tiny-sequence", "runs/blend"):
+        assert f"warning: {name} was made of the predictions that these replace ({FLIPPED})" in said.err
+    assert "passes: none; mean of the folds' probability\n" in said.out
+    plain = {"test_time": ["none"], "mean": "probability"}
+    assert f"other scores (runs/tiny: {FLIPPED} then, {plain} now); give" in complaint("predict", "runs/tiny-sequence")
+    script("predict")(["runs/tiny"])
+    assert "passes: none; mean of the folds' probability (as" in capsys.readouterr().out
+
+
+def test_the_passes_stay_in_another_folder_too(home, capsys):
+    there = ["runs/tiny", "--out", "out"]
+    script("predict")([*there, "--set", "predict.test_time=none", "--set", "predict.mean=logit"])
+    script("predict")(there)
+    assert capsys.readouterr().out.count("passes: none; mean of the folds' logit") == 2
+    script("predict")([*there, "--set", "predict.test_time=flip"])
+    assert "passes: flip; mean of the folds' logit" in capsys.readouterr().out
+    script("extract_features")([*there, "--set", "predict.test_time=none"])
+    script("extract_features")(there)
+    assert capsys.readouterr().out.count("passes: none; mean of their logit") == 2
+    assert yaml.safe_load(Path("runs/tiny/config.yaml").read_text())["predict"]["mean"] == "probability"
+
+
+def test_the_manifests_name_the_passes_of_what_a_result_was_made_of(further):
+    told = {name: json.loads((further / f"submissions/{name}.json").read_text()) for name in ("tiny-sequence", "blend")}
+    assert told["tiny-sequence"]["predictions"]["passes"] == {"runs/tiny": FLIPPED}
+    of_blend = {"runs/tiny": FLIPPED, "runs/tiny-sequence": {"runs/tiny": FLIPPED}}
+    assert told["blend"]["predictions"]["passes"] == of_blend
+    assert told["blend"]["commands"][-2:] == [
+        "python scripts/blend.py runs/tiny runs/tiny-sequence --out runs/blend --method mean",
+        "python scripts/make_submission.py runs/blend",
+    ]
+
+
+def test_images_of_other_slices_never_replace_a_runs_own_predictions(home):
+    other = Path("elsewhere")
+    shutil.copytree("images", other)
+    table = slices.read_table(other / "slices.parquet")
+    slices.write_table(table[table["split"] == "train"].assign(split="test"), other / "slices.parquet")
+    before = files(home / "runs")
+    for stage, more in {"predict": [], "extract_features": [], "train_sequence": ["--name", "new"]}.items():
+        message = complaint(stage, "runs/tiny", *more, "--set", "data.images=elsewhere")
+        assert "elsewhere holds other train slices than runs/tiny is of, whose results they would replace" in message
+    slices.write_table(
+        table[table["SOPInstanceUID"] != table.loc[table["split"] == "test", "SOPInstanceUID"].iloc[0]],
+        other / "slices.parquet",
+    )
+    for run in ("runs/tiny", "runs/tiny-sequence"):
+        message = complaint("predict", run, "--set", "data.images=elsewhere", "--set", "data.folds=images/folds.csv")
+        assert f"elsewhere holds other test slices than {run} is of" in message
+    assert files(home / "runs") == before
+    script("predict")(["runs/tiny", "--set", "data.images=elsewhere", "--out", "out"])
+    assert len(pd.read_parquet("out/predictions_test.parquet")) + 1 == (table["split"] == "test").sum()
+    shutil.rmtree(other)
+    Path("images").rename("moved")  # which are the same slices
+    script("predict")(["runs/tiny", "--set", "data.images=moved"])
+
+
+def commands_of(report: Path) -> list[list[str]]:
+    """Those that a report lists: the script's name, and what it is given."""
+    text = re.search(r"<h3>Commands that make it</h3>\s*<pre>(.*?)</pre>", report.read_text(), re.DOTALL)[1]
+    given = [shlex.split(line) for line in html.unescape(text).splitlines()]
+    assert {words[0] for words in given} == {"python"}
+    return [[Path(words[1]).stem, *words[2:]] for words in given]
+
+
+def test_the_commands_of_a_report_given_again_make_the_same_files(further, tmp_path, monkeypatch):
+    monkeypatch.chdir(further)
+    script("report")(["runs/blend"])
+    given = commands_of(Path("runs/blend/report.html"))
+    stages = ["preprocess", "make_folds", "train_kfold", "predict", "predict", "train_sequence", "blend", "report"]
+    assert [stage for stage, *_ in given] == stages
+    for name in (ARCHIVE, "tiny.yaml"):
+        shutil.copy(name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for stage, *arguments in given:
+        script(stage)(arguments)
+    made, expected = ({name for name in files(folder) if "cache" not in name} for folder in (tmp_path, further))
+    assert expected - made == {
+        f"submissions/{n}.{s}" for n in ("tiny", "tiny-sequence", "blend") for s in ("csv", "json")
+    }
+    assert made <= expected
+    for name in made:
+        if name.endswith(".parquet"):
+            pd.testing.assert_frame_equal(*(pd.read_parquet(folder / name) for folder in (tmp_path, further)))
+        elif name.endswith((".csv", ".png")) and not name.endswith(("curves.png", "history.csv")):
+            assert (tmp_path / name).read_bytes() == (further / name).read_bytes(), name
 
 
 def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finished, tmp_path, monkeypatch):

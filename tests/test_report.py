@@ -16,7 +16,7 @@ import yaml
 from scipy.special import expit
 from test_pictures import THREE, write_images
 
-from ich import folds, galleries, page, runs, slices
+from ich import commands, folds, galleries, page, runs, slices
 from ich.config import Config
 from ich.errors import IchError
 from ich.labels import LABELS
@@ -103,7 +103,9 @@ def finished(tmp_path_factory):
             models.build_model("small_cnn", (SIZE, SIZE, 3)).save(Path("runs/one") / f"fold{k}" / "model.keras")
             history = pd.DataFrame({"loss": [0.7, 0.5], "val_loss": [0.8, 0.6125 + k]})
             history.rename_axis("epoch").to_csv(Path("runs/one") / f"fold{k}" / "history.csv")
+        work = commands.Work(Path("runs/one"), "predictions_test.parquet")
         runs.write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
+        work.done("predict", ["runs/one", "--set", "predict.test_time=[none, flip]"])
         write_run(Path("runs/other"), config_of("other"), predictions(made, seed=1))
         script("blend", "runs/one", "runs/other", "--out", "runs/blend", "--by-label")
         script("report", "runs/one")
@@ -162,7 +164,7 @@ def test_a_run_shows_its_learning_its_slices_and_where_it_comes_from(finished):
         "No patient is in two folds.",
         "mean of 5 test slices",
         "12 bits",
-        "python scripts/train_kfold.py runs/one/config.yaml python scripts/predict.py runs/one",
+        "python scripts/predict.py runs/one --set 'predict.test_time=[none, flip]' python scripts/report.py",
         "packages: keras 3.15.1",
         "there is nothing to set it against",
         "name: small_cnn",
@@ -183,7 +185,7 @@ def test_a_blend_says_what_it_lacks_and_what_it_gained(finished):
         "the test set was not predicted",
         f"Gain over the best member, {score['best_run']}: {score['gain']:+.4f}",
         f"{score['weights']['epidural']['runs/one']:.3f}",
-        "python scripts/blend.py runs/one runs/other --out runs/blend --method weights --by-label",
+        "python scripts/blend.py runs/one runs/other --out runs/blend --by-label",
     ):
         assert words in found.plain, words
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
@@ -238,7 +240,7 @@ def test_a_picture_that_is_gone_is_told_in_its_place(workdir):
     found = Page(Path("runs/one/report.html"))
     assert "runs/one/fold0/history.csv is no history of a training" in found.plain
     told = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
-    assert found.plain.count(told) == 2  # what the steps gained, and the commands
+    assert found.plain.count(told) == 1  # in place of what the steps gained
     assert "cannot be read: No such file or directory; was it converted?" in found.plain
     assert sum(image["alt"].startswith("probability of ") for image in found.images) == 18
 
@@ -254,7 +256,6 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
     assert "their loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace("&gt;", ">")
     assert "The first stage scores 0.4000: the second gains +0.1000." in found.plain
     assert "Of it, recurrent alone scores 0.3100; its weight is 0.70." in found.plain
-    assert "the directory does not say what made it" in found.plain
     assert "the model runs/one/fold1/model.keras cannot be read" in found.plain
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
@@ -270,9 +271,21 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
     assert "scores 0.3200: the passes at test time (none, flip) gain +0.0200." in found.plain
-    assert "python scripts/train_sequence.py runs/first --name one" in found.plain
     assert "no Grad-CAM of them; see the report of runs/first" in found.plain
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
+
+
+def test_a_directory_that_does_not_tell_its_commands_says_so(workdir):
+    Path("runs/one/commands.jsonl").unlink()
+    script("report", "runs/one")
+    assert "runs/one has no commands.jsonl that lists the commands" in Page(Path("runs/one/report.html")).plain
+    assert "python scripts/" not in Page(Path("runs/one/report.html")).plain
+    Path("runs/one/commands.jsonl").write_text("half a li")
+    script("report", "runs/one", "--folds", "images/folds.csv")
+    assert (
+        "runs/one/commands.jsonl, which lists the commands given, is damaged"
+        in Page(Path("runs/one/report.html")).plain
+    )
 
 
 def test_images_of_other_slices_are_told(workdir):

@@ -357,6 +357,19 @@ def test_folds_predicted_in_two_ways_are_not_scored(config, root):
     assert not run.score_path.exists()
 
 
+def test_passes_that_a_training_would_not_make_any_more_are_refused(config, root):
+    run, table = begun(config, root), fold_table()
+    part = some_predictions(table)[(table["fold"] == 0).to_numpy()]
+    write_predictions(part, run.fold(0) / "oof.parquet", {"test_time": ["none"], "mean": "probability"})
+    run.check_passes()
+    other = runs.Run.begin(changed(config, predict={"test_time": ["none", "flip"]}), root)
+    with pytest.raises(IchError, match=r"fold 0 of .* is trained and predicted by .*'none'\], .*, not .*'flip'\]"):
+        other.check_passes()
+    run.restart(0)
+    write_predictions(part, run.fold(0) / "oof.parquet")  # which does not tell
+    other.check_passes()
+
+
 @pytest.mark.parametrize("spoil", ["missing", "foreign", "twice"])
 def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
     run, table = begun(config, root), fold_table()

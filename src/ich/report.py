@@ -1,13 +1,12 @@
 """The report of a result directory: one HTML page that needs nothing beside it."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ich import comparison, convert, diagnostics, figures, folders, folds, galleries, metrics, runs, slices
+from ich import commands, comparison, convert, diagnostics, figures, folders, folds, galleries, metrics, runs, slices
 from ich.errors import IchError, one_line, or_na
 from ich.files import replacing
 from ich.labels import LABELS, METRIC_WEIGHTS
@@ -35,7 +34,6 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     """
     found = comparison.read_results([path], folds_path)
     table, probabilities = found.table, found.oof[str(path)].astype(np.float64)
-    config = read_mapping(path / "config.yaml")
     folder = Path(found.data["images"]) if found.data.get("images") else None
     slice_table = or_absent(_slice_table, folder)
     facts = None if isinstance(slice_table, Absent) else diagnostics.scan_facts(slice_table, table.index)
@@ -69,7 +67,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
         "images": folder,
         "config": (path / "config.yaml").read_text(encoding="utf-8"),
         "environment": _environment(read_mapping(path / "environment.json")),
-        "commands": or_absent(_commands, path, config),
+        "commands": or_absent(_commands, path, folds_path),
     }
     page = render("report.html", context)
     with folders.locked(path, wait=folders.SHORT), replacing(path / "report.html") as temporary:
@@ -240,27 +238,12 @@ def _environment(facts: Mapping) -> Table:
     return Table(["what", "which"], rows)
 
 
-def _commands(path: Path, config: dict) -> list[str]:
-    """The commands that make the directory, by what its config says."""
-    if "blend" in config:
-        recipe = config["blend"]
-        options = ["--method", recipe["method"]]
-        options += ["--by-label"] if recipe["by_label"] else []
-        options += ["--calibrate", recipe["calibration"]] if recipe["calibration"] else []
-        options += ["--any-at-least-max"] if recipe["any_at_least_max"] else []
-        commands = [["scripts/blend.py", *recipe["runs"], "--out", path, *options]]
-    elif first := read_mapping(path / "environment.json").get("first_stage"):
-        source = ["--table", *first] if Path(first[0]).is_file() else first
-        # Its section sequence stands in the config below, whatever was set on the command line.
-        commands = [["scripts/train_sequence.py", *source, "--name", path.resolve().name]]
-    elif "of_first_stage" in score_file(path) or "model" not in config:
-        raise IchError("the directory does not say what made it; its config and environment are below")
-    else:
-        own = path / "config.yaml"
-        commands = [[f"scripts/{name}.py", own] for name in ("preprocess", "make_folds", "train_kfold")]
-        commands.append(["scripts/predict.py", path])
-    commands.append(["scripts/report.py", path])
-    return [shlex.join(["python", *map(str, command)]) for command in commands]
+def _commands(path: Path, folds_path: Path | None) -> list[str]:
+    """The commands that made the directory, as they were given, and the one that makes this page."""
+    made = [one["command"] for one in commands.read(path)]
+    if not made:
+        raise IchError(f"{path} has no {commands.FILE} that lists the commands; its config and environment are below")
+    return [*made, commands.told("report", [path, *(["--folds", folds_path] if folds_path else [])])]
 
 
 def _span(low: float, high: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from ich import convert, folders, folds, metrics, slices, windows
+from ich import commands, convert, folders, folds, metrics, slices, windows
 from ich.config import Config, Predict, differences, load, overrides_of
 from ich.errors import IchError, name_some, one_line
 from ich.files import discard, names_in, replacing
@@ -199,6 +199,22 @@ class Run:
                     " would replace; give images of the same slices, or another folder to write into (--out)"
                 )
 
+    def check_passes(self) -> None:
+        """Refuse other passes than finished folds were predicted in, which training does not predict again.
+
+        Raises:
+            IchError: the section predict is of others.
+        """
+        ours = self.config.predict.model_dump(include={"test_time", "mean"})
+        for k in self.finished_folds():
+            made = read_provenance(self.fold(k) / "oof.parquet") or {}
+            theirs = {key: made.get(key) for key in ours}
+            if None not in theirs.values() and theirs != ours:
+                raise IchError(
+                    f"fold {k} of {self.path} is trained and predicted by {theirs}, not {ours}; train the folds alike,"
+                    f" then set the section predict of scripts/predict.py {self.path}"
+                )
+
     def _check_data(self, now: dict[str, str]) -> None:
         then = self.environment()
         for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
@@ -263,7 +279,11 @@ class Run:
         with folders.locked(path, check):
             # Later, what is missing of all folds together was removed, as it is about to be made in another way.
             begun = other.config_path.exists()
-            files = [self.environment_path, *([] if begun else [self.oof_path, self.score_path])]
+            files = [
+                self.environment_path,
+                self.path / commands.FILE,
+                *([] if begun else [self.oof_path, self.score_path]),
+            ]
             for k in range(self.config.folds.n):
                 files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
             for file in files:
