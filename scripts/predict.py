@@ -5,8 +5,9 @@
 
 Writes RUN/predictions_test.parquet, the mean over the folds and the passes at test time, and RUN/oof.parquet with
 RUN/score.json, made in the same way. What was predicted before is not predicted again; stopped, the same command goes
-on where it was. All settings are the run's own; where the images are can be set anew (--set data.images=…), and so can
-the folder to write into (--out), if the run is read-only.
+on where it was. All settings are the run's own, and the section predict stays as it was last set. Where the images
+are can be set anew (--set data.images=…), and so can the folder to write into (--out): for a run that is read-only, or
+for images of other slices, whose predictions would take the place of the run's.
 
 Of a second stage (scripts/train_sequence.py) it reads what its first stage has predicted by now.
 """

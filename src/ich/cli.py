@@ -18,7 +18,7 @@ _TRAINING = (
     *("machine.workers", "machine.processes", "machine.steps_per_execution", "machine.distribute"),
     "machine.tensorboard",
 )
-_PREDICTION = ("data.images", "data.folds", "predict", "machine.workers", "machine.processes")
+_PREDICTION = ("data.images", "data.folds", "predict", "machine.workers", "machine.processes", "machine.distribute")
 
 USES: dict[str, tuple[str, ...]] = {
     "preprocess": (
