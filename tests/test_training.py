@@ -238,8 +238,8 @@ def test_a_loss_that_shifts_probabilities_tells_by_how_much(data, tmp_path, fini
     told = read_predictions(finished.fold(1) / "oof.parquet")["epidural"].mean()
     found = table.loc[table["fold"] == 1, "epidural"].mean()
     assert capsys.readouterr().err.startswith(
-        "warning: train.loss=focal and train.label_smoothing shifts probabilities, which costs log loss; the means of"
-        f" those held out are epidural {told:.4f} (found {found:.4f}), intraparenchymal "
+        "warning: train.loss=focal and train.label_smoothing: probabilities are shifted, which costs log loss; the"
+        f" means of those held out are epidural {told:.4f} (found {found:.4f}), intraparenchymal "
     )
 
 

@@ -193,8 +193,8 @@ def _tell_shift(run: runs.Run, k: int, table: pd.DataFrame) -> None:
     found = table.loc[table["fold"] == k, list(LABELS)].mean()
     sizes = ", ".join(f"{label} {told[label]:.4f} (found {found[label]:.4f})" for label in LABELS)
     print(
-        f"warning: {' and '.join(causes)} shifts probabilities, which costs log loss; the means of those held out are"
-        f" {sizes}. When all folds are trained and predicted, scripts/blend.py {run.path} --calibrate platt --out"
+        f"warning: {' and '.join(causes)}: probabilities are shifted, which costs log loss; the means of those held out"
+        f" are {sizes}. When all folds are trained and predicted, scripts/blend.py {run.path} --calibrate platt --out"
         f" {run.path}-calibrated corrects them",
         file=sys.stderr,
     )
