@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
 
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 FILE = "commands.jsonl"
 
@@ -59,7 +59,7 @@ class Work:
             with path.open("a", encoding="utf-8") as file:  # a line of another process comes before or behind this one
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise IchError(f"cannot write {path}: {error.strerror or error}; make room or rights for it") from error
+            raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it") from error
 
     def _digests(self) -> dict[Path, str]:
         found = {}
