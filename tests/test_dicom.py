@@ -348,6 +348,9 @@ def test_what_nothing_decides_is_refused():
     few = unsigned.copy()
     few[9, :9] += 4096  # metal of more bits than are told, or an overlay whose elements are gone
     refused(make_dicom(few), "bad_pixels", "more than 12 bits hold", "nothing tells")
+    one = unsigned.copy()
+    one[9, 9] |= 0x8000  # a pixel alone is no padding
+    refused(make_dicom(one), "bad_pixels", "nothing tells")
     signed_after_all = hu.astype(np.int16).view(np.uint16)
     refused(make_dicom(signed_after_all, RescaleIntercept=0), "bad_pixels", "nothing tells")
     more_bits = (hu + 8192).astype(np.uint16)

@@ -13,7 +13,7 @@ AIR = -1024
 METAL = 3000
 """HU; above all tissue."""
 
-_METAL_SHARE = 0.01  # of the pixels; far fewer of a head CT are above `METAL`
+_SHARE = 0.01  # of the pixels; far fewer of a head CT are above `METAL`, and where there is padding, more are
 _PADDING = -2000  # HU; scanners pad outside the field of view with this and less
 _LOWEST = -(2**15)  # of the numbers that scanners pad with: they write them in 16 bits
 _SURE = 4  # times as many pixels that say one thing as say the other
@@ -62,7 +62,8 @@ def stored_values(
     1. Padding that the header names (C.7.5.1.1.2) is air, where it does not fit the stored bits or lies above `METAL`.
        Between them it cannot be told from tissue and is left as it is.
     2. Of an image with overlays in unused bits, the stored bits count.
-    3. Padding that the header does not name is air: one number of -2000 HU or less, written in 16 bits.
+    3. Padding that the header does not name is air: one number of -2000 HU or less, written in 16 bits, in more than
+       1 % of the pixels.
     4. Signed, and negative values carry their sign through the unused bits: the values beyond the stored bits mean what
        they say (metal above 12 bits), if they are a quarter as many at most, or if without those bits they would be
        below air.
@@ -105,7 +106,7 @@ def stored_values(
     if overlaid:
         return _typed(field, air, signed), air, ()
     low = beyond & (number < 0) & (number >= _LOWEST) & (hu_of_number <= _PADDING)
-    if low.any() and np.ptp(number[low]) == 0:
+    if np.count_nonzero(low) > _SHARE * words.size and np.ptp(number[low]) == 0:
         air |= low
         beyond &= ~low
     count = np.count_nonzero(beyond)
@@ -114,7 +115,7 @@ def stored_values(
 
     above = wide[beyond] >> bits
     ones = -1 if signed else 2 ** (used - bits) - 1
-    no_ct = np.count_nonzero((hu[beyond] > METAL) | (hu[beyond] < _PADDING)) > _METAL_SHARE * words.size
+    no_ct = np.count_nonzero((hu[beyond] > METAL) | (hu[beyond] < _PADDING)) > _SHARE * words.size
     chance = np.ptp(above) > 0 and ((above != 0) & (above != ones)).any() and no_ct
     zero = not above.any()
     decided = chance
