@@ -351,7 +351,7 @@ def test_a_damaged_data_set_is_told(copied):
     ):
         kaggle.open_pack(Path("out"))
     Path("out", kaggle.MANIFEST).write_text("{}")
-    with pytest.raises(IchError, match=r"is of another version \('results'\); pack the data set again"):
+    with pytest.raises(IchError, match=r"is of another version \(KeyError: 'results'\); pack the data set again"):
         kaggle.open_pack(Path("out"))
     Path("out", kaggle.MANIFEST).unlink()
     with pytest.raises(IchError, match=r"which tells what the data set holds, cannot be read"):

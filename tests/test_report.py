@@ -241,7 +241,7 @@ def test_a_picture_that_is_gone_is_told_in_its_place(workdir):
     assert "runs/one/fold0/history.csv is no history of a training" in found.plain
     told = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
     assert found.plain.count(told) == 1  # in place of what the steps gained
-    assert "cannot be read: No such file or directory; was it converted?" in found.plain
+    assert "was it converted?" in found.plain
     assert sum(image["alt"].startswith("probability of ") for image in found.images) == 18
 
 
@@ -298,7 +298,7 @@ def test_images_of_other_slices_are_told(workdir):
 
 def test_a_directory_without_predictions_is_refused(workdir):
     Path("runs/one/oof.parquet").unlink()
-    with pytest.raises(IchError, match=r"runs/one/oof.parquet cannot be read"):
+    with pytest.raises(IchError, match=r"runs/one/oof.parquet does not exist"):
         script("report", "runs/one")
 
 
