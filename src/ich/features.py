@@ -57,7 +57,7 @@ def extract(run: runs.Run, embeddings: bool, results: runs.Run | None = None) ->
     run.check_reads_images()
     run.check_finished()
     run.check_data()
-    with (results or run).locked():
+    with (results or run).locked_whole():
         return _extract_all(run, embeddings, results or run)
 
 
@@ -76,12 +76,11 @@ def _extract_all(run: runs.Run, embeddings: bool, results: runs.Run) -> list[Pat
             parts["test"] = test
         distribute = run.config.machine.distribute
         model = cache(partial(inference.load_model, run, k, distribute))  # read if a pass is to be made, and once
-        with results.locked(k):
-            for folder in (results.features(k), results.passes(k)):
-                sweep(folder)
-            for part, ids in parts.items():
-                rows = table.loc[in_scan_order(table, ids)]
-                written.append(_extract(run, k, part, rows, embeddings, model, results))
+        for folder in (results.features(k), results.passes(k)):
+            sweep(folder)
+        for part, ids in parts.items():
+            rows = table.loc[in_scan_order(table, ids)]
+            written.append(_extract(run, k, part, rows, embeddings, model, results))
     return written
 
 

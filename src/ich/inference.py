@@ -94,7 +94,7 @@ def predict_test(run: runs.Run, results: runs.Run | None = None) -> pd.DataFrame
     # Arrow's own pool keeps what it freed, some 30 MB of a table of 100,000 slices; the system's serves TensorFlow too.
     pa.set_memory_pool(pa.system_memory_pool())
     run.check_finished()
-    with (results or run).locked():
+    with (results or run).locked_whole():
         return _predict_test(run, results or run)
 
 
@@ -109,13 +109,12 @@ def _predict_test(run: runs.Run, results: runs.Run) -> pd.DataFrame:
     for k in range(run.config.folds.n):
         distribute = run.config.machine.distribute
         model = cache(partial(load_model, run, k, distribute))  # read if a pass is to be made, and once
-        with results.locked(k):
-            for folder in (results.fold(k), results.passes(k)):
-                sweep(folder)
-            predict_held_out(run, k, model, results)
-            for name in section.test_time:
-                path = results.passes(k) / f"test-{name}.parquet"
-                total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
+        for folder in (results.fold(k), results.passes(k)):
+            sweep(folder)
+        predict_held_out(run, k, model, results)
+        for name in section.test_time:
+            path = results.passes(k) / f"test-{name}.parquet"
+            total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
         models.append(model_digest(run, k))
     if not results.score_path.exists() or read_provenance(results.oof_path) is None:
         results.score()

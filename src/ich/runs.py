@@ -5,8 +5,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -129,6 +129,14 @@ class Run:
             IchError: another process works there, or the directory holds what is of no run.
         """
         return folders.locked(self.path, self.check_place, "" if fold is None else f"fold{fold}", wait)
+
+    @contextmanager
+    def locked_whole(self) -> Iterator[None]:
+        """Keep other processes from writing into the directory and into that of any fold; raises as `locked`."""
+        with ExitStack() as locks:
+            for fold in (None, *range(self.config.folds.n)):
+                locks.enter_context(self.locked(fold))
+            yield
 
     def check_place(self) -> None:
         """Refuse a directory that holds what is of no run, second stage or blend.
