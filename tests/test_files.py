@@ -191,3 +191,14 @@ def test_a_file_system_is_synced_and_a_failure_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sync", lambda: done.append("all"))
     sync_filesystem(tmp_path)
     assert done == ["all"]
+
+
+def test_files_are_removed_and_what_cannot_be_is_a_sentence(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "folder").mkdir()
+    files.remove(tmp_path / "a", tmp_path / "none")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(
+        IchError, match=r"cannot remove .*folder: .*; remove it, or make rights for that, then run again"
+    ):
+        files.remove(tmp_path / "folder")

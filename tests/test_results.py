@@ -50,6 +50,11 @@ def test_a_result_tells_where_it_comes_from(folder):
     [
         ("score.json", None, r"score.json, which holds the out-of-fold score, cannot be read \(.*No such file"),
         ("score.json", "[1, 2]", r"score.json, which holds the out-of-fold score, cannot be read"),
+        (
+            "score.json",
+            '{"weighted_log_loss": "x", "of_prevalence": 1}',
+            r"score.json holds scores that are no numbers",
+        ),
         ("score.json", "{}", r"score.json lacks of_prevalence, weighted_log_loss; score the result again"),
         ("config.yaml", None, r"has no config.yaml, as every result of .* has: restore it"),
         ("config.yaml", "a: [", r"config.yaml, which says what made the result, cannot be read"),
@@ -164,3 +169,16 @@ def test_the_manifest_has_the_warnings(folder):
     (folder / "score.json").write_text(json.dumps({"weighted_log_loss": 0.9, "of_prevalence": 0.2}))
     (warning,) = results.describe(folder)["warnings"]
     assert warning.startswith(f"{folder} scores 0.9000 out of fold, no better than the prevalence baseline, 0.2000")
+
+
+@pytest.mark.parametrize("blend", [4, {}, {"runs": 4}])
+def test_a_blend_that_does_not_say_what_it_is_of_is_told(tmp_path, blend):
+    write_result(tmp_path / "x", {"blend": blend})
+    with pytest.raises(IchError, match=r"x/config.yaml does not say what was blended; restore it, or make the blend"):
+        results.members(tmp_path / "x")
+
+
+def test_a_file_without_keys_is_told(tmp_path):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(IchError, match=r"cannot be read \(it holds list, expected keys with values\); restore it"):
+        results.read_mapping(tmp_path / "x.json")

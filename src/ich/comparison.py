@@ -17,7 +17,7 @@ import yaml
 
 from ich import bootstrap, folders, metrics, runs
 from ich.errors import IchError, name_some
-from ich.files import names_in, replacing, sweep
+from ich.files import names_in, remove, replacing, sweep
 from ich.folds import read_folds
 from ich.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.predictions import read_predictions, write_predictions
@@ -170,8 +170,7 @@ def write_results(
         IchError: a file cannot be written.
     """
     sweep(out)
-    for name in ("score.json", "predictions_test.parquet"):  # of an earlier blend of the same name
-        (out / name).unlink(missing_ok=True)
+    remove(out / "score.json", out / "predictions_test.parquet")  # of an earlier blend of the same name
     made_of = {name: sha256((Path(name) / "oof.parquet").read_bytes()).hexdigest() for name in found.oof}
     facts = runs.environment() | {"folds_sha256": found.folds_sha256, "made_of": made_of}
     facts["passes"] = {name: passes_of(Path(name)) for name in found.oof}

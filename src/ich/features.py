@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from ich import augment, folds, inference, models, runs, scans
 from ich.errors import IchError, name_some, one_line
-from ich.files import replacing, sweep
+from ich.files import remove, replacing, sweep
 from ich.generator import DataGenerator
 from ich.labels import INDEX_NAME, LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
@@ -201,7 +201,7 @@ def _extract(
         logits, made["embeddings"] = _with_embeddings(run, k, part, rows, made, model, path)
     else:
         logits = _from_passes(run, k, part, rows, model, results)
-        path.with_suffix(".npy").unlink(missing_ok=True)  # of another model, or other passes
+        remove(path.with_suffix(".npy"))  # of another model, or other passes
     write_predictions(pd.DataFrame(logits, rows.index, list(LABELS)), path, made)
     runs.discard_parts(path)
     return path

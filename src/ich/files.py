@@ -115,6 +115,21 @@ def discard(folder: Path, pattern: str) -> None:
         folder.rmdir()
 
 
+def remove(*paths: Path) -> None:
+    """Remove files of ours, those that are there.
+
+    Raises:
+        IchError: the system refuses, or a folder stands in a file's place.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise IchError(
+                f"cannot remove {path}: {one_line(error)}; remove it, or make rights for that, then run again"
+            ) from error
+
+
 def _unlink(folder: Path, pattern: re.Pattern) -> None:
     try:
         for name in _names(folder, "tidy"):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ich import folders, runs, slices
 from ich.errors import IchError, one_line
-from ich.files import replacing, sweep
+from ich.files import remove, replacing, sweep
 from ich.kaggle import MANIFEST, digest
 from ich.predictions import read_provenance
 from ich.results import check_result, read_mapping
@@ -262,8 +262,7 @@ def write(contents: Contents, wheels: Sequence[Path], out: Path, wanted: Sequenc
         digests[name] = digest(target)
     for folder in {(out / name).parent for name in writing}:
         sweep(folder)
-    for name in writing - digests.keys():
-        (out / name).unlink(missing_ok=True)
+    remove(*(out / name for name in writing - digests.keys()))
     digests = dict(sorted(digests.items()))
     facts = {"commit": runs.environment()["commit"], "wanted": list(wanted), "results": contents.results}
     _write_json(facts | {"files": digests}, out / MANIFEST)

@@ -263,6 +263,8 @@ def _learning(path: Path, ks: list[int]) -> Picture:
                     "a second stage's networks train for a set number of epochs, and what is held out is not looked at"
                     f" on the way; their loss is in {path}/fold<k>/history.csv"
                 )
+            if history.empty:
+                raise ValueError("it has no epoch")
             histories[k] = history[["loss", "val_loss"]].astype("float64")
         except (OSError, ValueError, KeyError) as error:
             raise IchError(

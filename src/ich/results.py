@@ -32,7 +32,10 @@ def read_mapping(path: Path, what: str = "every result of train_kfold, train_seq
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return dict(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__}, expected keys with values")
+        return content
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise IchError(
             f"{path}, which {what}, cannot be read ({one_line(error)});"
@@ -58,6 +61,21 @@ def check_result(folder: Path) -> None:
     raise IchError(f"{found}; name a directory of a run, a second stage or a blend{others}")
 
 
+def members(folder: Path) -> list[Path]:
+    """The results that a blend was made of; none of a result of another kind.
+
+    Raises:
+        IchError: its config cannot be read, or does not tell.
+    """
+    blended = read_mapping(folder / "config.yaml").get("blend", {"runs": []})
+    try:
+        return [Path(one) for one in blended["runs"]]
+    except (TypeError, KeyError) as error:
+        raise IchError(
+            f"{folder / 'config.yaml'} does not say what was blended; restore it, or make the blend again"
+        ) from error
+
+
 def how_to_predict(folder: Path) -> str:
     """What to run for a result's test predictions: a run predicts, a blend is made of its members' anew.
 
@@ -66,9 +84,8 @@ def how_to_predict(folder: Path) -> str:
     """
     if not (folder / "config.yaml").is_file():
         return f"restore {folder}, which has no config.yaml"
-    config, again = read_mapping(folder / "config.yaml"), f"run scripts/predict.py {folder}"
-    if "blend" in config:
-        made_of = list(map(Path, config["blend"]["runs"]))
+    made_of, again = members(folder), f"run scripts/predict.py {folder}"
+    if made_of:
         again = f"run the command of scripts/blend.py again that made {folder}"
     else:
         made_of = list(map(Path, read_mapping(folder / "environment.json").get("first_stage", ())))
@@ -114,6 +131,8 @@ def read_score(folder: Path) -> dict:
     lacking = {"weighted_log_loss", "of_prevalence"} - score.keys()
     if lacking:
         raise IchError(f"{folder / 'score.json'} lacks {', '.join(sorted(lacking))}; score the result again")
+    if not all(isinstance(score[key], (int, float)) for key in ("weighted_log_loss", "of_prevalence")):
+        raise IchError(f"{folder / 'score.json'} holds scores that are no numbers; score the result again")
     return score
 
 

@@ -18,11 +18,11 @@ from scipy.special import expit
 from ich import commands, convert, folders, folds, metrics, slices, windows
 from ich.config import Config, Predict, differences, load, overrides_of
 from ich.errors import IchError, name_some, one_line
-from ich.files import discard, names_in, replacing
+from ich.files import discard, names_in, remove, replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, read_provenance, write_predictions
 from ich.render import Settings
-from ich.results import check_result, read_mapping
+from ich.results import check_result, members, read_mapping
 
 RUNS = Path("runs")
 
@@ -79,10 +79,10 @@ class Run:
             IchError: there is none, it is a blend, or an override is of what was trained, or names other folds.
         """
         check_result(path)
-        if blended := read_mapping(path / "config.yaml").get("blend"):
+        if made_of := members(path):
             raise IchError(
-                f"{path} is a blend, without models of its own; give its members ({', '.join(blended['runs'])}) one by"
-                " one, and then make the blend again by the command that made it (scripts/blend.py)"
+                f"{path} is a blend, without models of its own; give its members ({', '.join(map(str, made_of))}) one"
+                " by one, and then make the blend again by the command that made it (scripts/blend.py)"
             )
         there = results is not None and (results / "config.yaml").is_file()
         kept = read_mapping(results / "config.yaml").get("predict", {}) if there else {}
@@ -264,8 +264,7 @@ class Run:
     def forget_results(self) -> None:
         """Remove what was made of all folds together: it is about to be made of others, or in another way."""
         with self.locked(wait=folders.SHORT):
-            for path in (self.predictions_path, self.score_path, self.oof_path):
-                path.unlink(missing_ok=True)
+            remove(self.predictions_path, self.score_path, self.oof_path)
 
     def elsewhere(self, path: Path) -> "Run":
         """The same run with another folder for its results, for one that cannot be written into.

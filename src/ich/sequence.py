@@ -19,7 +19,7 @@ from ich import boosting, inference, linear, metrics, recurrent, runs, scan_feat
 from ich.blend import least_on_simplex
 from ich.config import load
 from ich.errors import IchError, name_some
-from ich.files import replacing
+from ich.files import remove, replacing
 from ich.labels import LABELS
 from ich.predictions import read_predictions, write_predictions
 from ich.results import extracted_in, passes_of
@@ -106,8 +106,7 @@ def _claim(stage: FirstStage, run: runs.Run) -> None:
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
             return
-        for path in [*run.path.glob("fold*/*_test.parquet"), run.predictions_path]:
-            path.unlink(missing_ok=True)
+        remove(*run.path.glob("fold*/*_test.parquet"), run.predictions_path)
     facts = (
         runs.environment()
         | now

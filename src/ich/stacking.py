@@ -24,7 +24,7 @@ from ich.config import Config, load, of_values
 from ich.errors import IchError, name_some
 from ich.labels import LABELS
 from ich.predictions import read_predictions
-from ich.results import check_result, how_to_predict, read_mapping
+from ich.results import check_result, how_to_predict, members, read_mapping
 from ich.scans import Scans
 
 
@@ -73,12 +73,12 @@ def of_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[
 def _config_of(path: Path, overrides: Iterable[str]) -> Config:
     """The config of a run; of a blend, that of its first member under the blend's name."""
     check_result(path)
-    blended = read_mapping(path / "config.yaml").get("blend")
-    if blended is None:
+    made_of = members(path)
+    if not made_of:
         run = runs.Run.open(path, overrides)
         run.check_same_slices()
         return run.config
-    return _config_of(Path(blended["runs"][0]), overrides).model_copy(update={"name": path.resolve().name})
+    return _config_of(made_of[0], overrides).model_copy(update={"name": path.resolve().name})
 
 
 def of_second_stage(run: runs.Run) -> FirstStage:

@@ -19,7 +19,7 @@ from ich import augment, curves, devices, folds, models, parallel, prior, runs, 
 from ich.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables
 from ich.config import Config, Train
 from ich.errors import IchError
-from ich.files import replacing, sweep
+from ich.files import remove, replacing, sweep
 from ich.generator import DataGenerator
 from ich.inference import generator_options, load_model, predict_held_out
 from ich.labels import LABELS
@@ -239,8 +239,7 @@ def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_o
 
 def _forget(run: runs.Run, k: int) -> None:
     """Remove what only an unfinished fold needs."""
-    for name in (CHECKPOINT, BEST):
-        (run.fold(k) / name).unlink(missing_ok=True)
+    remove(run.fold(k) / CHECKPOINT, run.fold(k) / BEST)
 
 
 def _verbose() -> str | int:
