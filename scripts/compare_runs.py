@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     shown.iloc[0, -2:] = ""  # from itself
     shown[labels] = table[labels].map("{:.4f}".format)
     print(shown.rename(columns={"weighted_log_loss": "log loss"}).rename_axis(None).to_string())
-    if arguments.out:
-        print(f"table: {arguments.out}")
     floor = metrics.prevalence_log_loss(found.table[labels].to_numpy())
     print(
         f"{len(found.table):,} slices of {found.table['PatientID'].nunique():,} patients; each label's prevalence alone"
         f" scores {floor:.4f}"
     )
+    if arguments.out:
+        print(f"table: {arguments.out}")
     for path in arguments.runs:
         score = {"weighted_log_loss": table.at[str(path), "weighted_log_loss"], "of_prevalence": floor}
         cli.warn(results.shortcomings(path, results.score_file(path) | score))

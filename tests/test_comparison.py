@@ -209,6 +209,7 @@ def test_a_blend_is_a_result_directory(workdir, capsys):
     assert {path: path.read_bytes() for path in before} == before
     out = Path("runs/blend")
     assert {path.name for path in out.iterdir()} == {
+        "commands.jsonl",
         "config.yaml",
         "environment.json",
         "oof.parquet",
