@@ -585,6 +585,8 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
     path = Path("runs/tiny-sequence")
     with pytest.raises(IchError, match="reads predictions, and no images; set the section predict for its first stage"):
         script("predict", path, "--set", "predict.test_time=flip")
+    with pytest.raises(IchError, match=r"is a second stage, whose models read no images; give a run .*: runs/tiny$"):
+        script("extract_features", path)
     with pytest.raises(SystemExit):
         script("predict", path, "--out", "elsewhere")
     Path("runs/tiny/predictions_test.parquet").unlink()

@@ -449,3 +449,11 @@ def test_environment_names_the_gpus_that_the_driver_knows(tmp_path, monkeypatch)
     assert runs.environment()["gpus"] == []
     monkeypatch.setenv("PATH", "")
     assert runs.environment()["gpus"] == []
+
+
+def test_a_blend_is_no_run_to_predict_with(tmp_path):
+    (tmp_path / "config.yaml").write_text("{blend: {runs: [runs/a, runs/b]}}")
+    with pytest.raises(
+        IchError, match=r"is a blend, without models of its own; give its members \(runs/a, runs/b\) one"
+    ):
+        runs.Run.open(tmp_path)
