@@ -525,7 +525,7 @@ def test_a_damaged_model_is_a_sentence(copied, damage):
         (copied.path.parent / "whole").rename(path)
     told = r"the model .*model.keras cannot be read \(.*; delete .*fold0 and train the"
     if damage == "missing":
-        told = r"model.keras is missing; give the run that was trained, not a folder that it predicted into, or train f"
+        told = r"model.keras is missing; give the run that was trained, not a folder that it predicted into, or del"
     for work in (lambda: inference.load_model(copied, 0), lambda: inference.predict_test(copied)):
         with pytest.raises(IchError, match=told) as caught:
             work()
