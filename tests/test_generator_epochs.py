@@ -5,7 +5,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import inspect
+import re
 import sys
+import textwrap
 import warnings
 
 import keras
@@ -275,3 +278,29 @@ def test_processes_leave_nothing_open():
     )
     model.fit(made, validation_data=made, validation_steps=2, epochs=6, shuffle=False, verbose=0, callbacks=[counting])
     assert counts[-1] <= counts[2] + 2
+
+
+class Renamed(Recorder):
+    """Trains by Keras's own `fit`, with a name in it that another version might have."""
+
+    def __init__(self, old, new):
+        super().__init__()
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(Recorder.fit)))
+        source = source[source.index("def fit") :].replace("super()", "super(type(self), self)")
+        renamed = re.sub(rf"(?<![\w._]){old}\b", new, source)
+        assert renamed != source
+        namespace = dict(vars(sys.modules[Recorder.fit.__module__]))
+        exec(renamed, namespace)
+        self._fit = namespace[new if old == "fit" else "fit"]
+
+    def train(self, *arguments, **options):
+        return self._fit(self, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("epoch_iterator", "batches"), ("epoch", "number"), ("initial_epoch", "first"), ("fit", "learn")]
+)
+def test_a_keras_that_names_its_variables_otherwise_is_refused(old, new):
+    model = Renamed(old, new)
+    with pytest.raises(IchError, match=rf"^Keras {keras.__version__}, .* does not say which epoch it is at"):
+        model.train(generator(), epochs=2, verbose=0)

@@ -2,8 +2,8 @@
 
 Keras calls `on_epoch_begin` and `on_epoch_end` of a PyDataset in `fit`, `evaluate` and `predict`, and before the first
 epoch too. It passes neither the epoch's number nor `steps_per_epoch`; they are local variables of the calling method,
-which are read here from its frame. tests/test_generator_epochs.py fails if another version of Keras names them
-otherwise.
+which are read here from its frame. A version of Keras that names them otherwise is refused: to count on would show
+other samples without a word.
 """
 
 import queue
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from ich.errors import IchError
@@ -82,17 +83,37 @@ def keras_call(data: Any) -> KerasCall | None:
     Args:
         data: the data set. A callback's call counts if Keras iterates over this data set; a call by Keras itself also
             if it iterates over another one, which hands its calls on.
+
+    Raises:
+        IchError: Keras has called the method, and does not say of which epoch.
     """
-    frame, callers = sys._getframe(1), []
+    frame, callers, by_keras = sys._getframe(1), [], False
     while frame is not None and not hasattr(frame.f_locals.get("epoch_iterator"), "data_adapter"):
         callers.append((frame.f_locals.get("self"), frame.f_code.co_name))
+        by_keras |= frame.f_globals.get("__name__", "").startswith("keras.src.trainers.")
         frame = frame.f_back
     if frame is None:
+        if by_keras:
+            raise _unknown()
         return None
-    found = frame.f_locals
+    found, method = frame.f_locals, frame.f_code.co_name
     iterator, adapter = found["epoch_iterator"], found["epoch_iterator"].data_adapter
     direct = any(caller is adapter for caller, _ in callers)
     if not direct and getattr(adapter, "py_dataset", None) is not data:
         return None
     resets = any(caller is iterator and name == "reset" for caller, name in callers)
-    return KerasCall(frame.f_code.co_name, direct, resets, found.get("initial_epoch", 0), found.get("epoch"), iterator)
+    ends = any(caller is adapter and name == "on_epoch_end" for caller, name in callers)
+    if direct and (
+        method not in ("fit", "evaluate", "predict")
+        or (method == "fit" and ("initial_epoch" not in found or (ends and not resets and "epoch" not in found)))
+    ):
+        raise _unknown()
+    return KerasCall(method, direct, resets, found.get("initial_epoch", 0), found.get("epoch"), iterator)
+
+
+def _unknown() -> IchError:
+    return IchError(
+        f"Keras {version('keras')}, or what trains in its place, does not say which epoch it is at in the way that is"
+        " known here; install the version of constraints.txt, train by Keras's own fit, or write a loop that calls"
+        " set_epoch(epoch) and train_on_batch"
+    )
