@@ -242,6 +242,30 @@ wait_in_a_pool(True, [(sleep, (20,))] * 2)
     assert done.stderr.splitlines()[-1].startswith("ich.errors.IchError: a process that reads images was killed")
 
 
+def kill_a_pool_and_the_next():
+    """Of the first, when all its results have come, as between two epochs; of the second, while it works."""
+    pools = []
+    with parallel.told_of_killed_workers(lambda: list(pools)):
+        for seconds in (0, 20):
+            with closing(multiprocessing.get_context("fork").Pool(2)) as pool:
+                pools.append(pool)
+                result = pool.apply_async(sleep, (seconds,))
+                if not seconds:
+                    result.get(timeout=30)
+                time.sleep(0.3)  # of the watch
+                for worker in pool._pool:
+                    os.kill(worker.pid, signal.SIGKILL)
+                time.sleep(0.3)
+                result.get(timeout=30)
+
+
+def test_a_pool_that_follows_one_whose_worker_was_killed_is_watched_too():
+    begun = time.monotonic()
+    with pytest.raises(IchError, match=r"^a process that reads images was killed"):
+        kill_a_pool_and_the_next()
+    assert time.monotonic() - begun < 15
+
+
 def test_an_error_of_ones_own_stays_it(tmp_path):
     with pytest.raises(ZeroDivisionError), parallel.told_of_killed_workers(list):
         1 / 0  # noqa: B018

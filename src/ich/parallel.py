@@ -142,16 +142,20 @@ def told_of_killed_workers(pools: Callable[[], Iterable[Pool]]) -> Iterator[None
 
 def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> None:
     workers: set[BaseProcess] = set()
+    given_up: set[Pool] = set()
     while not over.wait(_WATCH_SECONDS):
-        workers.update(*(pool._pool for pool in pools()))
+        used = [pool for pool in pools() if pool not in given_up]
+        workers.update(*(pool._pool for pool in used))
         codes = {worker: worker.exitcode for worker in workers}
+        workers = {worker for worker, code in codes.items() if code is None}
         # A pool ends those that it needs no more by TERM.
         if any(code not in (None, 0, -SIGTERM) for code in codes.values()):
             killed.set()
-            for pool in pools():
+            for pool in used:
                 _give_up(pool)
-            return
-        workers = {worker for worker, code in codes.items() if code is None}
+            # A pool that had given all its results ends nothing: the next one, of the next epoch, is watched too.
+            given_up.update(used)
+            workers.clear()
 
 
 def _give_up(pool: Pool) -> None:
