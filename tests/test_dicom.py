@@ -505,11 +505,21 @@ def test_the_lowest_intercept_of_sixteen_bits_is_read():
     assert hu.tolist() == [[-1000, 0], [40, 32767]]
 
 
-@pytest.mark.parametrize("more", [1, 2, 3, 64, 4096])
+@pytest.mark.parametrize("more", [1, 2, 3, 64, 4094])
 def test_bytes_after_the_last_pixel_are_left_out(more):
-    stored = values(shape=(5, 7))
+    stored = values(shape=(32, 64))
     data = make_dicom(stored, pixels=stored.tobytes() + b"\x7f" * (more + more % 2))
     np.testing.assert_array_equal(read(data)[0], read(make_dicom(stored))[0])
+
+
+@pytest.mark.parametrize("images", [2, 3])
+def test_bytes_of_another_image_after_the_last_pixel_are_no_padding(images):
+    stored = values(shape=(5, 7))
+    with pytest.raises(
+        DicomError, match=rf"^{70 * images} bytes of pixel data, which is {images} such images$"
+    ) as error:
+        read(make_dicom(stored, pixels=stored.tobytes() * images))
+    assert error.value.kind == "bad_pixels"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 3), (4, 1), (1, 4), (2, 2), (1, 5)])

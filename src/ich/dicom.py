@@ -119,7 +119,8 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
     HU = stored value × RescaleSlope + RescaleIntercept (C.7.6.3, C.8.2.1), rounded to whole units, at least `AIR`.
     MONOCHROME1 changes how values are shown, not what they mean (C.7.6.3.1.2), so HU are the same for both.
 
-    Padding that lies above all tissue is air (C.7.5.1.1.2). Bytes after the last pixel are left out (PS3.5, 8.1.1).
+    Padding that lies above all tissue is air (C.7.5.1.1.2). Bytes after the last pixel, less than
+    another image, are left out (PS3.5, 8.1.1).
 
     Three defects are mended and told in `Header.repaired`:
     - "wrapped": 12 bits stored, unsigned, intercept about 0, so that air would have no value: it was stored modulo
@@ -335,6 +336,10 @@ def _decode_native(ds: FileDataset, shape: tuple[int, int], allocated: int, sign
         raise DicomError("bad_tag", f"PixelData is of type {ds['PixelData'].VR}, expected bytes (OB or OW)")
     if len(data) < expected:
         raise DicomError("truncated", f"{len(data):,} bytes of pixel data, expected {expected:,}")
+    if len(data) >= 2 * expected:  # no padding: more frames, or Rows and Columns of another image
+        raise DicomError(
+            "bad_pixels", f"{len(data):,} bytes of pixel data, which is {len(data) // expected} such images"
+        )
     order = "<" if ds.original_encoding[1] else ">"
     dtype = np.dtype(f"{order}{'i' if signed else 'u'}{allocated // 8}")
     return np.frombuffer(data, dtype, count=shape[0] * shape[1]).reshape(shape)
