@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from signal import SIGTERM
 from threading import Event, Thread
 from typing import Any
+from weakref import WeakSet
 
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -140,11 +141,13 @@ def told_of_killed_workers(pools: Callable[[], Iterable[Pool]]) -> Iterator[None
         watch.join()
 
 
+_given_up: WeakSet[Pool] = WeakSet()  # their workers were killed, which is no news to whoever watches later
+
+
 def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> None:
     workers: set[BaseProcess] = set()
-    given_up: set[Pool] = set()
     while not over.wait(_WATCH_SECONDS):
-        used = [pool for pool in pools() if pool not in given_up]
+        used = [pool for pool in pools() if pool not in _given_up]
         workers.update(*(pool._pool for pool in used))
         codes = {worker: worker.exitcode for worker in workers}
         workers = {worker for worker, code in codes.items() if code is None}
@@ -154,7 +157,7 @@ def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> N
             for pool in used:
                 _give_up(pool)
             # A pool that had given all its results ends nothing: the next one, of the next epoch, is watched too.
-            given_up.update(used)
+            _given_up.update(used)
             workers.clear()
 
 
