@@ -97,11 +97,11 @@ def test_epochs_differ():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", [1, LENGTH - 1])
 def test_fewer_steps_than_batches_are_refused_before_the_first(mode, steps):
-    model = Recorder()
+    model, before = Recorder(), set(psutil.Process().children())
     with pytest.raises(IchError, match=rf"steps_per_epoch is {steps}, and an epoch has 12 batches.*sampling=lambda"):
         model.fit(generator(**mode), steps_per_epoch=steps, epochs=2, verbose=0)
     assert model.seen == []
-    assert psutil.Process().children() == [] or not mode.get("use_multiprocessing")
+    assert set(psutil.Process().children()) <= before or not mode.get("use_multiprocessing")
 
 
 def test_the_advice_for_fewer_steps_helps():

@@ -11,6 +11,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from ich import convert, folds, pictures, png, runs, slices
+from ich.dicom import KINDS
 from ich.errors import IchError
 from ich.labels import INDEX_NAME, LABELS
 from ich.render import Settings, encode
@@ -107,7 +108,7 @@ def test_a_contact_sheet_shows_the_repaired_and_lists_the_unread(tmp_path, setti
     told = texts(pictures.contact_sheet(tmp_path, table, settings, n=2))
     assert told[0] == "2 of 5 slices, at random; windows: brain, subdural, bone"
     assert told[3:5] == ["repaired on reading: 1", "ID_04 wrapped"]
-    assert told[5:] == ["without an image: 1", "ID_02  truncated (the file ends before its pixel data does)"]
+    assert told[5:] == ["without an image: 1", f"ID_02  truncated ({KINDS['truncated']})"]
     short = texts(pictures.contact_sheet(tmp_path, table, settings, n=2, most=0))
     assert short[3:] == ["repaired on reading: 0 of 1", "without an image: 0 of 1"]
 
