@@ -140,7 +140,7 @@ def _train_fold(run: runs.Run, k: int) -> None:
         model = models.build_model(
             config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
         )
-        _, sample = _sampling(config, table[table["fold"] != k])
+        sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple) else train.sampling
         if isinstance(sample, sampling.PositiveShare):
             model = prior.corrected(model, sample.oversampling)
         model.compile(
@@ -212,9 +212,7 @@ def _fit(run: runs.Run, k: int, model: keras.Model, train: DataGenerator, held_o
     if done:
         print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
     advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
-    # Not before `fit`, which for several devices draws a batch first, and takes that for an epoch.
-    start = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: train.set_epoch(done))
-    watching: list[keras.callbacks.Callback] = [start, FiniteLoss(train, advice)]
+    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice)]
     if section.keep == "best":
         before = checkpoint.history.get("val_weighted_log_loss", ())
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
