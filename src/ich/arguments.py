@@ -74,7 +74,7 @@ ELSEWHERE = {
     "n_classes": "num_classes=",
     "to_fit": "labels=None to predict",
     # fit, and torch's DataLoader
-    "class_weight": "weights=, or fit(class_weight=…)",
+    "class_weight": "weights=, a Series by id: Keras's class_weight takes labels of several classes for one",
     "steps_per_epoch": "sampling=, which says what an epoch shows",
     "transform": _AUGMENT,
     "transforms": _AUGMENT,
