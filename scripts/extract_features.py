@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import commands, config, results, runs
+    from ich import config, results, runs
 
     kept = config.overrides_of("predict", results.extracted_in(arguments.out or arguments.run))
     run = runs.Run.open(arguments.run, [*kept, *arguments.overrides], arguments.out)
@@ -38,9 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich import features
 
-    data = run.config.data
-    made_of = commands.of_images(data.images, data.folds_path)
-    work = commands.Work(target.path, "fold*/features/*.parquet", made_of=made_of)
+    work = target.work("fold*/features/*.parquet")
     written = features.extract(run, arguments.embeddings, target)
     work.done("extract_features", argv)
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]

@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if before != {"test_time": section.test_time, "mean": section.mean}:
         for path in results.made_of(target.path):
             print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
-    data = run.config.data
-    work = commands.Work(target.path, *_MADE, made_of=commands.of_images(data.images, data.folds_path))
+    work = target.work(*_MADE)
     predictions = inference.predict_test(run, target)
     work.done("predict", argv)
     score = target.read_score()

@@ -15,14 +15,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fold", type=int, required=True, help="0 to folds.n - 1")
     arguments = parser.parse_args(argv)
 
-    from ich import commands, config, runs, training
+    from ich import config, runs, training
 
     run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
-    data = run.config.data
-    made_of = commands.of_images(data.images, data.folds_path)
-    work = commands.Work(run.path, f"fold{arguments.fold}/oof.parquet", made_of=made_of)
+    work = run.work(f"fold{arguments.fold}/oof.parquet")
     training.train_fold(run, arguments.fold)
     work.done("train", argv)
     print(f"fold {arguments.fold}: {run.fold(arguments.fold)}")

@@ -17,14 +17,12 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "train_kfold")
     arguments = parser.parse_args(argv)
 
-    from ich import commands, config, results, runs
+    from ich import config, results, runs
 
     run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
-    data = run.config.data
-    made_of = commands.of_images(data.images, data.folds_path)
-    work = commands.Work(run.path, "fold*/oof.parquet", "oof.parquet", made_of=made_of)
+    work = run.work("fold*/oof.parquet", "oof.parquet")
     if len(run.finished_folds()) < run.config.folds.n:
         from ich import training
 

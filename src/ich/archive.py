@@ -233,9 +233,8 @@ def _files(
 
 
 def _is_junk(name: str) -> bool:
-    return (
-        _in_slashes(name).rpartition("/")[2].startswith("._")
-    )  # what macOS adds to an archive or a disk for each file
+    # What macOS adds to an archive or a disk for each file.
+    return _in_slashes(name).rpartition("/")[2].startswith("._")
 
 
 def _id_of(name: str) -> str:

@@ -160,10 +160,7 @@ class Train(_Section):
     keep: Literal["last", "best"] = "last"
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
-    @field_validator("warmup_epochs")
-    @classmethod
-    def _warm_in_time(cls, value: float, info: ValidationInfo) -> float:
-        return _reached(cls, value, info)
+    _warm_in_time = field_validator("warmup_epochs")(classmethod(_reached))
 
     @field_validator("focal_gamma")
     @classmethod
@@ -248,10 +245,7 @@ class Sequence(_Section):
         """What is trained: of a blend, all kinds."""
         return ["recurrent", "boosting", "linear"] if self.kind == "blend" else [self.kind]
 
-    @field_validator("warmup_epochs")
-    @classmethod
-    def _warm_in_time(cls, value: float, info: ValidationInfo) -> float:
-        return _reached(cls, value, info)
+    _warm_in_time = field_validator("warmup_epochs")(classmethod(_reached))
 
     @field_validator("*")
     @classmethod

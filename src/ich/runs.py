@@ -347,6 +347,11 @@ class Run:
         """The folds whose training ended: their out-of-fold predictions are written last."""
         return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
 
+    def work(self, *patterns: str) -> commands.Work:
+        """What a command is about to do in this directory by the run's images and folds; see `ich.commands`."""
+        made_of = commands.of_images(self.config.data.images, self.config.data.folds_path)
+        return commands.Work(self.path, *patterns, made_of=made_of)
+
     def check_reads_images(self) -> None:
         """Refuse a second stage, whose models read predictions.
 
