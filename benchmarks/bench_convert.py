@@ -1,13 +1,14 @@
 """RSNA_SAMPLE=folder python benchmarks/bench_convert.py
 
-Conversion of real slices: `ich.convert.convert` in two processes against bare calls and against the loop people copy.
+Conversion of real slices: `ich.images.convert.convert` in two processes against bare calls and against the loop people
+    copy.
 
 The folder in RSNA_SAMPLE holds a zip laid out as the competition's. Its slices are repeated, each copy under an id of
 its own, to a folder and to a zip of --files slices. Sides take turns, each run in a process of its own, timed from the
 start of its pool to its end, imports of the first process apart:
 
 - floor: read, pydicom's parse, a lookup table, cv2.imencode at its quickest, write. No checks, no table, no rename.
-- floor, our PNGs: the same with `ich.png`, which is quicker than cv2.
+- floor, our PNGs: the same with `ich.images.png`, which is quicker than cv2.
 - loop: pixel_array to float64, masks, cv2.imwrite with its defaults, multiprocessing.Pool; from a zip, by zipfile.
 - ours: the whole of `convert`, its workers' start, its slice table and all.
 
@@ -42,7 +43,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
-from ich import png
+from ich.images import png
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = 2
@@ -70,7 +71,7 @@ def in_memory(files: int) -> Path | None:
 
 
 def floor(source: Path, out: Path, count: int, encode: Callable = encode_quickest) -> float:
-    from ich import windows
+    from ich.dicom import windows
 
     values = np.arange(65536, dtype=np.uint16)
     window = windows.PRESETS[WINDOWS[count][0]]
@@ -108,7 +109,7 @@ def floor_slice(out: Path, path: Path) -> None:
 
 
 def loop(source: Path, out: Path, count: int) -> float:
-    from ich.windows import PRESETS  # no more of it, so that pydicom stays as it comes
+    from ich.dicom.windows import PRESETS  # no more of it, so that pydicom stays as it comes
 
     windows = [(PRESETS[name].center, PRESETS[name].width) for name in WINDOWS[count]]
     if source.is_dir():
@@ -147,7 +148,8 @@ def window_image(image, center, width, intercept, slope):
 
 
 def ours(source: Path, out: Path, count: int) -> float:
-    from ich import convert, render, windows
+    from ich.dicom import windows
+    from ich.images import convert, render
 
     settings = render.Settings(windows=tuple(windows.PRESETS[name] for name in WINDOWS[count]))
     start = time.perf_counter()
@@ -322,7 +324,7 @@ def by_cv2(image: np.ndarray, settings: list[int]) -> bytes:
 
 
 ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
-    "ich.png": png.encode,
+    "ich.images.png": png.encode,
     "cv2's defaults": partial(by_cv2, settings=[]),
     **{
         f"{strategy} {filter} {level or '-'}": partial(
@@ -348,12 +350,13 @@ ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 def real_images(sample: Path, count: int, every: int) -> list[np.ndarray]:
     """Windowed slices."""
-    from ich import dicom, render, windows
+    from ich.dicom import reader, windows
+    from ich.images import render
 
     chosen = [windows.PRESETS[name] for name in WINDOWS[count]]
     slices = [data for _, data in sample_slices(sample)][::every]
     settings = render.Settings(windows=tuple(chosen))
-    return [render.render(dicom.read(data)[0], settings)[0] for data in slices]
+    return [render.render(reader.read(data)[0], settings)[0] for data in slices]
 
 
 def milliseconds(function: Callable, values: list) -> tuple[float, list]:

@@ -1,11 +1,11 @@
 """python benchmarks/bench_generator.py [competition.zip]
 
-Feeding images to Keras: `ich.generator.DataGenerator` beside the floor and what people use.
+Feeding images to Keras: `ich.data.generator.DataGenerator` beside the floor and what people use.
 
-1,024 windowed 512 × 512 PNGs, made by `ich.convert` from the real slices of the archive (of the folder in RSNA_SAMPLE
-without a path; repeated under other names if it holds fewer); batches of 32; flip, affine, brightness and contrast; two
-cores. Each side runs in a process of its own, all in turns; ratios are of medians. What is timed is the steady state,
-after some batches that are not, without the ends of epochs.
+1,024 windowed 512 × 512 PNGs, made by `ich.images.convert` from the real slices of the archive (of the folder in
+RSNA_SAMPLE without a path; repeated under other names if it holds fewer); batches of 32; flip, affine, brightness and
+contrast; two cores. Each side runs in a process of its own, all in turns; ratios are of medians. What is timed is the
+steady state, after some batches that are not, without the ends of epochs.
 
 Who gets what: Keras's `fit` takes the batches of all sides but two, with a model whose training step does nothing, so
 that each pays Keras's own way to its tensors. torch's loader gives its tensors to a loop. The floor decodes and
@@ -59,7 +59,7 @@ def data(folder: Path):
     """The label frame and the slice table."""
     import pandas as pd
 
-    from ich.slices import read_table
+    from ich.images.slice_table import read_table
 
     return pd.read_csv(folder / "labels.csv", index_col=0), read_table(folder / "slices.parquet")
 
@@ -133,7 +133,7 @@ class Rounds:
 
 
 def generator(folder: Path, clock: Clock, **kwargs):
-    from ich.generator import DataGenerator
+    from ich.data.generator import DataGenerator
 
     labels, _ = data(folder)
     options = {"augment": augmentation(), "workers": CORES, "use_multiprocessing": True, "shuffle": False}
@@ -370,8 +370,8 @@ def memory() -> dict:
     import numpy as np
     import pandas as pd
 
-    from ich.generator import DataGenerator
-    from ich.labels import LABELS
+    from ich.competition.labels import LABELS
+    from ich.data.generator import DataGenerator
 
     rng = np.random.default_rng(0)
     numbers = 4096 * rng.permutation(16**6)[:ROWS]
@@ -415,11 +415,11 @@ def prepare(archive: Path, folder: Path) -> None:
     """PNGs `ID_….png`, labels.csv and slices.parquet of IMAGES slices, whole series after one another."""
     import pandas as pd
 
-    from ich.convert import convert
-    from ich.labels import read_labels
-    from ich.render import Settings
-    from ich.slices import write_table
-    from ich.windows import PRESETS
+    from ich.competition.labels import read_labels
+    from ich.dicom.windows import PRESETS
+    from ich.images.convert import convert
+    from ich.images.render import Settings
+    from ich.images.slice_table import write_table
 
     images = folder / "converted"
     table = convert([archive], images, Settings(windows=(PRESETS["brain"],), size=SIDE), jobs=CORES)

@@ -1,6 +1,6 @@
 """python benchmarks/bench_labels.py [stage_1_train.csv.xz]
 
-Reading the competition's label file: `ich.labels.read_labels` against the usual rsplit and pivot_table.
+Reading the competition's label file: `ich.competition.labels.read_labels` against the usual rsplit and pivot_table.
 
 Without a path it takes stage_1_train.csv.xz of the folder in RSNA_SAMPLE or, without that, makes a file of the same
 size. Both sides read the same plain CSV, each time in a process of its own, in turns. Times are of the reading, imports
@@ -26,7 +26,7 @@ TWICE = 4
 
 
 def read_ours(path: str) -> dict[str, object]:
-    from ich.labels import read_labels
+    from ich.competition.labels import read_labels
 
     start = time.perf_counter()
     frame, _ = read_labels(path)
@@ -60,7 +60,7 @@ def make_file(path: Path) -> None:
     import numpy as np
     import pandas as pd
 
-    from ich.labels import INDEX_NAME, LABELS, to_long
+    from ich.competition.labels import INDEX_NAME, LABELS, to_long
 
     rng = np.random.default_rng(0)
     ids = 4096 * rng.permutation(16**6)[:IMAGES]

@@ -38,9 +38,12 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
     import numpy as np
     import pandas as pd
 
-    from ich import folds, inference, models, runs
+    from ich.competition import folds
+    from ich.competition.labels import INDEX_NAME, LABELS
     from ich.config import Config
-    from ich.labels import INDEX_NAME, LABELS
+    from ich.models import backbones
+    from ich.training import inference
+    from ich.training.run_directory import Run
 
     labels = np.tile(np.array([[0] * 6, [1] * 6], np.int8), (len(TRAIN) // 2, 1))
     table = pd.DataFrame(labels, columns=list(LABELS), index=pd.Index(TRAIN, name=INDEX_NAME))
@@ -63,10 +66,10 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
         cv2.imwrite(str(stock / f"{number}.png"), image)
     for count in counts:
         write_images(folder / str(count), stock, count, config)
-    run = runs.Run.begin(config, folder)
+    run = Run.begin(config, folder)
     run.claim(keras.backend.backend(), keras.distribution.list_devices())
     for k in range(2):
-        model = models.build_model(name, (side, side, 1))
+        model = backbones.build_model(name, (side, side, 1))
         run.fold(k).mkdir(parents=True)
         model.save(run.fold(k) / "model.keras")
         inference.predict_held_out(run, k, lambda model=model: model)
@@ -76,7 +79,8 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
 def write_images(images: Path, stock: Path, count: int, config) -> None:
     from dataclasses import asdict
 
-    from ich import runs, slices
+    from ich.images import slice_table
+    from ich.training import run_directory
 
     test = [f"ID_{number:09x}" for number in range(1000, 1000 + count)]
     rows = []
@@ -88,17 +92,19 @@ def write_images(images: Path, stock: Path, count: int, config) -> None:
                 {"SOPInstanceUID": one, "SeriesInstanceUID": f"ID_{number // 34:09x}", "split": split, "status": "ok"}
                 | {"path": f"{split}/{one}.png", "size": 1000, "crc": number}
             )
-    (images / "settings.json").write_text(json.dumps(asdict(runs.settings(config))))
-    slices.write_table(slices.to_frame(rows), images / "slices.parquet")
+    (images / "settings.json").write_text(json.dumps(asdict(run_directory.settings(config))))
+    slice_table.write_table(slice_table.to_frame(rows), images / "slices.parquet")
 
 
 def run_ours(folder: Path) -> float:
-    from ich import inference, runs, slices
-    from ich.generator import DataGenerator
+    from ich.data.generator import DataGenerator
+    from ich.images import slice_table
+    from ich.training import inference, run_directory
+    from ich.training.run_directory import Run
 
-    run = runs.Run.open(folder / "run")
+    run = Run.open(folder / "run")
     models = [inference.load_model(run, k) for k in range(2)]
-    ids = slices.readable(runs.slice_table(run.config), "test").index
+    ids = slice_table.readable(run_directory.slices_of(run.config), "test").index
     options = inference.generator_options(run.config, "test")
     for model in models:
         model.predict(DataGenerator(ids[:BATCH], batch_size=BATCH, **options), verbose=0)
@@ -111,11 +117,13 @@ def run_ours(folder: Path) -> float:
 
 
 def run_bare(folder: Path) -> float:
-    from ich import inference, runs, slices
+    from ich.images import slice_table
+    from ich.training import inference, run_directory
+    from ich.training.run_directory import Run
 
-    run = runs.Run.open(folder / "run")
+    run = Run.open(folder / "run")
     models = [inference.load_model(run, k) for k in range(2)]
-    images = read(folder, slices.readable(runs.slice_table(run.config), "test").index)
+    images = read(folder, slice_table.readable(run_directory.slices_of(run.config), "test").index)
     for model in models:
         model.predict(images[:BATCH], verbose=0)
     start = time.perf_counter()
@@ -130,10 +138,11 @@ SIDES = {"ours": run_ours, "bare": run_bare}
 def read(folder: Path, ids):
     import numpy as np
 
-    from ich import images, runs
+    from ich.images import reading
+    from ich.training.run_directory import Run
 
-    run = runs.Run.open(folder / "run")
-    return np.stack([images.read(run.config.data.images / "test" / f"{one}.png") for one in ids])
+    run = Run.open(folder / "run")
+    return np.stack([reading.read(run.config.data.images / "test" / f"{one}.png") for one in ids])
 
 
 def throughput(slices: int, repeats: int) -> dict:

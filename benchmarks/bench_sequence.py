@@ -50,8 +50,8 @@ def boosting(stage, seed: int) -> float:
     """The weighted log loss of LightGBM's out-of-fold predictions."""
     import lightgbm
 
-    from ich import metrics
-    from ich.labels import LABELS
+    from ich.competition import metrics
+    from ich.competition.labels import LABELS
 
     scans, reach = stage.train, 5
     of_slice = np.repeat(np.arange(len(scans)), scans.lengths)
@@ -74,15 +74,15 @@ def boosting(stage, seed: int) -> float:
 
 
 def against_boosting(path: Path, seeds: list[int], overrides: list[str]) -> dict:
-    from ich import sequence, stacking
+    from ich.second_stage import inputs, train
 
     rows = []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"folds.n={FOLDS}", f"folds.seed={seed}", f"sequence.seed={1000 * seed}", *overrides]
-            stage = stacking.of_table(path, overrides=options, root=Path(folder))
+            stage = inputs.of_table(path, overrides=options, root=Path(folder))
             start = time.perf_counter()
-            _, facts = sequence.train(stage, Path(folder))
+            _, facts = train.train(stage, Path(folder))
             seconds = time.perf_counter() - start
         start = time.perf_counter()
         theirs = boosting(stage, seed)
@@ -147,10 +147,10 @@ def scale() -> dict:
     """One epoch of the network over as many series as the competition has, of 32 slices with 6 + 256 features."""
     from dataclasses import fields
 
-    from ich import recurrent
+    from ich.competition.labels import LABELS
     from ich.config import Sequence
-    from ich.labels import LABELS
-    from ich.scans import Scans
+    from ich.second_stage import rnn
+    from ich.second_stage.scans import Scans
 
     n, slices, width = 25_262, 32, 256
     rng = np.random.default_rng(0)
@@ -163,9 +163,9 @@ def scale() -> dict:
     scans = Scans(pd.RangeIndex(rows), np.arange(0, rows + 1, slices), z, logits, embeddings)
     labels = (logits > 0).astype(np.int8)
     section = Sequence(features="embeddings", shuffle_kinds=0, epochs=1, warmup_epochs=0)
-    network = recurrent.Network(**section.model_dump(include={field.name for field in fields(recurrent.Network)}))
+    network = rnn.Network(**section.model_dump(include={field.name for field in fields(rnn.Network)}))
     start = time.perf_counter()
-    recurrent.train(scans, labels, network, 0)
+    rnn.train(scans, labels, network, 0)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

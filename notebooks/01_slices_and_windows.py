@@ -16,9 +16,13 @@ import pandas as pd
 import pydicom
 from IPython.display import Image, display
 
-from ich import archive, config, convert, dicom, folds, pictures, slices
-from ich.labels import LABELS
-from ich.windows import PRESETS, apply_window
+from ich import config
+from ich.competition import folds
+from ich.competition.labels import LABELS
+from ich.dicom import archive, reader
+from ich.dicom.windows import PRESETS, apply_window
+from ich.images import convert, slice_table
+from ich.report import pictures
 
 # The folder in which `make demo` ran: that of the Makefile, unless ICH_DEMO names another.
 os.chdir(os.environ.get("ICH_DEMO") or (".." if Path.cwd().name == "notebooks" else "."))
@@ -31,7 +35,7 @@ if not Path("images/demo/folds.csv").exists():
 # A scanner measures how much each small block of the head weakens X-rays. The **Hounsfield unit** (HU) states that
 # relative to water: water is 0, air is −1000, and what weakens more than water is positive. A DICOM file stores other
 # numbers, and its header says how to turn them into HU: stored value × `RescaleSlope` + `RescaleIntercept` (DICOM
-# PS3.3, C.7.6.3 and C.8.2.1). `ich.dicom.read` does that.
+# PS3.3, C.7.6.3 and C.8.2.1). `ich.dicom.reader.read` does that.
 #
 # We take the slice with the most kinds of bleeding.
 
@@ -41,7 +45,7 @@ labels = folds.read_folds(data.folds_path)[list(LABELS)]
 files = {member.id: member for member in archive.members(data.sources)}
 
 chosen = labels.sum(axis=1).idxmax()
-hu, header = dicom.read(files[chosen].read())
+hu, header = reader.read(files[chosen].read())
 
 print(f"{chosen}: {hu.shape[0]} × {hu.shape[1]} pixels, {hu.dtype}, {hu.min()} to {hu.max()} HU")
 print("it shows:", ", ".join(label for label in LABELS if labels.at[chosen, label]))
@@ -153,7 +157,7 @@ plt.show()
 # `window="subdural"`.
 
 # %%
-table = slices.read_table(data.images / "slices.parquet")
+table = slice_table.read_table(data.images / "slices.parquet")
 settings = convert.read_settings(data.images)
 scan = pictures.find_scans(table, chosen)
 montage = pictures.montage(data.images, scan, settings, labels=labels)
@@ -185,7 +189,7 @@ display(kinds.reset_index())
 # (`gaps`), several directions in one series (`orientations` above 1), slices without a place.
 
 # %%
-audit = slices.scan_audit(readable)
+audit = slice_table.scan_audit(readable)
 odd = audit[(audit[["ties", "gaps", "unplaced"]] > 0).any(axis=1) | (audit["orientations"] > 1)]
 display(odd)
 
@@ -204,9 +208,9 @@ print(f"{len(repaired)} repaired slice(s): {repaired['repaired'].value_counts().
 raw = files[repaired["SOPInstanceUID"].iloc[0]].read()
 by_header = pydicom.dcmread(pydicom.filebase.DicomBytesIO(raw))
 by_header = by_header.pixel_array * by_header.RescaleSlope + by_header.RescaleIntercept
-mended, _ = dicom.read(raw)
+mended, _ = reader.read(raw)
 figure, panels = plt.subplots(1, 2, figsize=(7, 3.8), layout="constrained")
-for axes, image, title in zip(panels, (by_header, mended), ("by the header alone", "as ich.dicom reads it")):
+for axes, image, title in zip(panels, (by_header, mended), ("by the header alone", "as ich.dicom.reader reads it")):
     axes.imshow(apply_window(image.astype(np.int16), PRESETS["brain"]), cmap="gray", vmin=0, vmax=255)
     axes.set_title(f"{title}\n{image.min():g} to {image.max():g} HU", fontsize=11)
     axes.axis("off")
@@ -226,6 +230,7 @@ with pd.option_context("display.max_colwidth", None):
 # `preprocess.py` also left a contact sheet of random slices and all repaired ones: `images/demo/contact_sheet.png`.
 #
 # **Try it:** choose another slice (`chosen = …`), or give `PRESETS` above a window of your own:
-# `from ich.windows import Window`, then `apply_window(hu, Window(center=75, width=215))`, as the 5th place had it.
+# `from ich.dicom.windows import Window`, then `apply_window(hu, Window(center=75, width=215))`, as the 5th place
+# had it.
 #
 # Next: [02_batches](02_batches.ipynb), what a network is given.

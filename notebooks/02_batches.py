@@ -1,12 +1,9 @@
 # %% [markdown]
 # # 2 · Batches
 #
-# A network learns from batches: some slices at a time, with their labels. `ich.generator.DataGenerator` makes them.
-# This notebook looks at what comes out of it: augmentations, neighbouring slices as channels, what makes it repeatable,
-# the last batch, and sampling. It takes half a minute.
-#
-# The slices are the simulated ones that `make demo` left. (Red lines below the first cell are TensorFlow speaking of
-# its own build; they are no errors.)
+# A network learns from batches: some slices at a time, with their labels. `ich.data.generator.DataGenerator` makes
+# them. This notebook looks at what comes out of it: augmentations, neighbouring slices as channels, what makes it
+# repeatable, the last batch, and sampling. It takes half a minute.
 
 # %%
 import os
@@ -19,10 +16,14 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from ich import augment, config, folds, pictures, runs
-from ich.generator import DataGenerator
-from ich.labels import LABELS
-from ich.sampling import PerSeries, PositiveShare
+from ich import config
+from ich.competition import folds
+from ich.competition.labels import LABELS
+from ich.data import augment
+from ich.data.generator import DataGenerator
+from ich.data.sampling import PerSeries, PositiveShare
+from ich.report import pictures
+from ich.training import run_directory
 
 # The folder in which `make demo` ran: that of the Makefile, unless ICH_DEMO names another.
 os.chdir(os.environ.get("ICH_DEMO") or (".." if Path.cwd().name == "notebooks" else "."))
@@ -41,7 +42,7 @@ images = settings.data.images / "train"
 everything = folds.read_folds(settings.data.folds_path)
 train = everything[everything["fold"] != 0]
 labels = train[list(LABELS)]
-table = runs.slice_table(settings)
+table = run_directory.slices_of(settings)
 scans = table.set_index("SOPInstanceUID").loc[train.index, ["SeriesInstanceUID", "order"]]
 
 plain = DataGenerator(train.index, labels, image_dir=images, batch_size=32, shuffle=True)

@@ -17,8 +17,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from ich import comparison, convert, diagnostics, figures, galleries, metrics, pictures, slices, viewer
-from ich.labels import LABELS, METRIC_WEIGHTS
+from ich.competition import metrics
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.images import convert, slice_table
+from ich.report import diagnostics, figures, galleries, pictures, viewer
+from ich.results import compare
 
 # The folder in which `make demo` ran: that of the Makefile, unless ICH_DEMO names another.
 os.chdir(os.environ.get("ICH_DEMO") or (".." if Path.cwd().name == "notebooks" else "."))
@@ -39,12 +42,12 @@ for run in (FIRST, SECOND):
 # counts.
 
 # %%
-found = comparison.read_results([FIRST, SECOND])
+found = compare.read_results([FIRST, SECOND])
 truth = found.table[list(LABELS)].to_numpy()
 p = found.oof[str(FIRST)].astype(np.float64)
 
 floor = metrics.prevalence_log_loss(truth)
-scores = comparison.compare(found.table, found.oof, baseline=str(FIRST))
+scores = compare.compare(found.table, found.oof, baseline=str(FIRST))
 first = scores.loc[str(FIRST)]
 print(f"{len(truth):,} slices of {found.table['PatientID'].nunique()} patients")
 print(f"prevalence floor     {floor:.4f}")
@@ -88,7 +91,7 @@ for figure in (figures.ranking_curves(truth, p), figures.calibration_curves(trut
 # distance between the dot (the run) and the grey mark (the group's own prevalence).
 
 # %%
-table = slices.read_table(Path(found.data["images"]) / "slices.parquet")
+table = slice_table.read_table(Path(found.data["images"]) / "slices.parquet")
 facts = diagnostics.scan_facts(table, found.table.index)
 groups = {
     "place in the scan": diagnostics.by_group(found.table, p, diagnostics.fifths(facts["position"])),
@@ -107,7 +110,7 @@ Image(pictures.png(figures.group_scores(groups)))
 # bleed or elsewhere, not where a bleed ends.
 
 # %%
-gallery = galleries.draw(FIRST, Path(found.data["images"]), comparison.read_results([FIRST]), table, facts)
+gallery = galleries.draw(FIRST, Path(found.data["images"]), compare.read_results([FIRST]), table, facts)
 for title, cases in gallery["kinds"].items():
     html = f"<h3>{title}</h3>"
     for case in cases:
@@ -187,7 +190,7 @@ plt.show()
 scan = pictures.find_scans(table, chosen[0])
 folder, settings = Path(found.data["images"]), convert.read_settings(Path(found.data["images"]))
 labels = found.table[list(LABELS)]
-second = comparison.frame(found.table.index, found.oof[str(SECOND)])
+second = compare.frame(found.table.index, found.oof[str(SECOND)])
 slider = ipywidgets.IntSlider(len(scan) // 2, 0, len(scan) - 1, description="slice", continuous_update=False)
 picture = ipywidgets.Image(format="png")
 # Not ipywidgets.interact: run without a browser, its output sometimes keeps nbclient waiting (jupyter/nbclient, 312).

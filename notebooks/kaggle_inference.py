@@ -60,7 +60,7 @@ print(f"data set {root}; installed: {', '.join(wheels) or 'nothing'}")
 
 # %%
 sys.path.insert(0, str(root / "code/src"))
-kaggle = importlib.import_module("ich.kaggle")  # which was not to be found before
+kaggle = importlib.import_module("ich.kaggle.notebook")  # which was not to be found before
 
 pack = kaggle.open_pack(root)
 result = RESULT or pack.wanted[-1]

@@ -34,30 +34,30 @@ def main(argv: list[str] | None = None) -> None:
 
     import numpy as np
 
-    from ich import blend, commands, comparison, results
-    from ich.labels import LABELS
+    from ich.competition.labels import LABELS
+    from ich.results import blend, commands, compare, result_directory
 
     recipe = blend.Recipe(arguments.method, arguments.by_label, arguments.calibrate, arguments.any_at_least_max)
-    found = comparison.read_results(arguments.runs, arguments.folds)
+    found = compare.read_results(arguments.runs, arguments.folds)
     config = {
         "name": arguments.out.resolve().name,
         "data": found.data,
         "blend": {"runs": list(found.oof), **dataclasses.asdict(recipe)},
     }
-    with comparison.working_in(arguments.out, config):
+    with compare.working_in(arguments.out, config):
         members = np.stack(list(found.oof.values()))
         blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
         fitted = blend.fit(members, found.table, recipe)
 
         made = ("oof.parquet", "predictions_test.parquet")
         work = commands.Work(arguments.out, *made, made_of=commands.read(*arguments.runs))
-        score = comparison.judge(found, blended) | fitted.describe(list(found.oof))
+        score = compare.judge(found, blended) | fitted.describe(list(found.oof))
         lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
         test = None
         if not lacking:
-            ids, theirs = comparison.read_test(arguments.runs)
-            test = comparison.frame(ids, fitted(theirs))
-        comparison.write_results(arguments.out, config, found, blended, test, score)
+            ids, theirs = compare.read_test(arguments.runs)
+            test = compare.frame(ids, fitted(theirs))
+        compare.write_results(arguments.out, config, found, blended, test, score)
         work.done("blend", argv)
 
     for run, loss in score["runs"].items():
@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     if lacking:
         print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none:")
-        print(f"{', then '.join(map(results.how_to_predict, lacking))}, then this command again")
+        print(f"{', then '.join(map(result_directory.how_to_predict, lacking))}, then this command again")
     print(f"blend: {arguments.out}")
-    cli.warn(results.shortcomings(arguments.out, score))
+    cli.warn(result_directory.shortcomings(arguments.out, score))
 
 
 if __name__ == "__main__":

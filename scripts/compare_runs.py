@@ -18,13 +18,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the table as CSV too, with standard errors")
     arguments = parser.parse_args(argv)
 
-    from ich import comparison, metrics, results
+    from ich.competition import metrics
+    from ich.competition.labels import LABELS
     from ich.files import replacing
-    from ich.labels import LABELS
+    from ich.results import compare, result_directory
 
     labels = list(LABELS)
-    found = comparison.read_results(arguments.runs, arguments.folds)
-    table = comparison.compare(found.table, found.oof, baseline=str(arguments.runs[0]))
+    found = compare.read_results(arguments.runs, arguments.folds)
+    table = compare.compare(found.table, found.oof, baseline=str(arguments.runs[0]))
     if arguments.out:
         with replacing(arguments.out) as temporary:
             table.to_csv(temporary)
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"table: {arguments.out}")
     for path in arguments.runs:
         score = {"weighted_log_loss": table.at[str(path), "weighted_log_loss"], "of_prevalence": floor}
-        cli.warn(results.shortcomings(path, results.score_file(path) | score))
+        cli.warn(result_directory.shortcomings(path, result_directory.score_file(path) | score))
 
 
 if __name__ == "__main__":

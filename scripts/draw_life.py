@@ -21,10 +21,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dpi", type=int, default=180, help="100 makes it 900 pixels wide (default: %(default)s)")
     arguments = parser.parse_args(argv)
 
-    from ich import life, runs
+    from ich.report import slice_life
+    from ich.training.run_directory import Run
 
-    followed = life.follow(runs.Run.open(arguments.run, arguments.overrides), arguments.slice, arguments.label)
-    life.save(life.draw(followed, arguments.dpi), arguments.out)
+    followed = slice_life.follow(Run.open(arguments.run, arguments.overrides), arguments.slice, arguments.label)
+    slice_life.save(slice_life.draw(followed, arguments.dpi), arguments.out)
     print(f"{followed.id}, {followed.label} {followed.probabilities[followed.label]:.2f}: {arguments.out}")
 
 

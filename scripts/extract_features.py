@@ -28,18 +28,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import config, results, runs
+    from ich import config
+    from ich.results import result_directory
+    from ich.training.run_directory import Run
 
-    kept = config.overrides_of("predict", results.extracted_in(arguments.out or arguments.run))
-    run = runs.Run.open(arguments.run, [*kept, *arguments.overrides], arguments.out)
+    kept = config.overrides_of("predict", result_directory.extracted_in(arguments.out or arguments.run))
+    run = Run.open(arguments.run, [*kept, *arguments.overrides], arguments.out)
     target = run.elsewhere(arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
 
-    from ich import features
+    from ich.second_stage import embeddings
 
     work = target.work("fold*/features/*.parquet")
-    written = features.extract(run, arguments.embeddings, target)
+    written = embeddings.extract(run, arguments.embeddings, target)
     work.done("extract_features", argv)
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6

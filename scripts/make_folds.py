@@ -15,13 +15,19 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "make_folds")
     arguments = parser.parse_args(argv)
 
-    from ich import archive, commands, config, folders, folds, labels, pictures, runs, slices
+    from ich import config, folders
+    from ich.competition import folds, labels
+    from ich.dicom import archive
     from ich.errors import IchError, name_some
+    from ich.images import slice_table
+    from ich.report import pictures
+    from ich.results import commands
+    from ich.training import run_directory
 
     settings = config.load(arguments.config, arguments.overrides)
     if settings.data.labels:
         cli.refuse(arguments.overrides, ["data.sources"], f"beside data.labels={settings.data.labels}")
-    table = runs.slice_table(settings)
+    table = run_directory.slices_of(settings)
     data = settings.data
     frame, merged = labels.read_labels(data.labels or archive.open_table(data.sources, "_train.csv"))
     if merged:
@@ -40,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(found):
             print(f"left out: {len(found):,} {lack}")
 
-    usable = slices.readable(table, "train").join(frame, how="inner")
+    usable = slice_table.readable(table, "train").join(frame, how="inner")
     if settings.folds.allow_unmatched:
         nobody = usable.index[usable["PatientID"].isna()]
         usable = usable.drop(nobody)
@@ -63,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _chart(prevalence):
-    from ich import figures  # only here: without Matplotlib there is no chart, and folds all the same
+    from ich.report import figures  # only here: without Matplotlib there is no chart, and folds all the same
 
     return figures.label_balance(prevalence)
 

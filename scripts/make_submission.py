@@ -36,11 +36,15 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.missing or arguments.missing == ["refuse"]:
         cli.refuse(arguments.overrides, ["data.images"], "without a policy (--missing) that fills in slices")
 
-    from ich import archive, commands, config, labels, predictions, results, slices, submission
+    from ich import config
+    from ich.competition import labels, submission
+    from ich.dicom import archive
+    from ich.images import slice_table
+    from ich.results import commands, predictions, result_directory
 
     result = arguments.result
-    provenance = results.describe(result)
-    score = results.read_score(result)
+    provenance = result_directory.describe(result)
+    score = result_directory.read_score(result)
     cli.warn(provenance["warnings"])
     probabilities = predictions.read_predictions(result / "predictions_test.parquet")
     sample = arguments.sample_submission
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     policies, filled = arguments.missing or ["refuse"], {}
     if policies != ["refuse"]:
         data = config.load_data(result / "config.yaml", arguments.overrides)
-        table = slices.read_table(data.images / "slices.parquet", submission.NEEDED)
+        table = slice_table.read_table(data.images / "slices.parquet", submission.NEEDED)
         probabilities, filled = submission.fill_missing(probabilities, images, policies, table, score.get("prevalence"))
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from ich import packing, wheels
+    from ich.kaggle import packing, wheels
 
     root, out = Path(__file__).resolve().parents[1], arguments.out
     facts = packing.metadata(arguments.id, arguments.title, arguments.licence)

@@ -26,33 +26,34 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
-    from ich import commands, results, runs
+    from ich.results import commands, result_directory
+    from ich.training.run_directory import Run
 
-    run = runs.Run.open(arguments.run, arguments.overrides, arguments.out)
+    run = Run.open(arguments.run, arguments.overrides, arguments.out)
     if "first_stage" in run.environment():
         if arguments.out:
             parser.error("--out is for runs that read images; copy a second stage")
 
-        from ich import sequence, stacking
+        from ich.second_stage import inputs, train
 
-        stage = stacking.of_second_stage(run)
+        stage = inputs.of_second_stage(run)
         work = commands.Work(run.path, *_MADE, made_of=commands.read(*stage.sources))
-        run, score = sequence.train(stage, run.path.parent)
+        run, score = train.train(stage, run.path.parent)
         work.done("predict", argv)
         print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}: {run.oof_path}, {run.score_path}")
         print(f"test set: {run.predictions_path}")
-        cli.warn(results.shortcomings(run.path, score))
+        cli.warn(result_directory.shortcomings(run.path, score))
         return
     target = run.elsewhere(arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
 
-    from ich import inference
+    from ich.training import inference
 
     section = run.config.predict
-    before = results.passes_of(target.path)
+    before = result_directory.passes_of(target.path)
     if before != {"test_time": section.test_time, "mean": section.mean}:
-        for path in results.made_of(target.path):
+        for path in result_directory.made_of(target.path):
             print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
     work = target.work(*_MADE)
     predictions = inference.predict_test(run, target)
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         f" {target.oof_path}, {target.score_path}"
     )
     print(f"{len(predictions):,} slices predicted: {target.predictions_path}")
-    cli.warn(results.shortcomings(target.path, score))
+    cli.warn(result_directory.shortcomings(target.path, score))
 
 
 if __name__ == "__main__":

@@ -27,12 +27,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--max-failures has no effect beside --verify, which converts nothing")
     allowed = arguments.max_failures or 0
 
-    from ich import commands, config, convert, pictures, runs
+    from ich import config
     from ich.errors import IchError
+    from ich.images import convert
+    from ich.report import pictures
+    from ich.results import commands
+    from ich.training import run_directory
 
     settings = config.load(arguments.config, arguments.overrides)
     data, machine = settings.data, settings.machine
-    where = (data.sources, data.images, runs.settings(settings))
+    where = (data.sources, data.images, run_directory.settings(settings))
     how = {"split": data.split, "jobs": machine.jobs, "backend": machine.backend, "scheduler": machine.scheduler}
     if arguments.verify:
         differing = convert.verify(*where, **how)
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             raise IchError(f"{len(differing):,} slice(s) of {data.images} differ from their sources; convert them anew")
         print(f"every image of {data.images} is what its source gives")
         return
-    with convert.working_in(data.images, runs.settings(settings)):
+    with convert.working_in(data.images, run_directory.settings(settings)):
         work = commands.Work(data.images, "slices.parquet")
         table = convert.convert(*where, **how)
         work.done("preprocess", argv)
@@ -51,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         contact = data.images / "contact_sheet.png"
         stale = not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime
         if stale and pictures.save_if_possible(
-            lambda: pictures.contact_sheet(data.images, table, runs.settings(settings)), contact
+            lambda: pictures.contact_sheet(data.images, table, run_directory.settings(settings)), contact
         ):
             print(f"contact sheet: {contact}")
     failures = (table["status"] != "ok").sum()

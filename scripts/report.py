@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folds", type=Path, help="the file of folds (default: the run's)")
     arguments = parser.parse_args(argv)
 
-    from ich import report
+    from ich.report import report
 
     print(f"report: {report.write_report(arguments.run, arguments.folds)}")
 

@@ -15,13 +15,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fold", type=int, required=True, help="0 to folds.n - 1")
     arguments = parser.parse_args(argv)
 
-    from ich import config, runs, training
+    from ich import config
+    from ich.training import fold
+    from ich.training.run_directory import Run
 
-    run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
+    run = Run.begin(config.load(arguments.config, arguments.overrides))
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
     work = run.work(f"fold{arguments.fold}/oof.parquet")
-    training.train_fold(run, arguments.fold)
+    fold.train_fold(run, arguments.fold)
     work.done("train", argv)
     print(f"fold {arguments.fold}: {run.fold(arguments.fold)}")
 

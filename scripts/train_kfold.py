@@ -17,27 +17,29 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_config(parser, "train_kfold")
     arguments = parser.parse_args(argv)
 
-    from ich import config, results, runs
+    from ich import config
+    from ich.results import result_directory
+    from ich.training.run_directory import Run
 
-    run = runs.Run.begin(config.load(arguments.config, arguments.overrides))
+    run = Run.begin(config.load(arguments.config, arguments.overrides))
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
     work = run.work("fold*/oof.parquet", "oof.parquet")
     if len(run.finished_folds()) < run.config.folds.n:
-        from ich import training
+        from ich.training import fold
 
-        training.train_folds(run)
+        fold.train_folds(run)
     score = run.score()
     work.done("train_kfold", argv)
     for label, loss in score["by_label"].items():
         print(f"  {label:<17}{loss:.4f}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
-        f" ({results.share(score['weighted_log_loss'], score['of_prevalence'])} of the prevalence's"
+        f" ({result_directory.share(score['weighted_log_loss'], score['of_prevalence'])} of the prevalence's"
         f" {score['of_prevalence']:.4f})"
     )
     print(f"run: {run.path}")
-    cli.warn(results.shortcomings(run.path, score))
+    cli.warn(result_directory.shortcomings(run.path, score))
 
 
 if __name__ == "__main__":

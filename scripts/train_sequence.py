@@ -14,7 +14,7 @@ Its network can read embeddings too, once they are extracted (scripts/extract_fe
 
 Each fold's network then learns from what that fold's model tells of the slices that it was trained on, which is better
 than what it tells of new patients; the out-of-fold score stays honest, as neither has seen the fold's. See
-ich.stacking. The other kinds of a blend read out-of-fold logits as without.
+ich.second_stage.inputs. The other kinds of a blend read out-of-fold logits as without.
 
 Without a run, a table of scores will do; it needs no images:
 
@@ -46,16 +46,18 @@ def main(argv: list[str] | None = None) -> None:
     else:
         cli.refuse(arguments.overrides, ["folds"], "without --table: the second stage keeps the folds of the runs")
 
-    from ich import commands, results, runs, sequence, stacking
+    from ich.results import commands, result_directory
+    from ich.second_stage import inputs, train
+    from ich.training import run_directory
 
     if arguments.table:
-        stage = stacking.of_table(arguments.table, arguments.name, arguments.overrides)
+        stage = inputs.of_table(arguments.table, arguments.name, arguments.overrides)
     else:
-        stage = stacking.of_runs(arguments.runs, arguments.name, arguments.overrides)
+        stage = inputs.of_runs(arguments.runs, arguments.name, arguments.overrides)
     made_of = commands.read(*(path for path in stage.sources if path.is_dir()))
     made = ("oof.parquet", "predictions_test.parquet")
-    work = commands.Work(runs.RUNS / stage.config.name, *made, made_of=made_of)
-    run, facts = sequence.train(stage)
+    work = commands.Work(run_directory.RUNS / stage.config.name, *made, made_of=made_of)
+    run, facts = train.train(stage)
     work.done("train_sequence", argv)
     before, after = facts["of_first_stage"], facts["weighted_log_loss"]
     print(f"first stage     {before:.4f}")
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{kind:<16}{loss:.4f}")
     print(f"out-of-fold weighted log loss: {after:.4f} ({after / before:.2f} of the first stage's)")
     print(f"run: {run.path}")
-    cli.warn(results.shortcomings(run.path, facts))
+    cli.warn(result_directory.shortcomings(run.path, facts))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,9 +18,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 
-from ich import convert, folds, runs, slices
+from ich.competition import folds
+from ich.competition.labels import INDEX_NAME, LABELS
 from ich.config import Config
-from ich.labels import INDEX_NAME, LABELS
+from ich.images import convert, slice_table
+from ich.training import run_directory
 
 
 def pytest_runtest_setup(item):
@@ -127,7 +130,7 @@ def make_images(path):
 
     A series has four slices, as has a patient, and every second patient is of fold 1.
     """
-    convert._claim(path / "images", runs.settings(tiny_config(path)))
+    convert._claim(path / "images", run_directory.settings(tiny_config(path)))
     rng = np.random.default_rng(0)
     five = rng.integers(0, 2, (len(TRAIN), 5), dtype=np.int8)
     labels = np.column_stack([five, five.max(axis=1)])
@@ -141,7 +144,7 @@ def make_images(path):
     rows = [_slice(one, "train", number) for number, one in enumerate(TRAIN)]
     rows += [_slice(one, "test", 100 + number) for number, one in enumerate(TEST)]
     rows += [_slice("ID_f00", "train", 200, "truncated"), _slice("ID_f01", "test", 300, "truncated")]
-    slices.write_table(slices.to_frame(rows), path / "images/slices.parquet")
+    slice_table.write_table(slice_table.to_frame(rows), path / "images/slices.parquet")
     table = pd.DataFrame(labels, columns=list(LABELS), index=pd.Index(TRAIN, name=INDEX_NAME))
     table["PatientID"] = [f"ID_p{number // 4}" for number in range(len(TRAIN))]
     table["fold"] = [number // 4 % 2 for number in range(len(TRAIN))]
@@ -175,3 +178,56 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     make_images(path)
     return path
+
+
+def table_of_scores(scans=40, length=12, seed=0):
+    """Scans of patients with bleeds that run over slices, and logits of a classifier that errs slice by slice."""
+    rng = np.random.default_rng(seed)
+    n = scans * length
+    scan = np.repeat(np.arange(scans), length)
+    labels = np.zeros((n, 6), np.int8)
+    for start in range(0, n, length):
+        for k in range(5):
+            if rng.random() < 0.5:
+                first = rng.integers(length - 4)
+                labels[start + first : start + first + 5, k] = 1
+    labels[:, 5] = labels[:, :5].max(axis=1)
+    scores = 4.0 * labels - 2.5 + rng.normal(0, 2, labels.shape)
+    frame = pd.DataFrame(labels, columns=list(LABELS)).join(
+        pd.DataFrame(scores, columns=[f"score_{label}" for label in LABELS])
+    )
+    frame.insert(0, INDEX_NAME, [f"ID_{seed}{k:05x}" for k in range(n)])
+    return frame.assign(
+        PatientID=[f"ID_p{s // 2}" for s in scan],
+        SeriesInstanceUID=[f"ID_s{s}" for s in scan],
+        z=np.tile(np.arange(length) * 5.0, scans),
+    )
+
+
+SCHEDULER = """
+import sys, time
+from distributed import LocalCluster
+options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, **options)
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()  # until the test closes it
+    cluster.close()
+"""
+
+
+@contextmanager
+def dask_scheduler(workers):
+    """A real scheduler with so many worker processes, in a process of its own; that process and its address."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    }
+    command = [sys.executable, "-c", SCHEDULER, str(workers)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as elsewhere:
+        try:
+            yield elsewhere, elsewhere.stdout.readline().strip()
+            elsewhere.stdin.close()
+            elsewhere.wait(timeout=20)
+        finally:
+            elsewhere.kill()

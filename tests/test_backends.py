@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from conftest import make_images, tiny_config
 
-from ich import runs
+from ich.training import run_directory
+from ich.training.run_directory import Run
 
 BACKENDS = ("tensorflow", "jax", "torch")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -55,7 +56,7 @@ def trained(tmp_path_factory):
 
 
 def run_of(folder):
-    return runs.Run.open(folder / "runs/tiny")
+    return Run.open(folder / "runs/tiny")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,7 +75,7 @@ def test_a_model_saved_by_one_predicts_the_same_in_all(trained, tmp_path, of):
     found = {}
     for backend in BACKENDS:
         script("predict", backend, trained[of] / "runs/tiny", "--out", tmp_path / backend)
-        found[backend] = runs.read_predictions(tmp_path / backend / "predictions_test.parquet")
+        found[backend] = run_directory.read_predictions(tmp_path / backend / "predictions_test.parquet")
     for backend in BACKENDS:
         pd.testing.assert_frame_equal(found[backend], found[of], rtol=1e-4, atol=1e-6)
 
@@ -85,14 +86,15 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, monkeypatch, bac
     stop = """
 import sys
 from pathlib import Path
-from ich import callbacks, config, runs, training
+from ich import config
+from ich.training import callbacks, fold, run_directory
 end = callbacks.Checkpoint.on_epoch_end
 def stop(self, epoch, logs=None):
     end(self, epoch, logs)
     if epoch == 1:
         sys.exit(7)
 callbacks.Checkpoint.on_epoch_end = stop
-training.train_fold(runs.Run.begin(config.load(Path(sys.argv[1]))), 0)
+fold.train_fold(run_directory.Run.begin(config.load(Path(sys.argv[1]))), 0)
 """
     monkeypatch.chdir(tmp_path)
     config = trained[backend] / "runs/tiny/config.yaml"
@@ -103,4 +105,6 @@ training.train_fold(runs.Run.begin(config.load(Path(sys.argv[1]))), 0)
     assert "goes on after epoch 2" in script("train", backend, config, "--fold", 0, *steps)
     one, other = (run_of(folder).fold(0) for folder in (tmp_path, trained[backend]))
     pd.testing.assert_frame_equal(*(pd.read_csv(fold / "history.csv") for fold in (one, other)), rtol=1e-4)
-    pd.testing.assert_frame_equal(*(runs.read_predictions(fold / "oof.parquet") for fold in (one, other)), rtol=1e-3)
+    pd.testing.assert_frame_equal(
+        *(run_directory.read_predictions(fold / "oof.parquet") for fold in (one, other)), rtol=1e-3
+    )

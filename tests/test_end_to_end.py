@@ -19,10 +19,11 @@ import pytest
 import yaml
 from scipy.special import expit
 
-from ich import cli, slices
-from ich.folds import read_folds
-from ich.labels import LABELS, read_ids, read_labels
-from ich.predictions import read_predictions, read_provenance, write_predictions
+from ich import cli
+from ich.competition.folds import read_folds
+from ich.competition.labels import LABELS, read_ids, read_labels
+from ich.images import slice_table
+from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.synthetic import FOLDER, write_archive
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -175,7 +176,7 @@ def test_conversion_and_folds_leave_pictures_and_stand_without(workdir, capsys):
         raise ZeroDivisionError("what nobody foresaw")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ich.pictures.save", fails)
+        patch.setattr("ich.report.pictures.save", fails)
         preprocess(config)
         script("make_folds")([config])
     said = capsys.readouterr().err
@@ -323,13 +324,13 @@ def test_the_manifests_name_the_passes_of_what_a_result_was_made_of(further):
 def test_images_of_other_slices_never_replace_a_runs_own_predictions(home):
     other = Path("elsewhere")
     shutil.copytree("images", other)
-    table = slices.read_table(other / "slices.parquet")
-    slices.write_table(table[table["split"] == "train"].assign(split="test"), other / "slices.parquet")
+    table = slice_table.read_table(other / "slices.parquet")
+    slice_table.write_table(table[table["split"] == "train"].assign(split="test"), other / "slices.parquet")
     before = files(home / "runs")
     for stage, more in {"predict": [], "extract_features": [], "train_sequence": ["--name", "new"]}.items():
         message = complaint(stage, "runs/tiny", *more, "--set", "data.images=elsewhere")
         assert "elsewhere holds other train slices than runs/tiny is of, whose results they would replace" in message
-    slices.write_table(
+    slice_table.write_table(
         table[table["SOPInstanceUID"] != table.loc[table["split"] == "test", "SOPInstanceUID"].iloc[0]],
         other / "slices.parquet",
     )
@@ -379,10 +380,10 @@ def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finishe
     shutil.copytree(finished, tmp_path / "again")
     monkeypatch.chdir(tmp_path / "again")
     path = Path("images/slices.parquet")
-    table = slices.read_table(path)
+    table = slice_table.read_table(path)
     lost = table.loc[table["split"] == "test", "SOPInstanceUID"].iloc[2]
     table.loc[table["SOPInstanceUID"] == lost, "status"] = "truncated"
-    slices.write_table(table, path)
+    slice_table.write_table(table, path)
     script("predict")(["runs/tiny"])
     assert f"asks for {lost}, of which there are no predictions" in complaint("make_submission", "runs/tiny")
     script("make_submission")(["runs/tiny", "--missing", "series_mean", "--missing", "prevalence"])

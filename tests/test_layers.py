@@ -1,4 +1,4 @@
-"""The rule of the architecture: what lies below the Keras level starts without it."""
+"""The rules of the architecture: who may import whom, and what starts without Keras."""
 
 import ast
 import os
@@ -6,6 +6,7 @@ import pkgutil
 import resource
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,33 +15,25 @@ import ich
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-KERAS_LEVEL = {
-    "callbacks",
-    "devices",
-    "features",
-    "galleries",
-    "life",
-    "generator",
-    "gradcam",
-    "losses",
-    "models",
-    "optimizers",
-    "prior",
-    "recurrent",
-    "training",
-    "inference",
-    "sequence",
-    "stacking",
-    "streaming",
-    "report",
-}
+FLOORS = [
+    {"report", "kaggle"},
+    {"second_stage"},
+    {"training"},
+    {"data", "models"},
+    {"results"},
+    {"images", "competition", "synthetic"},
+    {"dicom"},
+    {"errors", "files", "folders", "parallel", "config", "cli"},
+]
+"""What lies in src/ich, from the top: a floor imports from those below it alone; docs/architecture.md draws it."""
+
+BESIDE = {("synthetic", "competition")}
+KERAS = {"report", "kaggle", "second_stage", "training", "data", "models"}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(ich.__path__, "ich.")
-    if module.name.split(".")[1] not in KERAS_LEVEL and not module.name.endswith("__main__")
+    if module.name.split(".")[1] not in KERAS and not module.name.endswith("__main__")
 )
-LEAVES = {"archive", "dicom", "windows", "labels"}
-BELOW_LEAVES = {"errors", "files", "member", "zip_directory", "bits"}
 HEAVY = ("tensorflow", "keras", "jax", "torch")
 
 
@@ -54,19 +47,21 @@ def run(code, *arguments):
 
 
 def imports(path):
-    """The modules of ich that a file names, wherever it imports them."""
+    """The modules of ich that a file names, wherever it imports them, as `package.module` or `module`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ich.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "ich":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ich."):
-            found.add(node.module.split(".")[1])
+            found |= {alias.name.removeprefix("ich.") for alias in node.names if alias.name.startswith("ich.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ich":
+            base = Path(ROOT / "src", *node.module.split("."))
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}" if base.is_dir() else node.module
+                found.add(name.removeprefix("ich."))
     return found
 
 
 def sources():
+    """Each module: its package, or its own name outside of any, and its file."""
     for path in sorted((ROOT / "src/ich").rglob("*.py")):
         yield path.relative_to(ROOT / "src/ich").parts[0].removesuffix(".py"), path
 
@@ -81,24 +76,37 @@ for name in sys.argv[1:]:
     if loaded:
         sys.exit(f"{{name}} imports {{', '.join(loaded)}}")
 """
-    assert "ich.convert" in MODULES
+    assert "ich.images.convert" in MODULES
     run(code, *MODULES)
 
 
-def test_what_is_below_names_nothing_above():
-    for module, path in sources():
-        if module in BELOW_LEAVES:
-            assert imports(path) <= BELOW_LEAVES, path
-        elif module in LEAVES:
-            assert imports(path) <= LEAVES | BELOW_LEAVES, path
-        elif module not in KERAS_LEVEL:
-            assert not imports(path) & KERAS_LEVEL, path
+def test_every_package_stands_on_a_floor():
+    assert {package for package, _ in sources()} - {"__init__"} == set().union(*FLOORS)
+
+
+def test_a_package_imports_from_those_below_it():
+    floor = {package: number for number, packages in enumerate(FLOORS) for package in packages}
+    for package, path in sources():
+        for name in imports(path):
+            other = name.split(".")[0]
+            down = package == other or floor[other] > floor[package]
+            assert down or (package, other) in BESIDE or floor[package] == floor[other] == len(FLOORS) - 1, (
+                f"{path}: {name}"
+            )
+
+
+def test_modules_import_each_other_in_no_circle():
+    def module_of(path):
+        return ".".join(path.relative_to(ROOT / "src/ich").with_suffix("").parts).removesuffix(".__init__")
+
+    graph = {module_of(path): imports(path) for _, path in sources()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_few_see_the_config():
     """All else takes plain values, so that it can be used and tested without one."""
-    seeing = {module for module, path in sources() if "config" in imports(path)}
-    assert seeing <= {"runs", "training", "inference", "sequence", "stacking", "report"}
+    seeing = {package for package, path in sources() if "config" in imports(path)}
+    assert seeing <= {"training", "second_stage", "report"}
 
 
 def test_no_script_imports_a_script():

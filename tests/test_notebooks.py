@@ -4,6 +4,7 @@ import ast
 import base64
 import importlib.util
 import json
+import pkgutil
 import runpy
 import sys
 from pathlib import Path
@@ -84,14 +85,13 @@ def test_a_notebook_defines_nothing_and_imports_what_is_there(path):
         if isinstance(node, ast.Import):
             tops = {alias.name.partition(".")[0] for alias in node.names}
             assert tops <= OTHERS | set(sys.stdlib_module_names), tops
-        elif isinstance(node, ast.ImportFrom) and node.module == "ich":
-            for alias in node.names:
-                assert importlib.util.find_spec(f"ich.{alias.name}"), alias.name
         elif isinstance(node, ast.ImportFrom):
             assert node.module.partition(".")[0] in OTHERS | {"ich"} | set(sys.stdlib_module_names), node.module
-            if node.module.startswith("ich."):
-                source = Path(importlib.util.find_spec(node.module).origin).read_text(encoding="utf-8")
-                assert {alias.name for alias in node.names} <= _defined(source), node.module
+            if node.module.partition(".")[0] == "ich":
+                spec = importlib.util.find_spec(node.module)
+                known = _defined(Path(spec.origin).read_text(encoding="utf-8"))
+                known |= {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations or [])}
+                assert {alias.name for alias in node.names} <= known, node.module
 
 
 def _defined(source):

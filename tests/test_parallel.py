@@ -5,19 +5,19 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import make_dicom
+from conftest import dask_scheduler, make_dicom
 
 from ich import parallel
-from ich.convert import convert, verify
-from ich.dicom import DicomError
+from ich.dicom.reader import DicomError
+from ich.dicom.windows import PRESETS
 from ich.errors import IchError
+from ich.images.convert import convert, verify
+from ich.images.render import Settings
 from ich.parallel import BACKENDS, unordered
-from ich.render import Settings
-from ich.windows import PRESETS
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
 
@@ -47,37 +47,10 @@ def sleep(number):
     return number
 
 
-SCHEDULER = """
-import sys, time
-from distributed import LocalCluster
-options = {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": "CRITICAL"}
-if __name__ == "__main__":
-    cluster = LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, **options)
-    print(cluster.scheduler_address, flush=True)
-    sys.stdin.read()  # until the test closes it
-    cluster.close()
-"""
-
-
-@contextmanager
-def scheduler(workers):
-    """A real scheduler with so many worker processes, in a process of its own; that process and its address."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-c", SCHEDULER, str(workers)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as elsewhere:
-        try:
-            yield elsewhere, elsewhere.stdout.readline().strip()
-            elsewhere.stdin.close()
-            elsewhere.wait(timeout=20)
-        finally:
-            elsewhere.kill()
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """The address of a real scheduler with two worker processes."""
-    with scheduler(workers=2) as (_, address):
+    with dask_scheduler(workers=2) as (_, address):
         yield address
 
 
@@ -174,12 +147,12 @@ def test_an_address_that_is_none_leaves_no_client_behind():
 
 def test_a_cluster_without_workers_does_no_work_and_says_so(monkeypatch):
     monkeypatch.setattr(parallel, "_CLUSTER_SECONDS", 2)
-    with scheduler(workers=0) as (_, address), pytest.raises(IchError, match="has no workers; start some"):
+    with dask_scheduler(workers=0) as (_, address), pytest.raises(IchError, match="has no workers; start some"):
         list(unordered(square, calls([1]), backend="dask", scheduler=address))
 
 
 def test_a_scheduler_that_goes_away_is_told():
-    with scheduler(workers=1) as (elsewhere, address):
+    with dask_scheduler(workers=1) as (elsewhere, address):
         results = unordered(sleep, calls([0.01] * 3 + [300] * 3), backend="dask", scheduler=address)
         next(results)
         elsewhere.kill()

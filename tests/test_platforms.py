@@ -17,7 +17,7 @@ def on_windows(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("module", ["ich", "ich.training", "ich.dicom", "ich.cli"])
+@pytest.mark.parametrize("module", ["ich", "ich.training.fold", "ich.dicom.reader", "ich.cli"])
 def test_on_windows_an_import_ends_in_a_sentence(module):
     done = on_windows(f"import {module}")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", WINDOWS)

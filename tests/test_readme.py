@@ -16,18 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich import config, slices
-from ich.labels import LABELS
+from ich import config
+from ich.competition.labels import LABELS
+from ich.images import slice_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PAGES = README + CONTRIBUTING
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+PAGES = README + CONTRIBUTING + ARCHITECTURE
 
 
 def blocks(kind):
     """The fenced blocks of a kind."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", README, flags=re.M | re.S)
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGES, flags=re.M | re.S)
 
 
 # ------------------------------------------------------------------------------------------------------ commands
@@ -146,21 +148,19 @@ def test_every_name_in_code_exists():
             continue
         field = config.Config.model_fields.get(first)
         known = set(getattr(field.annotation, "model_fields", ())) if field else set()
-        module = ROOT / "src/ich" / f"{first}.py"
-        if module.exists():
+        for module in (ROOT / "src/ich").rglob(f"{first}.py"):
             known |= set(top_level(module))
         assert second in known, f"{first}.{second}"
 
 
 def mapped():
-    """The paths that the map names."""
-    text = README[README.index("## The map") : README.index("Modules above `generator.py`")]
-    folder = ""
-    for line in text.splitlines():
-        if match := re.match(r"( {4}| {6})([\w./-]+)(?: {1,}|$)", line):
-            if len(match[1]) == 4:
-                folder = match[2] if match[2].endswith("/") else ""
-            yield match[2] if len(match[1]) == 4 else folder + match[2]
+    """The paths that the map names: a name behind four spaces, six in that folder, eight in a folder of it."""
+    text = ARCHITECTURE[ARCHITECTURE.index("## The map") : ARCHITECTURE.index("## Who may import whom")]
+    folders = {}
+    for indent, name in re.findall(r"^( {4}| {6}| {8})([\w./-]+)(?: +|$)", text, flags=re.M):
+        path = folders.get(len(indent) - 2, "") + name
+        folders[len(indent)] = path if name.endswith("/") else ""
+        yield path
 
 
 def test_what_the_map_names_exists():
@@ -170,11 +170,13 @@ def test_what_the_map_names_exists():
 
 
 def test_the_map_names_every_file():
-    files = [*(ROOT / "src/ich").iterdir(), *(ROOT / "scripts").iterdir(), *(ROOT / "configs").iterdir()]
+    packages = [path for path in (ROOT / "src/ich").iterdir() if path.is_dir() and path.name != "synthetic"]
+    folders = [ROOT / "src/ich", ROOT / "scripts", ROOT / "configs", ROOT / "docs", *packages]
+    files = [file for folder in folders for file in folder.iterdir()]
     there = {
         f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}"
         for path in files
-        if path.name not in ("__init__.py", "__pycache__", "templates")
+        if path.name not in ("__init__.py", "__pycache__", "templates", "py.typed")
     }
     assert there - set(mapped()) == set()
 
@@ -185,12 +187,12 @@ def headings(page):
         yield re.sub(r"[^\w -]", "", line).lower().replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_every_link_leads_somewhere(name):
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
         if not link.startswith("https://"):
             path, _, heading = link.partition("#")
-            target = ROOT / (path or name)
+            target = (ROOT / name).parent / path if path else ROOT / name
             assert target.exists(), link
             assert not heading or heading in set(headings(target.read_text(encoding="utf-8"))), link
 
@@ -223,8 +225,11 @@ def test_every_message_is_one_that_the_code_gives():
 USED = """
 import sys
 import keras, numpy as np
-from ich import augment, losses, models, runs, windows
 from ich.config import Config
+from ich.data import augment
+from ich.dicom import windows
+from ich.models import backbones, losses
+from ich.training import run_directory
 
 window, model, pipeline, loss = sys.argv[1:]
 config = Config.model_validate({
@@ -234,7 +239,7 @@ config = Config.model_validate({
     "model": {"name": model, "weights": None},
     "train": {"augment": pipeline, "loss": loss},
 })
-settings = runs.settings(config)
+settings = run_directory.settings(config)
 assert windows.name_of(settings.windows[0]) == window
 image = windows.apply_windows(np.arange(4096, dtype=np.int16).reshape(64, 64) - 1024, settings.windows)
 assert len(np.unique(image)) > 10
@@ -243,7 +248,7 @@ batch = np.stack([compose(image=image)["image"] for _ in range(20)])
 assert (batch.shape, batch.dtype) == ((20, 64, 64, 1), np.uint8)
 assert len({one.tobytes() for one in batch}) > 1
 y = np.tile(np.float32([0, 1]), (20, 3))
-network = models.build_model(config.model.name, (64, 64, 1))
+network = backbones.build_model(config.model.name, (64, 64, 1))
 network.compile("adam", losses.build_loss(config.train.loss))
 first = network.train_on_batch(batch, y)
 for _ in range(10):
@@ -252,7 +257,7 @@ assert np.isfinite([first, last]).all() and last < first, (first, last)
 # It is saved, as part of a compiled model, and read again.
 again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(losses.build_loss(loss)))
 assert type(again) is type(losses.build_loss(loss))
-print(*(module.__file__ for module in (augment, losses, models, windows)))
+print(*(module.__file__ for module in (augment, losses, backbones, windows)))
 """
 
 
@@ -260,7 +265,7 @@ def test_what_the_diffs_add_works(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     names = {}
     for number, diff in enumerate(blocks("diff")):
-        path = re.search(r"^\+\+\+ b/src/ich/(\w+)\.py$", diff, flags=re.M)[1]
+        path = re.search(r"^\+\+\+ b/src/ich/([\w/]+)\.py$", diff, flags=re.M)[1]
         names[path] = re.search(r'^\+    "(\w+)": ', diff, flags=re.M)[1]
         assert f'"{names[path]}"' not in (ROOT / f"src/ich/{path}.py").read_text(encoding="utf-8")
         (tmp_path / f"{number}.diff").write_text(diff, encoding="utf-8")
@@ -268,8 +273,9 @@ def test_what_the_diffs_add_works(tmp_path):
         ceiling = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
         done = subprocess.run(command, cwd=tmp_path, env=ceiling, capture_output=True, text=True)
         assert done.returncode == 0, f"{path}: {done.stderr}"
-    assert sorted(names) == ["augment", "losses", "models", "windows"]
-    arguments = [names[path] for path in ("windows", "models", "augment", "losses")]
+    changed = ["dicom/windows", "models/backbones", "data/augment", "models/losses"]
+    assert sorted(names) == sorted(changed)
+    arguments = [names[path] for path in changed]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-c", USED, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -305,7 +311,7 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
         "flip": A.HorizontalFlip(p=1),
         "frame": pd.DataFrame({"file": [f"photos/cat/{id}.png" for id in ids], "class": ["cat", "dog"] * 4}),
         "folder": "images/brain-256/train",
-        "slice_table": slices.to_frame(rows),
+        "slice_table": slice_table.to_frame(rows),
         "series": series,
     }
     (block,) = blocks("python")

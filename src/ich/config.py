@@ -129,7 +129,7 @@ class Train(_Section):
     seed: _Seed = 0
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(32, ge=1)
-    # none, light or heavy: ich.augment.PIPELINES.
+    # none, light or heavy: ich.data.augment.PIPELINES.
     augment: str = "light"
     # AdamW's, at the top of a linear warm-up, from which it falls to 0 on a cosine.
     learning_rate: float = Field(1e-3, gt=0)
@@ -137,8 +137,8 @@ class Train(_Section):
     weight_decay: float = Field(0.01, ge=0)
     # The gradient's norm over all weights is at most this.
     clip_norm: float = Field(1.0, gt=0)
-    # ich.losses.LOSSES: weighted_bce is the metric's own; focal gives what is predicted well less weight, the more the
-    # larger gamma is, at the price of probabilities nearer to 1/2 (scripts/blend.py --calibrate).
+    # ich.models.losses.LOSSES: weighted_bce is the metric's own; focal gives what is predicted well less weight, the
+    # more the larger gamma is, at the price of probabilities nearer to 1/2 (scripts/blend.py --calibrate).
     loss: str = "weighted_bce"
     focal_gamma: float = Field(2.0, ge=0)
     # Of the loss, a label each; null takes the metric's.
@@ -186,7 +186,8 @@ class Train(_Section):
 
 class Predict(_Section):
     batch_size: int = Field(64, ge=1)
-    # The passes over each slice, held out or of the test set, of which the mean is taken: names of ich.augment.PASSES.
+    # The passes over each slice, held out or of the test set, of which the mean is taken: names of
+    # ich.data.augment.PASSES.
     test_time: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
     # Over passes and folds: of the probabilities, or of the logits (the geometric mean of the odds).
     mean: Literal["probability", "logit"] = "probability"

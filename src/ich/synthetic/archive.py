@@ -10,9 +10,9 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.files import replacing
-from ich.labels import LABELS
 from ich.synthetic.bleeds import pour, reaches, visible
 from ich.synthetic.dicom_file import PixelFormat, to_dicom
 from ich.synthetic.head import Head, render

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ich.labels import LABELS
+from ich.competition.labels import LABELS
 from ich.synthetic.head import WIDEST_Z, Head, Tissue, ellipsoid, step
 
 KINDS = tuple(label for label in LABELS if label != "any")

@@ -1,0 +1,1 @@
+"""What the challenge defines: labels, folds, the metric, the submission; read `labels` first."""

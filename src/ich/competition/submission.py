@@ -1,0 +1,159 @@
+"""From predictions to the CSV that the competition accepts."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+
+from ich import folders
+from ich.competition.labels import INDEX_NAME, LABELS, to_long
+from ich.errors import IchError, name_some
+from ich.files import replacing
+
+POLICIES = ("refuse", "series_mean", "prevalence")
+"""What may stand for the prediction of a test slice that could not be read."""
+
+NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "split", "status")
+"""The columns of the slice table that filling in takes."""
+
+
+def fill_missing(
+    predictions: pd.DataFrame,
+    images: pd.Index,
+    policies: Sequence[str],
+    table: pd.DataFrame,
+    prevalence: dict[str, float] | None = None,
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Put numbers where the sample submission asks for slices that could not be read, by policies that somebody named.
+
+    Nothing else is filled: a slice that the table does not know, or that could be read, has no prediction because
+    something was not run.
+
+    Args:
+        predictions: six probabilities, indexed by SOPInstanceUID.
+        images: the slices that the sample submission asks for.
+        policies: of `POLICIES`, tried in this order for each slice: `series_mean`, the mean over the predicted slices
+            of its series, each label its own; `prevalence`; `refuse`.
+        table: the slice table, its columns `NEEDED`.
+        prevalence: of each label among the training's slices.
+
+    Returns:
+        The predictions, and below them those that were filled in; and the ids of these, by policy.
+
+    Raises:
+        IchError: an unknown policy; a slice that no policy can fill, or none was to.
+    """
+    unknown = [policy for policy in policies if policy not in POLICIES]
+    if unknown:
+        raise IchError(f"no policy is called {unknown[0]!r}; there are {', '.join(POLICIES)}")
+    if "refuse" in policies and len(policies) > 1:
+        raise IchError(f"the policies {', '.join(policies)} contradict each other; name refuse alone, or the others")
+    if "prevalence" in policies and prevalence is None:
+        raise IchError("the result's score.json does not tell the labels' prevalence; name another policy")
+    rows = table[table["split"] == "test"].set_index("SOPInstanceUID")
+    series_of = rows["SeriesInstanceUID"].dropna()
+    means = predictions.groupby(series_of.reindex(predictions.index)).mean()
+    missing = images.difference(predictions.index, sort=False)
+    unread = missing[missing.isin(rows.index[rows["status"] != "ok"])]
+    filled: dict[str, list[str]] = {policy: [] for policy in policies if policy != "refuse"}
+    values = []
+    for id in unread:
+        for policy in filled:
+            if policy == "prevalence":
+                values.append(pd.Series(prevalence, name=id))
+            elif series_of.get(id) in means.index:
+                values.append(means.loc[series_of[id]].rename(id))
+            else:
+                continue
+            filled[policy].append(id)
+            break
+    left = unread.difference([id for ids in filled.values() for id in ids], sort=False)
+    if len(left):
+        why = "of a series of which no slice is predicted, or unknown" if filled else "so that they have no prediction"
+        raise IchError(
+            f"{name_some(left)} could not be read ({', '.join(sorted(set(rows.loc[left, 'status'])))}), {why}; name a"
+            " policy that can fill it in: --missing series_mean, --missing prevalence, or one after the other"
+        )
+    if values:
+        predictions = pd.concat([predictions, pd.DataFrame(values).astype(predictions.dtypes)])
+    return predictions.rename_axis(INDEX_NAME), filled
+
+
+def make_submission(predictions: pd.DataFrame, rows: pd.Series, images: pd.Index) -> pd.DataFrame:
+    """The rows of a submission, in the order of the sample submission.
+
+    Args:
+        predictions: six probabilities, indexed by SOPInstanceUID, in any order.
+        rows, images: of the competition's sample submission, as `ich.competition.labels.read_ids` gives them.
+
+    Returns:
+        Columns ID and Label (float), one row for each of the sample's.
+
+    Raises:
+        IchError: an id of the sample has no prediction, a prediction no place in the sample, or a value is not in
+            [0, 1]; nothing is filled in.
+    """
+    without = images.difference(predictions.index)
+    if len(without):
+        raise IchError(
+            f"the sample submission asks for {name_some(without)}, of which there are no predictions; nothing is filled"
+            " in: --missing names a policy for slices that could not be read, as the slice table tells; for others,"
+            " predict the test set that this sample belongs to"
+        )
+    foreign = predictions.index.difference(images)
+    if len(foreign):
+        raise IchError(
+            f"there are predictions of {name_some(foreign)}, for which the sample submission does not ask; give the one"
+            " that belongs to this test set"
+        )
+    values = predictions[list(LABELS)].to_numpy()
+    wrong = ~((values >= 0) & (values <= 1)).all(axis=1)  # NaN is wrong too
+    if wrong.any():
+        raise IchError(f"predictions of {name_some(predictions.index[wrong])} are not in [0, 1]; predict again")
+    long = to_long(predictions.loc[images])
+    if not long["ID"].equals(rows):
+        long = long.set_index("ID").loc[rows].reset_index()
+    return long
+
+
+def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> None:
+    """Write the CSV, and beside it a .json with its provenance, number of rows and SHA-256.
+
+    Values have nine significant digits, which tell every float32 from its neighbours.
+
+    Args:
+        submission: as `make_submission` gives it.
+        path: of the CSV; its name with .json is the manifest's.
+        provenance: what the manifest says beside: run, score, commit, ...
+
+    Raises:
+        IchError: a file cannot be written.
+    """
+    content = submission.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+    digest = sha256(content).hexdigest()
+    manifest = {"file": path.name, "rows": len(submission), "sha256": digest, **provenance}
+    with folders.locked(path.parent, wait=folders.SHORT):
+        _check_ours(path, content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        with replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _check_ours(path: Path, content: bytes) -> None:
+    """Refuse to replace a CSV or a .json of its name that is no submission's, nor what a kill left of this one."""
+    manifest = path.with_suffix(".json")
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        theirs = not isinstance(told, dict) or told.get("file") != path.name or "sha256" not in told
+    except FileNotFoundError:
+        theirs = path.exists() and path.read_bytes() != content
+    except (OSError, ValueError):
+        theirs = True
+    if theirs:
+        raise IchError(
+            f"{path} and {manifest.name} are there and are no submission with its manifest; name another folder (--out)"
+            " or another name (--name)"
+        )

@@ -1,0 +1,98 @@
+"""Which image files there are: those of a folder a class, and those that are missing."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ich.errors import IchError, name_some
+from ich.images.reading import SUFFIXES
+
+_FEW = 64  # files of a folder that are asked for one by one, and the folder not listed
+
+
+def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """The images in the folders of a folder, each of which is a class, however deep.
+
+    A warning counts what is left out: files that no reader takes, names that begin with a dot, images beside the
+    classes' folders, links to folders, which are not followed.
+
+    Args:
+        classes: the folders to look into; None for all, sorted.
+
+    Returns:
+        (found, classes): (path within `path`, class) of each image, sorted by class, then folder, then file; and the
+        classes.
+
+    Raises:
+        IchError: no such folder, one that cannot be listed, no images, or a name of one that is not UTF-8.
+    """
+    if not path.is_dir():
+        raise IchError(f"{path} is no folder; expected one with a folder of images for each class")
+    if isinstance(classes, str):
+        raise IchError(f"classes is {classes!r}, expected a list of folders")
+    _, folders, files = next(os.walk(path, onerror=_refuse))
+    left = Counter({"image(s) beside the folders of classes": len(_images(files))})
+    if classes is None:
+        classes = sorted(name for name in folders if not name.startswith("."))
+        left["hidden folder(s)"] += len(folders) - len(classes)
+    found: list[tuple[str, str]] = []
+    for name in classes:
+        if not (path / name).is_dir():
+            raise IchError(f"{path} has no folder of the class {name}")
+        walked = []
+        for folder, folders, files in os.walk(path / name, onerror=_refuse):
+            seen = [inner for inner in folders if not inner.startswith(".")]
+            left["hidden folder(s)"] += len(folders) - len(seen)
+            left["link(s) to folders"] += sum(Path(folder, inner).is_symlink() for inner in seen)
+            folders[:] = seen
+            walked.append((folder, files))
+        for folder, files in sorted(walked):
+            inside, images = Path(folder).relative_to(path).as_posix(), _images(files)
+            found.extend((f"{inside}/{file}", name) for file in sorted(images))
+            for file in set(files).difference(images):
+                left[
+                    "hidden file(s)" if file.startswith(".") else f"{Path(file).suffix.lower() or 'without suffix'}"
+                ] += 1
+    for file, _ in found:
+        if not file.isascii() and file.encode(errors="replace").decode() != file:
+            raise IchError(f"the name {file!r} is not UTF-8; rename it")
+    told = ", ".join(f"{count:,} {what}" for what, count in sorted(left.items()) if count)
+    if not found:
+        raise IchError(
+            f"{path} has no images ({', '.join(SUFFIXES)}) in folders of {name_some(classes) or 'classes'}; there are:"
+            f" {told or 'no files at all'}"
+        )
+    if told:
+        warnings.warn(f"{path}: left out are {told}; read are {', '.join(SUFFIXES)}", stacklevel=3)
+    return found, list(classes)
+
+
+def _images(files: Iterable[str]) -> list[str]:
+    return [file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
+
+
+def _refuse(error: OSError) -> None:
+    raise IchError(f"{error.filename} cannot be listed: {error.strerror}; give it rights to read") from error
+
+
+def missing(folder: Path, ids: Collection[Hashable], suffixes: Sequence[str]) -> list[Hashable]:
+    """The ids that lack a file `folder/<id><suffix>`.
+
+    A folder in which many are asked for is listed once, which takes a quarter of the time of asking for each.
+    """
+    names = list(map(str, ids))
+    listed: dict[str, set[str]] = {}
+    for inner, count in Counter(name.rpartition("/")[0] for name in names).items():
+        if count > _FEW:
+            with suppress(OSError):  # where it cannot be listed, each of its files is asked for
+                listed[inner] = set(os.listdir(folder / inner))  # noqa: PTH208  (iterdir makes a Path of each)
+
+    def is_there(name: str, suffix: str) -> bool:
+        inner, _, last = name.rpartition("/")
+        # What the list lacks may still be found: in a file system that ignores case, or a folder in the suffix.
+        return f"{last}{suffix}" in listed.get(inner, ()) or Path(folder, f"{name}{suffix}").exists()
+
+    return [id for id, name in zip(ids, names, strict=True) if not all(is_there(name, one) for one in suffixes)]

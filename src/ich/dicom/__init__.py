@@ -1,0 +1,1 @@
+"""One DICOM file, from bytes to Hounsfield units; read `reader` first."""

@@ -1,0 +1,209 @@
+"""Images from files: a path to an array, its colors and its size."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tokenize import TokenError  # what NumPy's parser of headers lets through
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ich.dicom import reader
+from ich.dicom.windows import Window, apply_windows
+from ich.errors import IchError, one_line
+from ich.images import png
+
+MAX_SIDE = 8192
+"""Pixels; a PNG whose header says more is damaged or a trap, and is refused before memory is taken for it."""
+
+_PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_OPENCV = {"nearest": cv2.INTER_NEAREST_EXACT, "area": cv2.INTER_AREA}
+
+INTERPOLATIONS = ("nearest", *_PILLOW, "area")
+"""Keras's, with its pixels: those of Pillow, whose filters widen when they reduce, so that nothing aliases. And
+OpenCV's `area`, with which `ich.images.render` reduces."""
+
+COLOR_MODES = ("grayscale", "rgb", "rgba")
+"""Keras's."""
+
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0, section 2, and BigTIFF
+
+
+def _read_cv2(path: Path) -> np.ndarray:
+    data = path.read_bytes()
+    size = png.size(data)  # whatever its name: cv2 goes by the content
+    if size is not None:
+        if max(size) > MAX_SIDE:
+            raise IchError(f"{path} says that it has {size[0]:,} × {size[1]:,} pixels, at most {MAX_SIDE:,} are read")
+        image = png.decode(data)
+        if image is not None:
+            return image
+    readable = data and (size is None or png.whole(data))
+    buffer, pages = np.frombuffer(data, np.uint8), ()
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if readable else None
+        if image is not None and data[:4] in _TIFF:
+            pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(0, 2))[1]
+    except cv2.error:  # sides beyond OpenCV's own limit, in other formats
+        image = None
+    if image is None:
+        raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); make it again")
+    if len(pages) > 1:
+        raise IchError(f"{path} holds several pages, expected one image; write each to a file, or give reader=")
+    if image.ndim == 2:
+        return image[..., None]
+    if image.shape[2] == 4 and data[:4] in _TIFF:  # what it means, OpenCV does not say, and may have multiplied by it
+        raise IchError(f"{path} is a TIFF of four channels, of which alpha and CMYK are not told apart; make it a PNG")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):  # cvtColor takes no others
+        return np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
+    # cv2 gives blue first; a fourth channel, alpha, stays last.
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError, SyntaxError, TokenError, OverflowError, TypeError) as error:
+        raise IchError(f"{path} holds no array that can be read without unpickling ({one_line(error)})") from error
+    if array.ndim < 2:
+        raise IchError(f"{path} holds an array of shape {array.shape}, expected (height, width[, …])")
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _read_dcm(path: Path, windows: Sequence[Window]) -> np.ndarray:
+    try:
+        return apply_windows(reader.read(path)[0], windows)
+    except reader.DicomError as error:
+        raise IchError(f"{path}: {error}") from error
+
+
+# What OpenCV decodes in every build; of a GIF, which not all do, it would give the first frame alone.
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm")
+
+READERS: dict[str, Callable[[Path], np.ndarray]] = dict.fromkeys(_IMAGES, _read_cv2) | {".npy": _read_npy}
+
+SUFFIXES = (*READERS, ".dcm")
+
+
+def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndarray:
+    """Read an image by its suffix: one of `READERS`, or .dcm through a window, or several, a channel each.
+
+    Returns:
+        The file's dtype (uint8 for the PNGs of `ich.images.convert` and for a window), shape (height, width, channels):
+        one channel for a grey image, three in the order red, green, blue. Arrays of more dimensions, volumes, come as
+        they are.
+
+    Raises:
+        IchError: no reader for the suffix, a .dcm without a window, no file, one that does not decode, or a TIFF of
+            several pages or four channels.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".dcm":
+            if window is None:
+                raise IchError(f"{path} is read through a window; say which, such as window=PRESETS['brain']")
+            return _read_dcm(path, [window] if isinstance(window, Window) else window)
+        if suffix not in READERS:
+            raise IchError(f"{path}: there are readers for {', '.join(READERS)} and .dcm, none for {suffix!r}")
+        return READERS[suffix](path)
+    except OSError as error:
+        raise IchError(f"{path} cannot be read: {one_line(error)}; was it converted?") from error
+
+
+def check(color_mode: str | None, target_size: tuple[int, int] | None, interpolation: str) -> None:
+    """Refuse what `recolor` and `resize` do not take.
+
+    Raises:
+        IchError: an unknown color_mode or interpolation, or a size that is not a height and a width of at least 1.
+    """
+    if color_mode is not None and color_mode not in COLOR_MODES:
+        raise IchError(f"color_mode is {color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
+    if interpolation not in INTERPOLATIONS:
+        raise IchError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+    size = np.asarray((1, 1) if target_size is None else target_size)
+    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 1:
+        raise IchError(f"target_size is {target_size}, expected (height, width)")
+
+
+def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
+    """Bring an image of 1, 3 or 4 channels to those of the mode: grayscale 1, rgb 3, rgba 4.
+
+    Grey is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), as Keras and Pillow have it; alpha that is missing is
+    255.
+
+    Raises:
+        IchError: an unknown mode, or an image of other channels, or of a dtype that OpenCV does not take.
+    """
+    check(color_mode, None, "nearest")
+    wanted, channels = (1, 3, 4)[COLOR_MODES.index(color_mode)], image.shape[-1]
+    if channels == wanted:
+        return image
+    codes = {
+        (1, 3): cv2.COLOR_GRAY2RGB,
+        (1, 4): cv2.COLOR_GRAY2RGBA,
+        (3, 1): cv2.COLOR_RGB2GRAY,
+        (3, 4): cv2.COLOR_RGB2RGBA,
+        (4, 1): cv2.COLOR_RGBA2GRAY,
+        (4, 3): cv2.COLOR_RGBA2RGB,
+    }
+    if image.ndim != 3 or (channels, wanted) not in codes:
+        raise IchError(f"an image of shape {image.shape} has no color_mode {color_mode}, only 1, 3 and 4 channels do")
+    try:
+        out = cv2.cvtColor(image, codes[channels, wanted])
+    except cv2.error as error:
+        raise IchError(f"an image of {image.dtype} has no color_mode; convert it to uint8") from error
+    return out if out.ndim == 3 else out[..., None]
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, alpha: bool = False) -> np.ndarray:
+    """Scale to (height, width), whatever the proportions; any number of channels.
+
+    Args:
+        interpolation: one of `INTERPOLATIONS`. All but nearest and area compute in float32 what is not uint8.
+        alpha: the last of four channels weighs the others, as Keras and Pillow have it in RGBA; without it, and with
+            nearest and area, each channel is scaled for itself.
+
+    Raises:
+        IchError: an unknown interpolation, a size that is none, or an image of a dtype that is not scaled.
+    """
+    check(None, size, interpolation)
+    if image.shape[:2] == tuple(size):
+        return image
+    if image.ndim != 3:
+        raise IchError(f"an image of shape {image.shape} has no height, width and channels, and is not scaled")
+    told = f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32"
+    channels = image.shape[-1]
+    if interpolation in _PILLOW:
+        if not (image.dtype.kind == "f" or (image.dtype.kind in "iu" and image.dtype.itemsize <= 2)):
+            raise IchError(told)
+        if image.dtype == np.uint8 and (channels == 3 or (channels == 4 and alpha)):
+            return np.array(Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation]))
+        return np.stack([_by_pillow(image[..., at], size, interpolation) for at in range(channels)], axis=-1)
+    try:
+        # At most four channels at a time: `area` takes no more.
+        parts = [
+            cv2.resize(image[..., first : first + 4], (size[1], size[0]), interpolation=_OPENCV[interpolation])
+            for first in range(0, channels, 4)
+        ]
+    except cv2.error as error:
+        raise IchError(told) from error
+    parts = [part if part.ndim == 3 else part[..., None] for part in parts]  # cv2 drops a single channel
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _by_pillow(channel: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """One channel scaled, in its dtype; integers are rounded and clipped."""
+    given = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
+    scaled = np.asarray(Image.fromarray(given).resize((size[1], size[0]), _PILLOW[interpolation]))
+    if channel.dtype.kind == "f" or channel.dtype == np.uint8:
+        return scaled.astype(channel.dtype)
+    limits = np.iinfo(channel.dtype)
+    return np.clip(np.rint(scaled), limits.min, limits.max).astype(channel.dtype)

@@ -1,0 +1,242 @@
+"""One slice: from its bytes to its PNGs and its row of the slice table.
+
+Workers import this and little else, so that they start in half the time that tables would take them.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+from isal import isal_zlib
+
+from ich.dicom import reader
+from ich.dicom.member import Member
+from ich.dicom.reader import DicomError, Header
+from ich.dicom.windows import Window, apply_windows, name_of
+from ich.errors import IchError, one_line
+from ich.files import replacing, sync_filesystem
+from ich.images import png
+
+STATUSES: dict[str, str] = {
+    **reader.KINDS,
+    "bad_id": "the file's name cannot be a slice's id, and so not the name of a PNG",
+    "wrong_id": "the file's name is not the SOPInstanceUID inside it, so that its labels may be those of another slice",
+}
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Of cv2's settings for 16 bits of HU, the quickest to write.
+_HU_PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+_HEAD = -200  # HU; between air with clothes and hair in it, and skin
+_MARGIN = 0.05  # of the head's longer side, on each side
+_HEAD_STEP = 4  # pixels; the head is looked for in every fourth row and column
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the pixels of the PNGs; a folder holds images of one of these only.
+
+    Args:
+        windows: of "channels" files, one for grey PNGs or three for the red, green and blue of colour ones, in this
+            order; of "separate" files, any number; of "hu" files, none.
+        size: pixels a side, reduced by area interpolation; None keeps each slice as it is.
+        fit: what becomes of a slice that is not square, if there is a size: "pad" adds air evenly on its two sides,
+            "stretch" does not keep its proportions.
+        crop: keep only a square around the head, each slice for itself (2nd and 5th place); the slice table has it.
+        files: "channels", a PNG a slice with the windows as channels; "separate", a grey PNG a window, called
+            `<id>.<window>.png`; "hu", a 16-bit grey PNG of HU + 1024, to be windowed later.
+
+    Raises:
+        IchError: a number of windows that the files do not hold, the same one twice, a size below 16, an unknown fit
+            or kind of files.
+    """
+
+    windows: tuple[Window, ...]
+    size: int | None = None
+    fit: str = "pad"
+    crop: bool = False
+    files: str = "channels"
+
+    def __post_init__(self) -> None:
+        expected = {"channels": "one window or three", "separate": "windows, each once", "hu": "no windows"}
+        if self.files not in expected:
+            raise IchError(f"files are {self.files!r}, expected one of {', '.join(expected)}")
+        count = len(self.windows)
+        fine = {
+            "channels": count in (1, 3),
+            "separate": 0 < count == len(set(map(name_of, self.windows))),
+            "hu": count == 0,
+        }
+        if not fine[self.files]:
+            raise IchError(f"files of the kind {self.files} hold {expected[self.files]}, got {count}")
+        if self.size is not None and self.size < 16:
+            raise IchError(f"images need a size of at least 16 pixels, got {self.size}")
+        if self.fit not in ("pad", "stretch"):
+            raise IchError(f"fit is {self.fit!r}, expected pad or stretch")
+
+    @property
+    def suffixes(self) -> list[str]:
+        """What follows the id in the names of a slice's PNGs."""
+        return [f".{name_of(w)}.png" for w in self.windows] if self.files == "separate" else [".png"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A square of a slice, in pixels; it may reach beyond the slice, where there is air.
+
+    Args:
+        top, left: its first row and column.
+        side: rows and columns.
+    """
+
+    top: int
+    left: int
+    side: int
+
+
+def head_box(hu: np.ndarray) -> Box:
+    """The square around the head: the largest connected part brighter than air, and a margin.
+
+    The table and the head holder are parts of their own, unless they touch the head.
+
+    Args:
+        hu: int16, shape (rows, columns), Hounsfield units.
+
+    Returns:
+        The box; without anything brighter than air, the square around the whole slice.
+    """
+    bright = (hu[::_HEAD_STEP, ::_HEAD_STEP] > _HEAD).astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(bright)
+    top, left, height, width = 0, 0, *hu.shape
+    margin = 0
+    if count > 1:  # the first is the background
+        largest = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()] * _HEAD_STEP
+        left, top, width, height = (int(n) for n in largest[:4])
+        # No less than what the rows and columns between those that were looked at may add.
+        margin = max(_HEAD_STEP, round(_MARGIN * max(width, height)))
+    side = max(width, height) + 2 * margin
+    return Box(top=top + (height - side) // 2, left=left + (width - side) // 2, side=side)
+
+
+def cut(hu: np.ndarray, box: Box) -> np.ndarray:
+    """The part of a slice in the box, air where the box reaches beyond it; int16, shape (side, side)."""
+    out = np.full((box.side, box.side), reader.AIR, dtype=hu.dtype)
+    top, left = max(box.top, 0), max(box.left, 0)
+    inside = hu[top : box.top + box.side, left : box.left + box.side]
+    out[top - box.top :, left - box.left :][: inside.shape[0], : inside.shape[1]] = inside
+    return out
+
+
+def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
+    """The image of a slice, and the box that it shows if it was cropped.
+
+    Windows come before the resizing, so that bone, far outside them, does not blur over the brain beside it.
+
+    Args:
+        hu: int16, shape (rows, columns), Hounsfield units.
+
+    Returns:
+        uint8 of shape (height, width, number of windows); for "hu" files uint16 of shape (height, width, 1).
+    """
+    box = head_box(hu) if settings.crop else None
+    if box is not None:
+        hu = cut(hu, box)
+    elif settings.size is not None and settings.fit == "pad" and hu.shape[0] != hu.shape[1]:
+        rows, columns = hu.shape
+        side = max(rows, columns)
+        hu = cut(hu, Box(top=-((side - rows) // 2), left=-((side - columns) // 2), side=side))
+    image = hu[..., None] if settings.files == "hu" else apply_windows(hu, settings.windows)
+    if settings.size is not None and image.shape[:2] != (settings.size, settings.size):
+        image = cv2.resize(image, (settings.size, settings.size), interpolation=cv2.INTER_AREA)
+        image = image.reshape(settings.size, settings.size, -1)  # cv2 drops a single channel
+    if settings.files == "hu":
+        image = (image.astype(np.int32) - reader.AIR).astype(np.uint16)
+    return image, box
+
+
+def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
+    """The PNGs of a slice, in the order of `Settings.suffixes`."""
+    if settings.files == "hu":
+        return [cv2.imencode(".png", image[..., 0], _HU_PNG)[1].tobytes()]
+    if settings.files == "separate":
+        return [png.encode(channel[..., None]) for channel in cv2.split(image)]
+    return [png.encode(image)]
+
+
+def convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings, durable: bool) -> list[dict]:
+    """Convert slices, their rows of the slice table; if `durable`, the images are on this machine's disk then."""
+    cv2.setNumThreads(1)  # the processes are the parallel work; threads of each would fight for the same cores
+    rows = [convert_slice(member, out, settings) for member in chunk]
+    if durable:
+        sync_filesystem(out)
+    return rows
+
+
+def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
+    """Convert one slice; its row of the slice table, without z and order.
+
+    Raises:
+        IchError: a PNG cannot be written, or that of an earlier run not removed.
+    """
+    row, image = read_slice(member, settings)
+    if image is None:
+        if row["status"] != "bad_id":
+            remove_images(
+                out, _path(member, settings), settings
+            )  # there is one if the slice was whole in an earlier run
+        return row
+    paths = [out / member.split / f"{member.id}{suffix}" for suffix in settings.suffixes]
+    encoded = encode(image, settings)
+    for path, data in zip(paths, encoded, strict=True):
+        with replacing(path, durable=False) as temporary:  # whoever saves the row makes them durable, many together
+            temporary.write_bytes(data)
+    return row | {"png_size": sum(map(len, encoded))}
+
+
+def read_slice(member: Member, settings: Settings) -> tuple[dict, np.ndarray | None]:
+    """A slice's row of the slice table, without z and order, and its image; None where it cannot be read."""
+    row = {"SOPInstanceUID": member.id, "split": member.split, "size": member.size, "repaired": "", "reason": ""}
+    if not _ID.fullmatch(member.id):
+        reason = f"{member.id!r:.200} is no id of letters, digits and ._-, 64 at most"
+        return row | {"status": "bad_id", "reason": reason}, None
+    try:
+        data = member.read()
+        row["crc"] = isal_zlib.crc32(data)
+        hu, header = reader.read(data)
+    except IchError as error:
+        kind = error.kind if isinstance(error, DicomError) else "unreadable"
+        if isinstance(error, DicomError) and error.identity.get("SOPInstanceUID") == member.id:
+            row |= error.identity  # its series tells what it lies among
+        return row | {"status": kind, "reason": _writable(str(error))}, None
+    row |= {field.name: getattr(header, field.name) for field in fields(Header)}
+    row |= {"SOPInstanceUID": member.id, "repaired": ",".join(header.repaired)}
+    if header.SOPInstanceUID != member.id:
+        return row | {"status": "wrong_id", "reason": f"the file says it is {header.SOPInstanceUID!r:.200}"}, None
+    image, box = render(hu, settings)
+    if box is not None:
+        row |= {"crop_top": box.top, "crop_left": box.left, "crop_side": box.side}
+    return row | {"status": "ok", "path": _path(member, settings)}, image
+
+
+def _path(member: Member, settings: Settings) -> str:
+    return f"{member.split}/{member.id}{settings.suffixes[0]}"
+
+
+def _writable(text: str) -> str:
+    # Names in another encoding than the system's hold surrogates, which no table takes.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def remove_images(out: Path, path: str, settings: Settings) -> None:
+    """Remove a slice's PNGs, of which the table names the first."""
+    stem = path.removesuffix(settings.suffixes[0])
+    for suffix in settings.suffixes:
+        try:
+            (out / f"{stem}{suffix}").unlink(missing_ok=True)
+        except OSError as error:
+            raise IchError(
+                f"cannot remove {out / stem}{suffix}: {one_line(error)}; its slice is no longer readable"
+            ) from error

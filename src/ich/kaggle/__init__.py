@@ -1,0 +1,1 @@
+"""A run in an offline Kaggle notebook; read `packing` first."""

@@ -1,0 +1,1 @@
+"""Networks and how they learn; read `backbones` first."""

@@ -1,0 +1,206 @@
+"""Losses and metrics of multi-label logits: the competition's own, focal loss, AUC a label."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+from keras import ops
+
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.errors import IchError
+
+
+def _checked(weights: Sequence[float] | None) -> list[float]:
+    weights = list(METRIC_WEIGHTS.values()) if weights is None else [float(w) for w in weights]
+    if len(weights) != len(LABELS) or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
+        raise IchError(
+            f"expected {len(LABELS)} finite weights of at least 0, not all 0, in the order {', '.join(LABELS)},"
+            f" got {weights}"
+        )
+    return weights
+
+
+def _log_loss(y_true, logits):
+    """Log loss of each value, max(x, 0) - x·y + log(1 + exp(-|x|)), which no logit overflows.
+
+    By Keras's own function: written out, the gradient at a logit of exactly 0 is not 1/2 - y, but what each backend
+    takes for the slopes of max and abs there.
+    """
+    return ops.binary_crossentropy(y_true, logits, from_logits=True)
+
+
+def _softplus(x):
+    """log(1 + exp(x)), minus the log of the probability that the sigmoid of x leaves."""
+    return _log_loss(ops.zeros_like(x), x)
+
+
+@keras.saving.register_keras_serializable("ich")
+class WeightedBinaryCrossentropy(keras.losses.Loss):
+    """Binary cross-entropy from logits, as the weighted mean over the labels.
+
+    With the default weights it is the competition's metric, but for the metric's clipping at 1e-15.
+
+    Args:
+        weights: six numbers of at least 0; None takes the metric's, (1, 1, 1, 1, 1, 2).
+        label_smoothing: takes labels for less certain: y becomes y·(1 - s) + s/2, as in Keras's losses.
+
+    Call:
+        y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6). A sample's loss has shape (batch,).
+
+    Raises:
+        IchError: weights that are not six, negative, not finite or all 0; a label_smoothing outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        name: str = "weighted_binary_crossentropy",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.weights = _checked(weights)
+        if not 0 <= label_smoothing < 1:
+            raise IchError(f"label_smoothing is {label_smoothing}, expected at least 0 and less than 1")
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        shares = ops.convert_to_tensor([w / sum(self.weights) for w in self.weights], dtype=y_pred.dtype)
+        smooth = ops.cast(y_true, y_pred.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return ops.sum(self.of_labels(smooth, y_pred) * shares, axis=-1)
+
+    def of_labels(self, y_true, logits):
+        """The loss of each label, unweighted; y_true, between 0 and 1, and logits have its shape."""
+        return _log_loss(y_true, logits)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "weights": self.weights, "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("ich")
+class WeightedFocalLoss(WeightedBinaryCrossentropy):
+    """Focal loss from logits (Lin et al., ICCV 2017, without its alpha), as the weighted mean over the labels.
+
+    The log loss of a label that has the probability p times (1 - p)^gamma: what is predicted well counts less. A smooth
+    label is the mean of the losses of 1 and of 0. keras.losses.BinaryFocalCrossentropy clips the probabilities at 1e-7,
+    beyond which a wrong prediction has no gradient any more.
+
+    Args:
+        gamma: at least 0, which is `WeightedBinaryCrossentropy`.
+        weights, label_smoothing: as there.
+
+    Raises:
+        IchError: as there, or gamma is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        name: str = "weighted_focal_loss",
+        **kwargs,
+    ):
+        super().__init__(weights, label_smoothing, name=name, **kwargs)
+        if not 0 <= gamma < math.inf:
+            raise IchError(f"gamma of the focal loss is {gamma}, expected a finite number of at least 0")
+        self.gamma = gamma
+
+    def of_labels(self, y_true, logits):
+        of_one, of_zero = _softplus(-logits), _softplus(logits)  # minus the logs of p and of 1 - p
+        return y_true * ops.exp(-self.gamma * of_zero) * of_one + (1 - y_true) * ops.exp(-self.gamma * of_one) * of_zero
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "gamma": self.gamma}
+
+
+LOSSES: dict[str, Callable[[Sequence[float] | None, float, float], keras.losses.Loss]] = {
+    "weighted_bce": lambda weights, smoothing, gamma: WeightedBinaryCrossentropy(weights, smoothing),
+    "focal": lambda weights, smoothing, gamma: WeightedFocalLoss(gamma, weights, smoothing),
+}
+"""A loss from train.label_weights, train.label_smoothing and train.focal_gamma of a config."""
+
+
+def build_loss(
+    name: str, weights: Sequence[float] | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
+) -> keras.losses.Loss:
+    """The loss of that name.
+
+    Args:
+        name: a key of `LOSSES`.
+        weights, label_smoothing: as `WeightedBinaryCrossentropy` takes them.
+        gamma: as `WeightedFocalLoss` takes it; the others do without.
+
+    Raises:
+        IchError: there is no such loss, and the message lists those that exist; or values that it does not take.
+    """
+    if name not in LOSSES:
+        raise IchError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
+    return LOSSES[name](weights, label_smoothing, gamma)
+
+
+@keras.saving.register_keras_serializable("ich")
+class WeightedLogLoss(keras.metrics.Metric):
+    """The competition's score over all samples since the last reset: the same for any cut into batches.
+
+    Takes logits, so that certain predictions lose nothing to rounding.
+
+    Args:
+        weights: as for `WeightedBinaryCrossentropy`.
+    """
+
+    def __init__(self, weights: Sequence[float] | None = None, name: str = "weighted_log_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.weights = _checked(weights)
+        self.total = self.add_weight(shape=(len(LABELS),), initializer="zeros", name="total")
+        self.count = self.add_weight(shape=(), initializer="zeros", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        logits = ops.cast(y_pred, self.dtype)
+        losses = _log_loss(ops.cast(y_true, self.dtype), logits)
+        if sample_weight is None:
+            sample_weight = ops.ones(ops.shape(losses)[:1], dtype=self.dtype)
+        sample_weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+        self.total.assign_add(ops.sum(losses * sample_weight, axis=0))
+        self.count.assign_add(ops.sum(sample_weight))
+
+    def result(self):
+        shares = ops.convert_to_tensor([w / sum(self.weights) for w in self.weights], dtype=self.dtype)
+        return ops.divide_no_nan(ops.sum(self.total * shares), self.count)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "weights": self.weights}
+
+
+@keras.saving.register_keras_serializable("ich")
+class LabelAUC(keras.metrics.AUC):
+    """Area under the ROC curve of one label, from logits; named auc_<label>.
+
+    NaN as long as no sample has the label, or all have it: Keras's own is 0 then, the worst that there is.
+
+    Its thresholds are even in the logit, from -12 to 12: Keras's own, 0.005 apart in the probability, see nothing of a
+    label as rare as epidural, most of whose probabilities are less than the first of them.
+
+    Args:
+        label: one of `ich.competition.labels.LABELS`.
+
+    Call:
+        y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6).
+    """
+
+    def __init__(self, label: str, name: str | None = None, dtype=None):
+        thresholds = [1 / (1 + math.exp(-step / 10)) for step in range(-120, 121)]
+        super().__init__(thresholds=thresholds, from_logits=True, name=name or f"auc_{label}", dtype=dtype)
+        self.label = label
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        place = LABELS.index(self.label)
+        super().update_state(y_true[:, place], ops.cast(y_pred[:, place], self.dtype), sample_weight)
+
+    def result(self):
+        positives = self.true_positives[0] + self.false_negatives[0]
+        negatives = self.true_negatives[0] + self.false_positives[0]
+        return ops.where(ops.minimum(positives, negatives) > 0, super().result(), math.nan)
+
+    def get_config(self) -> dict:
+        return {"label": self.label, "name": self.name, "dtype": self.dtype}

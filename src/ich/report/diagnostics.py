@@ -1,0 +1,172 @@
+"""Where predictions are good and where they are weak: by label, by fold, by kind of scan; and the extreme slices."""
+
+from collections.abc import Hashable
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from ich.competition import metrics
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.results import bootstrap
+
+SPECIFICITY = 0.9
+"""At which sensitivities are told."""
+
+
+def by_label(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """How good the predictions of each label are.
+
+    Args:
+        table: as `ich.competition.folds.read_folds` gives it.
+        probabilities: of its slices, shape (n, 6).
+
+    Returns:
+        A row a label; columns positives, prevalence, log_loss with its low and high (95 %, bootstrap over patients; NaN
+        of fewer than two patients), of_prevalence (the log loss of predicting the prevalence), auc, average_precision,
+        and sensitivity, the largest at a specificity of `SPECIFICITY` at least. The last three are NaN where all slices
+        have the label or none has.
+    """
+    truth = table[list(LABELS)].to_numpy()
+    losses = metrics.log_losses(truth, probabilities)
+    low, high = _interval(losses, table)
+    prevalence = truth.mean(axis=0)
+    floor = metrics.log_loss_by_label(truth, np.broadcast_to(prevalence, truth.shape))
+    ranked = [_ranking(truth[:, k], probabilities[:, k]) for k in range(len(LABELS))]
+    told = {
+        "positives": truth.sum(axis=0, dtype=np.int64),
+        "prevalence": prevalence,
+        "log_loss": losses.mean(axis=0),
+        "low": low,
+        "high": high,
+        "of_prevalence": floor,
+    }
+    ranked = pd.DataFrame(ranked, columns=["auc", "average_precision", "sensitivity"])
+    return pd.DataFrame(told).join(ranked).set_axis(pd.Index(LABELS, name="label"))
+
+
+def by_group(table: pd.DataFrame, probabilities: np.ndarray, groups: pd.Series) -> pd.DataFrame:
+    """The score of each group of slices.
+
+    Args:
+        table, probabilities: as of `by_label`.
+        groups: the group of each slice, in the table's order; slices without one (NaN) are left out.
+
+    Returns:
+        A row a group, sorted (categories in their own order); columns slices, patients, any (its prevalence),
+        weighted_log_loss with its low and high (as of `by_label`), of_prevalence (of predicting the group's own
+        prevalences), and the six labels' log losses as `<label> log loss`.
+    """
+    truth = table[list(LABELS)].to_numpy()
+    losses = metrics.log_losses(truth, probabilities)
+    weighted = np.average(losses, axis=1, weights=list(METRIC_WEIGHTS.values()))
+    rows = {}
+    grouped = table.groupby(groups.set_axis(table.index), observed=True)
+    for group in grouped.size().index:
+        places = grouped.indices[group]
+        low, high = _interval(weighted[places], table.iloc[places])
+        rows[group] = {
+            "slices": len(places),
+            "patients": table["PatientID"].iloc[places].nunique(),
+            "any": truth[places, LABELS.index("any")].mean(),
+            "weighted_log_loss": weighted[places].mean(),
+            "low": low,
+            "high": high,
+            "of_prevalence": metrics.prevalence_log_loss(truth[places]),
+        } | {f"{label} log loss": loss for label, loss in zip(LABELS, losses[places].mean(axis=0), strict=True)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def scan_facts(slice_table: pd.DataFrame, ids: pd.Index) -> pd.DataFrame:
+    """What the slice table says of the scans that slices are of.
+
+    Args:
+        slice_table: as `ich.images.slice_table.read_table` gives it.
+        ids: SOPInstanceUIDs.
+
+    Returns:
+        A row an id, in their order; columns scan (SeriesInstanceUID, or the slice's own id where that is unknown),
+        order, slices (of the scan, read or not; float), position (0 the scan's lowest z, 1 its highest; NaN of a slice
+        without a place, or alone), BitsStored (float). All but scan are NaN for ids that the table lacks.
+    """
+    scans = slice_table.groupby(["split", "SeriesInstanceUID"])
+    facts = pd.DataFrame(
+        {
+            "scan": slice_table["SeriesInstanceUID"].fillna(slice_table["SOPInstanceUID"]),
+            "order": slice_table["order"].astype("float64"),
+            "slices": scans["SOPInstanceUID"].transform("size"),
+            "last": scans["order"].transform("max").astype("float64"),
+            "BitsStored": slice_table["BitsStored"].astype("float64"),
+        }
+    ).set_axis(slice_table["SOPInstanceUID"])
+    facts["position"] = facts["order"] / facts["last"].where(facts["last"] > 0)
+    facts = facts.reindex(ids)
+    facts["scan"] = facts["scan"].fillna(pd.Series(ids, index=ids))
+    return facts[["scan", "order", "slices", "position", "BitsStored"]]
+
+
+def bands(values: pd.Series) -> pd.Series:
+    """The quarter of the values that each is in, as an ordered category named by its ends, such as `24 to 31`.
+
+    Equal values share a band, so that there may be fewer than four; NaN has none.
+    """
+    known = values.dropna()
+    if known.empty:
+        return pd.Series(np.nan, index=values.index)
+    edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
+    band = pd.Series(np.searchsorted(edges, values), index=values.index).where(values.notna())
+    ends = values.groupby(band).agg(["min", "max"])
+    names = {b: f"{low:g}" if low == high else f"{low:g} to {high:g}" for b, low, high in ends.itertuples()}
+    return pd.Series(pd.Categorical(band.map(names), categories=list(names.values()), ordered=True), values.index)
+
+
+def fifths(position: pd.Series) -> pd.Series:
+    """The fifth of the scan that each slice is in, as an ordered category; NaN of a slice without a position."""
+    names = ["lowest fifth", "second", "middle", "fourth", "top fifth"]
+    place = np.minimum(position * 5, 4).to_numpy()
+    codes = np.where(np.isnan(place), -1, np.nan_to_num(place).astype(int))
+    return pd.Series(pd.Categorical.from_codes(codes, names, ordered=True), position.index)
+
+
+def extremes(
+    truth: np.ndarray, probabilities: np.ndarray, scans: np.ndarray, *, positive: bool, highest: bool
+) -> list[tuple[int, int]]:
+    """For each label the slice that has it (or has it not) with the highest (or lowest) probability of it.
+
+    The slices beside the worst are as bad, of the same bleed: each scan is taken once, for the first label that wants
+    it.
+
+    Args:
+        truth: 0 or 1, shape (n, 6).
+        probabilities: shape (n, 6).
+        scans: which scan each slice is of, shape (n,).
+
+    Returns:
+        (row, label's place) each, at most one a label.
+    """
+    chosen, seen = [], set[Hashable]()
+    for k in range(truth.shape[1]):
+        rows = np.flatnonzero(truth[:, k] == positive)
+        order = rows[np.argsort(-probabilities[rows, k] if highest else probabilities[rows, k], kind="stable")]
+        row = next((row for row in order.tolist() if scans[row] not in seen), None)
+        if row is not None:
+            seen.add(scans[row])
+            chosen.append((row, k))
+    return chosen
+
+
+def _interval(losses: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    if table["PatientID"].nunique() < 2:
+        nothing = np.full(losses.shape[1:], np.nan)[()]  # a plain number for one column
+        return nothing, nothing
+    told = bootstrap.estimate(losses, table["PatientID"].to_numpy())
+    return told.low, told.high
+
+
+def _ranking(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
+    if truth.min() == truth.max():
+        return np.nan, np.nan, np.nan
+    false_alarms, sensitivity, _ = roc_curve(truth, scores)
+    # 1 - SPECIFICITY in floats is a little less than 0.1; a rate of exactly that counts.
+    reached = sensitivity[false_alarms <= 1 - SPECIFICITY + 1e-12].max()
+    return roc_auc_score(truth, scores), average_precision_score(truth, scores), reached

@@ -1,0 +1,138 @@
+"""The worst and the surest slices of a result directory, with what their models looked at."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich.competition.labels import LABELS
+from ich.errors import IchError
+from ich.images import convert, slice_table
+from ich.report import diagnostics, figures, pictures
+from ich.report.page import Absent, Picture, or_absent, png_picture, svg_picture
+from ich.results import compare
+from ich.results.result_directory import read_mapping
+from ich.training.run_directory import Run
+
+
+def draw(path: Path, folder: Path, found: compare.Results, slice_table: pd.DataFrame, facts: pd.DataFrame) -> dict:
+    """The worst misses, the worst false alarms and the surest hits: of each label one slice.
+
+    Args:
+        path: the result directory; Grad-CAM is of its models, where it has some.
+        folder: of the images.
+        found: the directory's predictions alone.
+        slice_table: of the images.
+        facts: as `ich.report.diagnostics.scan_facts` gives them of the predictions' slices.
+
+    Returns:
+        `kinds`, title -> what the page shows of each slice; `no_heat`, why there is no Grad-CAM, or None.
+    """
+    table, probabilities = found.table, found.oof[str(path)]
+    truth, scans = table[list(LABELS)].to_numpy(), facts["scan"].to_numpy()
+    kinds = {
+        "The worst misses": {"positive": True, "highest": False},
+        "The worst false alarms": {"positive": False, "highest": True},
+        "The surest hits": {"positive": True, "highest": True},
+    }
+    chosen = {title: diagnostics.extremes(truth, probabilities, scans, **kind) for title, kind in kinds.items()}
+    everyone = [pair for pairs in chosen.values() for pair in pairs]
+    heat = or_absent(_heatmaps, path, table, everyone)
+    heat_of = {} if isinstance(heat, Absent) else dict(zip(everyone, heat, strict=True))
+    show = partial(_case, folder, table, probabilities, slice_table.set_index("SOPInstanceUID"), facts)
+    return {
+        "kinds": {title: [show(row, k, heat_of.get((row, k))) for row, k in pairs] for title, pairs in chosen.items()},
+        "no_heat": heat if isinstance(heat, Absent) else None,
+    }
+
+
+def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Grad-CAM of slices by the models that have not seen their patients; float32, shape (height, width) each."""
+    if first := read_mapping(path / "environment.json").get("first_stage"):
+        told = " or ".join(one for one in first if Path(one).is_dir())  # others are tables of scores
+        raise IchError(
+            "a second stage's models read what a first one told, not images, so that there is no Grad-CAM of them"
+            + (f"; see the report of {told}" if told else "")
+        )
+    if not any((path / f"fold{k}" / "model.keras").exists() for k in table["fold"].unique()):
+        raise IchError("there is no model in this directory, and so no Grad-CAM")
+    run = Run.open(path)
+
+    from ich.data.generator import DataGenerator
+    from ich.models import gradcam
+    from ich.training import inference  # only here: a blend's report needs no TensorFlow
+    from ich.training.fold import generator_options
+
+    fold = table["fold"].to_numpy()
+    heat: dict[tuple[int, int], np.ndarray] = {}
+    for k in sorted({int(fold[row]) for row, _ in pairs}):
+        own = [pair for pair in pairs if fold[pair[0]] == k]
+        rows = list(dict.fromkeys(row for row, _ in own))
+        samples = DataGenerator(table.index[rows], batch_size=len(rows), **generator_options(run.config, "train"))
+        batch = samples[0][[rows.index(row) for row, _ in own]]
+        maps = gradcam.heatmaps(inference.load_model(run, k), batch, np.array([label for _, label in own]))
+        heat |= dict(zip(own, maps, strict=True))
+    return [heat[pair] for pair in pairs]
+
+
+def _case(
+    folder: Path,
+    table: pd.DataFrame,
+    probabilities: np.ndarray,
+    slice_table: pd.DataFrame,
+    facts: pd.DataFrame,
+    row: int,
+    k: int,
+    heat: np.ndarray | None,
+) -> dict:
+    """One slice of a gallery."""
+    id, label = table.index[row], LABELS[k]
+    true = [name for name in LABELS if table[name].iloc[row]]
+    scan = slice_table[(slice_table["SeriesInstanceUID"] == facts["scan"].iloc[row]) | (slice_table.index == id)]
+    return {
+        "label": label,
+        "probability": f"{probabilities[row, k]:.3f}",
+        "id": id,
+        "study": scan["StudyInstanceUID"].fillna("").get(id),
+        "fold": int(table["fold"].iloc[row]),
+        "truth": ", ".join(true) or "none",
+        "said": ", ".join(f"{name} {p:.2f}" for name, p in zip(LABELS, probabilities[row], strict=True)),
+        "slices": or_absent(_slice_pictures, folder, scan, id, label, heat),
+        "curve": _scan_curve(table, probabilities, facts, row, k),
+    }
+
+
+def _slice_pictures(folder: Path, scan: pd.DataFrame, id: str, label: str, heat: np.ndarray | None) -> list[Picture]:
+    """The slice before, the slice in its windows, the slice after, and Grad-CAM over its first window."""
+    settings = convert.read_settings(folder)
+    known, places = slice_table.neighbours(scan.reset_index(), pd.Index([id]), (-1, 0, 1))
+    before, own, after = (pictures.windows_of(folder, scan.at[known[place], "path"], settings) for place in places[0])
+    first = next(iter(own))
+    shown = [png_picture(own[window], f"slice {id}, {window} window", window) for window in own]
+    if heat is not None:
+        from ich.models import gradcam
+
+        alt = f"Grad-CAM of {label} over the {first} window of slice {id}"
+        told = f"Grad-CAM, {label}" if heat.any() else f"Grad-CAM: nothing speaks for {label}"
+        shown.append(png_picture(gradcam.overlaid(own[first], heat), alt, told))
+    shown += [
+        png_picture(image[first], f"the slice {where} {id}, {first} window", f"slice {where}")
+        for where, image in (("before", before), ("after", after))
+    ]
+    return shown
+
+
+def _scan_curve(
+    table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFrame, row: int, k: int
+) -> Picture | Absent:
+    here = facts["order"].iloc[row]
+    if np.isnan(here):
+        return Absent("this slice has no place in a scan")
+    scan = np.flatnonzero((facts["scan"] == facts["scan"].iloc[row]).to_numpy() & facts["order"].notna().to_numpy())
+    scan = scan[np.argsort(facts["order"].to_numpy()[scan])]
+    order, p = facts["order"].to_numpy()[scan], probabilities[scan, k]
+    truth = table[LABELS[k]].to_numpy()[scan]
+    where = ", ".join(f"{one:g}" for one in order[truth == 1]) or "no slice"
+    alt = f"probability of {LABELS[k]} from slice to slice of the scan; {where} has it; this is slice {here:g}"
+    return svg_picture(figures.along_scan(order, p, truth, here, LABELS[k]), alt)

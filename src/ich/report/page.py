@@ -1,0 +1,77 @@
+"""The parts of a page: pictures within it, tables of text, and what is not there; and the page from its template."""
+
+import base64
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from ich.errors import IchError
+from ich.images import png
+from ich.report import figures
+
+_SIDE = 256  # pixels of a slice in a page, at most
+
+
+class Picture(NamedTuple):
+    """A picture within the page.
+
+    Args:
+        source: a data URI.
+        alt: what it shows, for those who do not see it.
+        caption: below it.
+    """
+
+    source: str
+    alt: str
+    caption: str = ""
+
+
+class Table(NamedTuple):
+    """Head and rows of text; the first cell of a row is its head."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+class Absent(NamedTuple):
+    """Why there is nothing to show in a place of the page."""
+
+    absent: str
+
+
+def or_absent(make: Callable, *arguments: Any) -> Any:
+    """What `make` gives, or why it gives none: the sentence of its IchError."""
+    try:
+        return make(*arguments)
+    except IchError as error:
+        return Absent(str(error))
+
+
+def svg_picture(figure: Figure, alt: str) -> Picture:
+    """A chart; sharp at any size."""
+    return Picture("data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode(), alt)
+
+
+def png_picture(image: np.ndarray, alt: str, caption: str) -> Picture:
+    """A slice, uint8, shape (height, width[, 3]), made smaller if it is large."""
+    scale = _SIDE / max(image.shape[:2])
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    data = png.encode(image if image.ndim == 3 else image[..., None])
+    return Picture("data:image/png;base64," + base64.b64encode(data).decode(), alt, caption)
+
+
+def render(template: str, context: dict) -> str:
+    """Fill in a template of `templates/`; all that is put in is escaped, and a name that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ich.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(context)

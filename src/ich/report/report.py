@@ -1,0 +1,281 @@
+"""The report of a result directory: one HTML page that needs nothing beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich import folders
+from ich.competition import folds, metrics
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.errors import IchError, one_line, or_na
+from ich.files import replacing
+from ich.images import convert, slice_table
+from ich.report import diagnostics, figures, galleries
+from ich.report.page import Absent, Picture, Table, or_absent, render, svg_picture
+from ich.results import commands, compare
+from ich.results.result_directory import read_mapping, score_file, share, shortcomings
+from ich.training import run_directory
+
+_QUARANTINED = 100  # slices without an image that are listed
+
+
+def write_report(path: Path, folds_path: Path | None = None) -> Path:
+    """Write `report.html` into a result directory.
+
+    Whatever the directory lacks (models of a blend, the images, test predictions), the page says so in its place.
+
+    Args:
+        path: with oof.parquet, config.yaml and environment.json: a run, its sequence stage, a blend.
+        folds_path: of the folds; None takes the path in the directory's config.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        IchError: there are no out-of-fold predictions of the folds' slices (`ich.results.compare.read_results`), or the
+            page cannot be written.
+    """
+    found = compare.read_results([path], folds_path)
+    table, probabilities = found.table, found.oof[str(path)].astype(np.float64)
+    folder = Path(found.data["images"]) if found.data.get("images") else None
+    slice_table = or_absent(_slice_table, folder)
+    facts = None if isinstance(slice_table, Absent) else diagnostics.scan_facts(slice_table, table.index)
+    beside = or_absent(score_file, path)
+    beside = {} if isinstance(beside, Absent) else beside  # the section of the steps says why
+    context = {
+        "name": path.resolve().name,
+        "score": _score(table, probabilities),
+        "warnings": shortcomings(path, beside | metrics.summary(table[list(LABELS)].to_numpy(), probabilities)),
+        "by_label": _by_label(table, probabilities),
+        "by_fold": _groups(diagnostics.by_group(table, probabilities, table["fold"]), "fold"),
+        "gains": or_absent(_gains, path),
+        "learning": or_absent(_learning, path, sorted(table["fold"].unique())),
+        "ranking": svg_picture(
+            figures.ranking_curves(table[list(LABELS)].to_numpy(), probabilities),
+            "ROC curves and curves of precision against recall, one for each label; the table by label has their areas",
+        ),
+        "calibration": svg_picture(
+            figures.calibration_curves(table[list(LABELS)].to_numpy(), probabilities),
+            "for each label: the share of slices that have it against the mean probability, in tenths of the"
+            " probability, and how many slices these are",
+        ),
+        "weak_spots": slice_table if facts is None else or_absent(_weak_spots, table, probabilities, facts),
+        "galleries": slice_table if facts is None else galleries.draw(path, folder, found, slice_table, facts),
+        "test": or_absent(_test, path, table, probabilities),
+        "folds": _folds_audit(table),
+        "folds_path": found.data["folds"],
+        "conversion": slice_table if facts is None else convert.summary(slice_table),
+        "quarantined": slice_table if facts is None else _quarantined(slice_table),
+        "quarantined_shown": _QUARANTINED,
+        "images": folder,
+        "config": (path / "config.yaml").read_text(encoding="utf-8"),
+        "environment": _environment(read_mapping(path / "environment.json")),
+        "commands": or_absent(_commands, path, folds_path),
+    }
+    page = render("report.html", context)
+    with folders.locked(path, wait=folders.SHORT), replacing(path / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path / "report.html"
+
+
+def _slice_table(folder: Path | None) -> pd.DataFrame:
+    if folder is None:
+        raise IchError("the config does not say where the images are")
+    return slice_table.read_table(folder / "slices.parquet")
+
+
+def _score(table: pd.DataFrame, probabilities: np.ndarray) -> dict[str, str]:
+    told = compare.compare(table, {"this": probabilities}, baseline="this").loc["this"]
+    floor = metrics.prevalence_log_loss(table[list(LABELS)].to_numpy())
+    return {
+        "value": f"{told['weighted_log_loss']:.4f}",
+        "interval": f"{told['low']:.4f} to {told['high']:.4f}",
+        "floor": f"{floor:.4f}",
+        "share": share(told["weighted_log_loss"], floor),
+        "slices": f"{len(table):,}",
+        "patients": f"{table['PatientID'].nunique():,}",
+        "folds": str(table["fold"].nunique()),
+    }
+
+
+def _by_label(table: pd.DataFrame, probabilities: np.ndarray) -> Table:
+    head = ["label", "weight", "slices", "prevalence", "log loss", "95 % interval", "by prevalence", "AUC"]
+    head += ["average precision", f"sensitivity at {diagnostics.SPECIFICITY:.0%} specificity"]
+    rows = [
+        [
+            row.Index,
+            str(METRIC_WEIGHTS[row.Index]),
+            f"{row.positives:,}",
+            f"{row.prevalence:.2%}",
+            f"{row.log_loss:.4f}",
+            _span(row.low, row.high),
+            f"{row.of_prevalence:.4f}",
+            or_na(row.auc, ".4f"),
+            or_na(row.average_precision, ".4f"),
+            or_na(row.sensitivity, ".1%"),
+        ]
+        for row in diagnostics.by_label(table, probabilities).itertuples()
+    ]
+    return Table(head, rows)
+
+
+def _groups(groups: pd.DataFrame, what: str) -> Table:
+    head = [what, "slices", "patients", "any", "log loss", "95 % interval", "by prevalence", *LABELS[:-1], "of any"]
+    rows = [
+        [
+            str(row["group"]),
+            f"{row['slices']:,}",
+            f"{row['patients']:,}",
+            f"{row['any']:.1%}",
+            f"{row['weighted_log_loss']:.4f}",
+            _span(row["low"], row["high"]),
+            f"{row['of_prevalence']:.4f}",
+            *(f"{row[f'{label} log loss']:.4f}" for label in LABELS),
+        ]
+        for row in groups.rename_axis("group").reset_index().to_dict("records")
+    ]
+    return Table(head, rows)
+
+
+def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFrame) -> dict:
+    bits = facts["BitsStored"].map("{:.0f} bits".format, na_action="ignore")
+    kinds = {
+        "slices of the scan": diagnostics.bands(facts["slices"]),
+        "place in the scan": diagnostics.fifths(facts["position"]),
+        "format": bits,
+    }
+    scored = {title: diagnostics.by_group(table, probabilities, groups) for title, groups in kinds.items()}
+    scored = {title: groups for title, groups in scored.items() if len(groups)}
+    if not scored:
+        raise IchError("the slice table knows none of these slices; it is of other images")
+    alt = "weighted log loss with its interval, by slices of the scan, place in the scan and format; as in the tables"
+    return {
+        "figure": svg_picture(figures.group_scores(scored), alt),
+        "tables": [_groups(groups, title) for title, groups in scored.items()],
+    }
+
+
+def _gains(path: Path) -> dict:
+    """What score.json tells beyond the score: of passes at test time the plain one, of a blend its members, of a second
+    stage the first.
+    """
+    score = score_file(path)
+    lines, members = [], None
+    if score.get("test_time") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
+        gain = score["plain_weighted_log_loss"] - score["weighted_log_loss"]
+        passes = ", ".join(score["test_time"])
+        lines.append(
+            f"One pass over the slices as they are scores {score['plain_weighted_log_loss']:.4f}: the passes at test"
+            f" time ({passes}) gain {gain:+.4f}."
+        )
+    if "of_first_stage" in score:
+        gain = score["of_first_stage"] - score["weighted_log_loss"]
+        lines.append(f"The first stage scores {score['of_first_stage']:.4f}: the second gains {gain:+.4f}.")
+        lines += [
+            f"Of it, {kind} alone scores {score['of_kinds'][kind]:.4f}; its weight is {weight:.2f}."
+            for kind, weight in score.get("weights", {}).get("test", {}).items()
+        ]
+    if {"runs", "best_run", "gain", "gain_interval", "weights"} <= score.keys():
+        low, high = score["gain_interval"]
+        lines.append(
+            f"Gain over the best member, {score['best_run']}: {score['gain']:+.4f} (95 % interval {low:+.4f} to"
+            f" {high:+.4f}, over patients)."
+        )
+        members = Table(
+            ["member", "log loss", *(f"weight, {label}" for label in LABELS)],
+            [
+                [run, f"{loss:.4f}", *(f"{score['weights'][label][run]:.3f}" for label in LABELS)]
+                for run, loss in score["runs"].items()
+            ],
+        )
+    for trial in ("calibration", "any_at_least_max"):
+        lines += [
+            f"{trial} of {label}: gains {told['gain']:+.5f} ± {told['standard_error']:.5f} (standard error),"
+            f" {'kept' if told['kept'] else 'left out'}."
+            for label, told in score.get(trial, {}).items()
+        ]
+    if not lines:
+        raise IchError("this run is of one stage and one model a fold: there is nothing to set it against")
+    return {"lines": lines, "members": members}
+
+
+def _test(path: Path, table: pd.DataFrame, probabilities: np.ndarray) -> Table:
+    if not (path / "predictions_test.parquet").exists():
+        raise IchError("the test set was not predicted")
+    test = run_directory.read_predictions(path / "predictions_test.parquet")
+    rows = [
+        [label, f"{table[label].mean():.2%}", f"{probabilities[:, k].mean():.2%}", f"{test[label].mean():.2%}"]
+        for k, label in enumerate(LABELS)
+    ]
+    head = ["label", "prevalence in train", "mean probability out of fold", f"mean of {len(test):,} test slices"]
+    return Table(head, rows)
+
+
+def _folds_audit(table: pd.DataFrame) -> dict:
+    audit = folds.audit(table)
+    rows = [
+        [str(row.Index), f"{row.patients:,}", f"{row.slices:,}", *(f"{getattr(row, label):.3%}" for label in LABELS)]
+        for row in audit.table.itertuples()
+    ]
+    rows.append(["deviation", "", "", *(or_na(audit.deviation[label], ".2%") for label in LABELS)])
+    chart = figures.label_balance(audit.table)
+    return {
+        "table": Table(["fold", "patients", "slices", *LABELS], rows),
+        "figure": svg_picture(chart, "the prevalence of each label in each fold, as in the table"),
+        "leaking": audit.leaking,
+    }
+
+
+def _quarantined(slice_table: pd.DataFrame) -> Table:
+    lost = slice_table[slice_table["status"] != "ok"]
+    rows = [[row.SOPInstanceUID, row.split, row.status, row.reason] for row in lost.head(_QUARANTINED).itertuples()]
+    return Table(["slice", "split", "status", "reason"], rows)
+
+
+def _environment(facts: Mapping) -> Table:
+    rows = []
+    for key, value in facts.items():
+        for name, one in value.items() if isinstance(value, dict) else [(None, value)]:
+            text = ", ".join(map(str, one)) if isinstance(one, list) else str(one)
+            rows.append([key if name is None else f"{key}: {name}", text])
+    return Table(["what", "which"], rows)
+
+
+def _commands(path: Path, folds_path: Path | None) -> list[str]:
+    """The commands that made the directory, as they were given, and the one that makes this page."""
+    made = [one["command"] for one in commands.read(path)]
+    if not made:
+        raise IchError(f"{path} has no {commands.FILE} that lists the commands; its config and environment are below")
+    return [*made, commands.told("report", [path, *(["--folds", folds_path] if folds_path else [])])]
+
+
+def _span(low: float, high: float) -> str:
+    return "n/a" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def _learning(path: Path, ks: list[int]) -> Picture:
+    histories = {}
+    for k in ks:
+        file = path / f"fold{k}" / "history.csv"
+        if not file.exists():
+            continue
+        try:
+            history = pd.read_csv(file)
+            if {"seed", "loss"} <= set(history):
+                raise IchError(
+                    "a second stage's networks train for a set number of epochs, and what is held out is not looked at"
+                    f" on the way; their loss is in {path}/fold<k>/history.csv"
+                )
+            if history.empty:
+                raise ValueError("it has no epoch")
+            histories[k] = history[["loss", "val_loss"]].astype("float64")
+        except (OSError, ValueError, KeyError) as error:
+            raise IchError(
+                f"{file} is no history of a training ({one_line(error)}); restore it, or do without"
+            ) from error
+    if not histories:
+        raise IchError("no fold has a history of its training here")
+    last = "; ".join(f"fold {k} ends at {history['val_loss'].iloc[-1]:.4f}" for k, history in histories.items())
+    return svg_picture(figures.learning_curves(histories), f"loss over the epochs, held out: {last}")

@@ -1,0 +1,1 @@
+"""Predictions on disk, and what is made of several; read `result_directory` first."""

@@ -1,0 +1,298 @@
+"""Blending: several models' probabilities become one, by weights that are fitted on out-of-fold predictions.
+
+What is fitted is never judged on the patients that it was fitted on: `nested` predicts each fold by a blend fitted on
+the others; `fit` gives the blend of all folds, for the test set. One thread remains, as in all stacking of out-of-fold
+predictions: the members' models that predicted the other folds were trained on this one. A few weights cannot carry
+much along it.
+
+The fitted weights mix probabilities, not logits. The log loss is convex in the weights either way; but a mixture's loss
+on a slice is at most a member's own plus -log of its weight, whatever the others say, while one member's unfounded
+certainty drags a mean of logits along without bound.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit
+from tqdm import tqdm
+
+from ich.competition.folds import check_no_leakage
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.competition.metrics import EPSILON, log_losses
+from ich.errors import IchError
+from ich.results import bootstrap, calibration
+from ich.results.bootstrap import Estimate
+from ich.results.calibration import Calibration, clipped_logit
+
+METHODS: tuple[str, ...] = ("weights", "mean", "logit_mean", "rank_mean")
+
+_ANY = LABELS.index("any")
+_METRIC = np.array(list(METRIC_WEIGHTS.values())) / sum(METRIC_WEIGHTS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to blend.
+
+    Args:
+        method: `weights`, fitted on the simplex; `mean` of probabilities; `logit_mean`; `rank_mean`, the mean of the
+            ranks among the predictions that were fitted on, made a probability again by Platt's line.
+        by_label: fit weights of each label's own, rather than one set by the metric.
+        calibration: one of `calibration.KINDS` to try on each label, or None.
+        any_at_least_max: try to raise `any` to the largest of the five.
+    """
+
+    method: str
+    by_label: bool
+    calibration: str | None
+    any_at_least_max: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Members' probabilities, shape (members, n, 6) -> (n, 6), float64; a slice's depends on its own alone.
+
+    Args:
+        method: as in `Recipe`.
+        weights: float64, shape (members, 6), on the simplex for each label.
+        reference: of rank_mean, the sorted predictions that ranks are counted among, shape (members, fitted, 6).
+        line: of rank_mean, from the mean rank to a probability.
+    """
+
+    method: str
+    weights: np.ndarray
+    reference: np.ndarray | None = None
+    line: Calibration | None = None
+
+    def __call__(self, members: np.ndarray) -> np.ndarray:
+        if self.method == "logit_mean":
+            return expit(self._sum(map(clipped_logit, members)))
+        if self.method == "rank_mean":
+            ranks = self._sum(map(_ranks, members, self.reference))
+            return ranks if self.line is None else self.line(ranks)
+        return np.minimum(self._sum(members), 1.0)  # weights may add up to a rounding error more than 1
+
+    def _sum(self, members: Iterable[np.ndarray]) -> np.ndarray:
+        return sum(weights * one.astype(np.float64) for weights, one in zip(self.weights, members, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """A fitted blend: the mixture, then what was tried on it and helped.
+
+    Args:
+        calibration: of the labels that it helped.
+        calibration_gain: what it gained on each label's log loss, arrays of shape (6,); None if it was not tried.
+        any_gain: what raising `any` gained on its log loss; None if it was not tried.
+    """
+
+    mixture: Mixture
+    calibration: Calibration
+    calibration_gain: Estimate | None
+    any_gain: Estimate | None
+
+    def __call__(self, members: np.ndarray) -> np.ndarray:
+        """Blend probabilities, shape (members, n, 6); float64, shape (n, 6)."""
+        blended = self.calibration(self.mixture(members))
+        return raise_any(blended) if self.any_gain is not None and _helped(self.any_gain) else blended
+
+    def describe(self, names: Sequence[str]) -> dict:
+        """Plain numbers: label -> name -> weight, and what was tried, label -> gain and whether it was kept.
+
+        Args:
+            names: the members', in their order.
+        """
+        weights = self.mixture.weights.T.tolist()
+        told = {
+            "weights": {label: dict(zip(names, row, strict=True)) for label, row in zip(LABELS, weights, strict=True)}
+        }
+        if self.calibration_gain is not None:
+            lines = zip(self.calibration.scale.tolist(), self.calibration.offset.tolist(), strict=True)
+            told["calibration"] = {
+                label: _told(Estimate(*gain)) | {"scale": scale, "offset": offset}
+                for label, gain, (scale, offset) in zip(
+                    LABELS, zip(*self.calibration_gain, strict=True), lines, strict=True
+                )
+            }
+        if self.any_gain is not None:
+            told["any_at_least_max"] = {"any": _told(self.any_gain)}
+        return told
+
+
+def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
+    """Fit a blend on out-of-fold predictions.
+
+    A calibration is kept for the labels that it helps, and `any_at_least_max` if it helps: if its gain exceeds the
+    gain's standard error by bootstrap over patients, each fold of `table` predicted by what was fitted on the others.
+
+    Args:
+        members: out-of-fold probabilities, shape (members, n, 6), any float dtype.
+        table: as `ich.competition.folds.read_folds` gives it, a row for each of the n slices, in their order.
+        recipe: how.
+
+    Raises:
+        IchError: no members, other shapes, values outside [0, 1]; an unknown method or calibration, by_label where
+            nothing is fitted; something to try, but fewer than two folds to judge it by.
+    """
+    _check(members, table, recipe)
+    y = table[list(LABELS)].to_numpy()
+    mixture = _mix(members, y, recipe)
+    line, calibration_gain, any_gain = Calibration.none(), None, None
+    if recipe.calibration or recipe.any_at_least_max:
+        mixed, calibrated = _held_out(members, table, recipe)
+        if recipe.calibration:
+            calibration_gain = _gain(table, mixed, calibrated)
+            helped = _helped(calibration_gain)
+            line = calibration.fit(mixture(members), y, recipe.calibration).only(helped)
+            mixed = np.where(helped, calibrated, mixed)
+        if recipe.any_at_least_max:
+            any_gain = Estimate(*(part[_ANY] for part in _gain(table, mixed, raise_any(mixed))))
+    return Blend(mixture, line, calibration_gain, any_gain)
+
+
+def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarray:
+    """Blended probabilities of each fold, by a blend fitted on the other folds: what the blend is to be judged by.
+
+    Whether a calibration helps is decided within the other folds too.
+
+    Args:
+        members, table, recipe: as of `fit`.
+
+    Returns:
+        float64, shape (n, 6).
+
+    Raises:
+        IchError: as of `fit`; a patient is in two folds, or there is one fold only.
+    """
+    _check(members, table, recipe)
+    check_no_leakage(table)
+    fold = table["fold"].to_numpy()
+    if len(np.unique(fold)) < 2:
+        raise IchError("there is one fold only; a blend is judged on folds that it was not fitted on, two at least")
+    blended = np.empty(members.shape[1:])
+    for k in tqdm(np.unique(fold), desc="blend", unit="fold"):
+        rest = fold != k
+        blended[~rest] = fit(members[:, rest], table[rest], recipe)(members[:, ~rest])
+    return blended
+
+
+def raise_any(probabilities: np.ndarray) -> np.ndarray:
+    """`any` raised to the largest of the other five, as it holds of the truth; shape (n, 6)."""
+    raised = probabilities.copy()
+    raised[:, _ANY] = probabilities.max(axis=1)
+    return raised
+
+
+def _check(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> None:
+    if recipe.method not in METHODS:
+        raise IchError(f"no way to blend is called {recipe.method!r}; there are {', '.join(METHODS)}")
+    if recipe.by_label and recipe.method != "weights":
+        raise IchError(f"weights are fitted by label, {recipe.method} has none to fit; leave by_label out")
+    if members.ndim != 3 or len(members) == 0 or members.shape[1:] != (len(table), len(LABELS)) or len(table) == 0:
+        raise IchError(
+            f"members of shape {members.shape} for {len(table):,} slices; expected (members, slices, {len(LABELS)})"
+        )
+    if not ((members >= 0) & (members <= 1)).all():  # NaN fails too
+        raise IchError("members hold values outside [0, 1], or none; blends take probabilities, not logits")
+
+
+def _mix(members: np.ndarray, y: np.ndarray, recipe: Recipe) -> Mixture:
+    equal = np.full((len(members), len(LABELS)), 1 / len(members))
+    if recipe.method == "rank_mean":
+        ranks = Mixture("rank_mean", equal, reference=np.sort(members, axis=1))
+        return Mixture("rank_mean", equal, ranks.reference, calibration.fit(ranks(members), y, "platt"))
+    if recipe.method != "weights":
+        return Mixture(recipe.method, equal)
+    if recipe.by_label:
+        columns = [_fit_weights(members[..., [k]], y[:, [k]], np.ones(1)) for k in range(len(LABELS))]
+        return Mixture("weights", np.stack(columns, axis=1))
+    return Mixture("weights", np.repeat(_fit_weights(members, y, _METRIC)[:, None], len(LABELS), axis=1))
+
+
+def _fit_weights(members: np.ndarray, y: np.ndarray, label_weights: np.ndarray) -> np.ndarray:
+    """The weights on the simplex with the least log loss of the mixed probabilities.
+
+    Args:
+        members: shape (members, n, labels).
+        y: shape (n, labels).
+        label_weights: that add up to 1, shape (labels,).
+
+    Returns:
+        float64, shape (members,).
+    """
+    p = np.clip(members.astype(np.float64), EPSILON, 1 - EPSILON)
+    of_truth = np.where(y == 1, p, 1 - p).reshape(len(members), -1)  # what each member gave to what was the case
+    share = np.broadcast_to(label_weights / len(y), y.shape).reshape(-1)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = weights @ of_truth
+        return -share @ np.log(mixed), -of_truth @ (share / mixed)
+
+    return least_on_simplex(loss, len(members), jac=True, options={"ftol": 1e-12, "maxiter": 1000})
+
+
+def least_on_simplex(loss: Callable, count: int, **options) -> np.ndarray:
+    """The weights, none below 0 and 1 together, of which a convex loss is least; float64, (count,).
+
+    Args:
+        loss: a function of weights.
+        options: more of `scipy.optimize.minimize`.
+    """
+    # From the middle of the simplex no slope is steeper than the number of members: a mixture's probability is at least
+    # a share of the largest. At a corner it may be 1e15, where that member was certain and wrong.
+    found = minimize(
+        loss,
+        np.full(count, 1 / count),
+        method="SLSQP",
+        bounds=[(0, 1)] * count,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        **options,
+    )
+    weights = np.clip(found.x, 0, None)
+    return weights / weights.sum()
+
+
+def _ranks(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The place of values among the reference's, within (0, 1), of equal ones the middle; each (…, 6), float64."""
+    ranks = np.empty(values.shape)
+    for k in range(values.shape[1]):
+        below, above = (np.searchsorted(reference[:, k], values[:, k], side) for side in ("left", "right"))
+        ranks[:, k] = ((below + above) / 2 + 0.5) / (len(reference) + 1)
+    return ranks
+
+
+def _held_out(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Each fold mixed, and mixed and calibrated, by what was fitted on the others; twice the same without a kind."""
+    fold, y = table["fold"].to_numpy(), table[list(LABELS)].to_numpy()
+    if len(np.unique(fold)) < 2:
+        raise IchError(
+            "a calibration, or any_at_least_max, is tried on folds of its own before it is judged: three folds at least"
+            " are needed; make more folds, or blend without"
+        )
+    mixed = np.empty(members.shape[1:])
+    calibrated = np.empty_like(mixed)
+    for k in np.unique(fold):
+        rest = fold != k
+        mixture = _mix(members[:, rest], y[rest], recipe)
+        mixed[~rest] = calibrated[~rest] = mixture(members[:, ~rest])
+        if recipe.calibration:
+            line = calibration.fit(mixture(members[:, rest]), y[rest], recipe.calibration)
+            calibrated[~rest] = line(mixed[~rest])
+    return mixed, calibrated
+
+
+def _gain(table: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> Estimate:
+    """How much less each label's log loss is after than before; arrays of shape (6,)."""
+    y = table[list(LABELS)].to_numpy()
+    return bootstrap.estimate(log_losses(y, before) - log_losses(y, after), table["PatientID"].to_numpy())
+
+
+def _helped(gain: Estimate) -> np.ndarray:
+    return gain.value > gain.standard_error
+
+
+def _told(gain: Estimate) -> dict:
+    return {"gain": float(gain.value), "standard_error": float(gain.standard_error), "kept": bool(_helped(gain))}

@@ -1,0 +1,57 @@
+"""Files of predictions: six numbers a slice, and how they were made."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ich.competition.labels import INDEX_NAME, LABELS
+from ich.errors import IchError, not_there, one_line
+from ich.files import replacing
+
+_KEY = b"provenance"
+
+
+def write_predictions(frame: pd.DataFrame, path: Path, provenance: dict | None = None) -> None:
+    """Write six float32 numbers a slice, indexed by SOPInstanceUID.
+
+    Args:
+        provenance: how they were made, as JSON takes it; a part of the file.
+    """
+    table = pa.Table.from_pandas(frame.astype("float32"))
+    table = table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(provenance or {})})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        IchError: the file is missing, no Parquet, or has other columns.
+    """
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except FileNotFoundError as error:
+        raise IchError(f"predictions {not_there(path)}; run the command that makes them") from error
+    except (pa.ArrowException, OSError) as error:
+        raise IchError(
+            f"predictions {path} cannot be read ({one_line(error)}); delete it, and run the command again that made it"
+        ) from error
+    floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
+    if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
+        raise IchError(
+            f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
+            f" {frame.index.name}, expected the numbers {', '.join(LABELS)} under {INDEX_NAME}; make them again"
+        )
+    return frame
+
+
+def read_provenance(path: Path) -> dict | None:
+    """How the predictions of a file were made; empty if it does not tell, None if there is no whole file."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError):
+        return None

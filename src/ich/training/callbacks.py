@@ -1,0 +1,168 @@
+"""What watches over a training: a checkpoint an epoch, the best weights so far, a loss that is no number."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from ich.data.generator import DataGenerator
+from ich.errors import IchError, one_line
+from ich.files import replacing
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps in one file all that the next epoch depends on: the model's and the optimizer's variables, and the history.
+
+    The variables hold the moving averages of the weights, the steps that the schedule has gone, the loss scale of mixed
+    precision and the random state of dropout too. What is drawn from the data depends on the epoch alone.
+
+    keras.callbacks.BackupAndRestore writes over its file in place, tells the epoch in a second file, so that a kill
+    between the two trains an epoch twice, and forgets the history of the epochs before.
+
+    Args:
+        path: of the file, .npz; replaced as a whole at the end of each epoch.
+
+    Attributes:
+        history: what `fit` told of each epoch, those before the restart among them, by the metrics' names.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.history: dict[str, list[float]] = {}
+
+    def restore(self, model: keras.Model) -> int:
+        """Set a compiled model to the end of the last epoch, if there is a checkpoint.
+
+        Returns:
+            The number of epochs that are done: `fit(initial_epoch=…)`, and what the generator goes on with.
+
+        Raises:
+            IchError: the checkpoint cannot be read, or is of another model.
+        """
+        if not self.path.exists():
+            return 0
+        if not model.optimizer.built:  # twice, the loss scale of mixed precision would have its variables twice
+            model.optimizer.build(model.trainable_variables)
+        self.history = json.loads(read_variables(self.path, _state(model)))
+        return len(self.history["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        write_variables(self.path, _state(self.model), json.dumps(self.history))
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Keeps the model's weights as they were when the validation was best.
+
+    They are taken at the end of a validation, from the model that was evaluated: if the optimizer averages the weights,
+    this callback stands before keras.callbacks.SwapEMAWeights, which then takes the averages out of the model.
+
+    Args:
+        path: of the file, .npz.
+        monitor: the metric's name, without val_; the lowest is the best.
+        best: of the epochs before a restart.
+    """
+
+    def __init__(self, path: Path, monitor: str, best: float = math.inf):
+        super().__init__()
+        self.path, self.monitor, self.best = path, monitor, best
+
+    def on_test_end(self, logs=None):
+        if logs[self.monitor] < self.best:
+            write_variables(self.path, self.model.weights)
+            self.best = logs[self.monitor]
+
+
+class HideMissingAUC(keras.callbacks.Callback):
+    """Takes AUCs that are NaN out of what Keras prints: those of labels that no slice has yet, or all have.
+
+    Stands last: callbacks share the dictionary, and Keras adds its progress bar behind those that it is given.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._hide(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._hide(logs)
+
+    @staticmethod
+    def _hide(logs: dict) -> None:
+        for name in [name for name, value in logs.items() if "auc" in name and math.isnan(value)]:
+            del logs[name]
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Stops at the first batch whose loss is no number, and names its samples: all those of one execution.
+
+    keras.callbacks.TerminateOnNaN would end the epoch as if it were done: it is validated, and a checkpoint kept of
+    weights that are lost.
+
+    Args:
+        samples: what the model is trained on.
+        advice: the end of the message.
+
+    Raises:
+        IchError: from `fit`, as soon as a loss is not finite.
+    """
+
+    def __init__(self, samples: DataGenerator, advice: str):
+        super().__init__()
+        self.samples, self.advice = samples, advice
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._first = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # The mean of the epoch so far; the first batch that makes it no number is the one.
+        if not math.isfinite(logs["loss"]):
+            these = range(self._first, min(self._first + self.model.steps_per_execution, len(self.samples)))
+            told = f"batch {these[0] + 1}" if len(these) == 1 else f"batches {these[0] + 1} to {these[-1] + 1}"
+            raise IchError(
+                f"the loss is no number any more in epoch {self._epoch + 1}, {told}, of the slices"
+                f" {', '.join(str(id) for one in these for id in self.samples.ids_of(one))}; {self.advice}"
+            )
+
+
+def write_variables(path: Path, variables: Sequence[keras.Variable], note: str = "") -> None:
+    """Write the values of variables, in their order, and a note.
+
+    Raises:
+        IchError: the system refuses; what stood at `path` stands there still.
+    """
+    values = {f"{place:05}": keras.ops.convert_to_numpy(variable) for place, variable in enumerate(variables)}
+    with replacing(path) as temporary:
+        np.savez(temporary, note=np.array(note), **values)
+
+
+def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
+    """Set variables to what `write_variables` wrote.
+
+    Returns:
+        The note.
+
+    Raises:
+        IchError: the file cannot be read, or has other variables.
+    """
+    advice = f"delete {path.parent} to train the fold from its start"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
+    except Exception as error:  # a damaged zip and a damaged array each fail in a way of their own
+        raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise IchError(f"the checkpoint {path} is of another model than the config's; {advice}")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return str(note)
+
+
+def _state(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]

@@ -1,0 +1,100 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import inspect
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich.data import arguments
+from ich.data.generator import DataGenerator
+from ich.errors import IchError
+
+FRAME = pd.DataFrame({"filename": ["a.png"], "class": ["x"]})
+MADE = {
+    "the constructor": lambda **given: DataGenerator(["a"], **given),
+    "a frame": lambda **given: DataGenerator.from_dataframe(FRAME, **given),
+    "a folder": lambda **given: DataGenerator.from_directory("photos", **given),
+    "nothing": lambda **given: DataGenerator(**given),
+    "no frame": lambda **given: DataGenerator.from_dataframe(**given),
+    "no folder": lambda **given: DataGenerator.from_directory(**given),
+}
+KNOWN = {
+    name
+    for method in (DataGenerator.__init__, DataGenerator.from_dataframe, DataGenerator.from_directory)
+    for name in inspect.signature(method).parameters
+} | {"workers", "use_multiprocessing", "max_queue_size"}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_arguments_that_others_have_are_answered_with_todays(made):
+    for name, instead in arguments.ELSEWHERE.items():
+        with pytest.raises(IchError, match=re.escape(f"{name} is not an argument here; write {instead}")):
+            MADE[made](**{name: None})
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_any_other_is_answered_by_those_that_there_are(made):
+    with pytest.raises(IchError, match="there is no argument colour, sise; those that there are: ") as told:
+        MADE[made](colour=1, sise=2)
+    listed = set(str(told.value).partition("are: ")[2].split(", "))
+    assert listed <= KNOWN
+    assert {"shuffle", "augment", "workers", "use_multiprocessing"} <= listed
+    assert ("class_mode" in listed) == ("frame" in made or "folder" in made)
+
+
+def test_what_is_advised_exists():
+    assert not set(arguments.ELSEWHERE) & KNOWN
+    for instead in {*arguments.ELSEWHERE.values(), *arguments.CLASS_MODES.values()}:
+        advised = set(re.findall(r"\b([a-z_]+)=", instead.partition("A.Compose")[0])) - {"class_weight"}
+        assert advised <= KNOWN, instead
+
+
+def test_every_argument_of_the_legacy_generators_is_known_or_answered():
+    tf = pytest.importorskip("tensorflow")
+    legacy = getattr(tf.keras.preprocessing.image, "ImageDataGenerator", None)
+    if legacy is None:
+        pytest.skip("this Keras has dropped it")
+    for method in (legacy.__init__, legacy.flow_from_directory, legacy.flow_from_dataframe):
+        theirs = set(inspect.signature(method).parameters) - {"self", "kwargs"}
+        assert theirs <= KNOWN | set(arguments.ELSEWHERE)
+
+
+class Own(DataGenerator):
+    """A user's, with an argument more."""
+
+    def __init__(self, *args, sharpen=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sharpen = sharpen
+
+
+def test_a_class_derived_from_it_may_have_arguments_of_its_own():
+    made = Own.from_dataframe(FRAME, reader=np.load, sharpen=True, workers=2, shuffle=False)
+    assert made.sharpen
+    assert made.workers == 2
+    with pytest.raises(IchError, match=r"there is no argument blur; those that there are: .*sharpen"):
+        Own.from_dataframe(FRAME, reader=np.load, blur=True)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'ids'"):
+        DataGenerator()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_names_that_are_not_utf8_are_told(labelled, tmp_path):
+    name = os.fsdecode(b"d\xe9mo")
+    labels = pd.DataFrame({"any": [1.0]}, index=["a"]) if labelled else None
+    frame = pd.DataFrame({"filename": ["a.png"], "class": pd.Series([name], dtype=object)})
+    (tmp_path / name).mkdir()
+    (tmp_path / "b").mkdir()
+    for image in ("a.png", "b/a.png"):
+        (tmp_path / image).write_bytes(b"")
+    for made in (
+        lambda: DataGenerator([name, "a"], labels, image_dir=tmp_path),
+        lambda: DataGenerator.from_dataframe(frame, class_mode="categorical", image_dir=tmp_path),
+        lambda: DataGenerator.from_directory(tmp_path, class_mode="categorical"),
+    ):
+        with pytest.raises(IchError, match=r"the name 'd\\udce9mo' is not UTF-8; rename it"):
+            made()

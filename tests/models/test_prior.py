@@ -1,0 +1,79 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, logit
+
+from ich.errors import IchError
+from ich.models.prior import PriorCorrection, corrected
+
+
+def called(logits, oversampling, training=False):
+    layer = PriorCorrection(oversampling)
+    return keras.ops.convert_to_numpy(layer(np.asarray(logits, np.float32), training=training))
+
+
+def marginals(joint):
+    """The six labels' probabilities, from those of the 32 sets of the five kinds, shape (..., 32)."""
+    kinds = (np.arange(32)[:, None] >> np.arange(5)) & 1
+    return joint @ np.column_stack([kinds, kinds.max(axis=1)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.05, 200), st.integers(0, 99))
+def test_what_was_learned_from_the_sampled_comes_back_as_what_is(oversampling, seed):
+    """Beside the joint probabilities of all 32 sets of bleeds, sampled by hand."""
+    joint = np.random.default_rng(seed).dirichlet(np.full(32, 0.2), 10)  # of ten images
+    sampled = joint * np.where(np.arange(32) > 0, oversampling, 1)
+    learned = marginals(sampled / sampled.sum(axis=1, keepdims=True))
+    truth = marginals(joint)
+    usual = (learned > 1e-4) & (learned < 1 - 1e-4)  # float32 does not tell others from certainty
+    with np.errstate(divide="ignore"):
+        found = expit(called(logit(learned).clip(-40, 40), oversampling).astype(np.float64))
+    np.testing.assert_allclose(found[usual], truth[usual], rtol=5e-3, atol=1e-6)
+
+
+def test_any_loses_the_logarithm_and_the_mean_is_the_prevalence_again():
+    np.testing.assert_allclose(called(np.zeros((1, 6)), 9.0)[0, 5], -np.log(9), rtol=1e-6)
+    # Images that tell nothing, of which one in a hundred has a bleed, half of them a subdural one; half are shown.
+    told = called(logit([[0.1, 0.1, 0.1, 0.1, 0.25, 0.5]]), 99.0)
+    np.testing.assert_allclose(expit(told), [[0.002] * 4 + [0.005, 0.01]], rtol=1e-4)
+
+
+def test_training_sees_the_logits_as_they_are():
+    logits = np.random.default_rng(0).normal(0, 3, (4, 6))
+    np.testing.assert_array_equal(called(logits, 9.0, training=True), logits.astype(np.float32))
+    np.testing.assert_array_equal(called(logits, 1.0), logits.astype(np.float32))
+
+
+@pytest.mark.parametrize("oversampling", [1e-3, 0.5, 30.0])
+def test_no_logit_overflows_nor_does_a_label_above_any(oversampling):
+    logits = np.array([[300, -300, 30, -30, 0, -300], [5, 4, 3, 2, 1, 0], [-300] * 6, [300] * 6], np.float32)
+    found = called(logits, oversampling)
+    assert np.isfinite(found).all()
+    # A label above `any` stands for it.
+    np.testing.assert_allclose(found[1], logits[1] - np.log(oversampling), rtol=1e-5)
+
+
+@pytest.mark.parametrize("oversampling", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_oversampling_that_is_none_is_refused(oversampling):
+    with pytest.raises(IchError, match=r"oversampling is .*, expected a finite number above 0"):
+        PriorCorrection(oversampling)
+
+
+def test_it_is_a_part_of_the_saved_model(tmp_path):
+    images = keras.Input((6,))
+    model = keras.Model(images, keras.layers.Dense(6, name="logits")(images), name="some")
+    ours = corrected(model, 4.0)
+    ours.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    x = np.random.default_rng(0).normal(0, 1, (3, 6)).astype(np.float32)
+    bare, one, other = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, called(bare, 4.0), rtol=1e-5)
+    np.testing.assert_allclose(one[:, 5], bare[:, 5] - np.log(4), rtol=1e-5)

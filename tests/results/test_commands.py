@@ -1,0 +1,91 @@
+"""What is written down of the commands, and what comes of giving them again: tests/test_end_to_end.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ich.errors import IchError
+from ich.results import commands
+
+
+def given(folder, stage, *argv, content=None, made_of=(), wrote=None):
+    """A command that leaves a file with this content, or nothing new."""
+    work = commands.Work(folder, "*.txt", made_of=made_of)
+    if content is not None:
+        (folder / "out.txt").write_text(content)
+    work.done(stage, argv, wrote)
+
+
+def lines(*folders):
+    return [one["command"].removeprefix("python scripts/") for one in commands.read(*folders)]
+
+
+def test_a_command_that_did_something_is_written_down_as_it_was_given(tmp_path):
+    given(tmp_path, "predict", "runs/my run", "--set", "predict.test_time=[none, flip]", content="a")
+    given(tmp_path, "predict", "runs/my run", content="a")
+    (one,) = commands.read(tmp_path)
+    assert one["command"] == "python scripts/predict.py 'runs/my run' --set 'predict.test_time=[none, flip]'"
+    assert (one["stage"], one["time"][-6:]) == ("predict", "+00:00")
+
+
+def test_none_is_what_the_process_was_given(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/me/scripts/train.py", "a.yaml", "--fold", "0"])
+    assert commands.told("train", None) == "python scripts/train.py a.yaml --fold 0"
+
+
+def test_the_last_of_two_equal_predictions_counts_and_the_first_of_two_equal_trainings(tmp_path):
+    for content, arguments in enumerate([["train_kfold", "a"], ["predict", "r"], ["predict", "r", "--set", "x=1"]]):
+        given(tmp_path, *arguments, content=str(content))
+    given(tmp_path, "predict", "r", content="back")
+    given(tmp_path, "train_kfold", "a", content="a fold anew")
+    assert lines(tmp_path) == ["train_kfold.py a", "predict.py r --set x=1", "predict.py r"]
+
+
+def test_what_it_was_made_of_stands_before_it_as_it_was_then(tmp_path):
+    images, run, stage = (tmp_path / name for name in ("images", "run", "stage"))
+    for folder in (images, run, stage):
+        folder.mkdir()
+    given(images, "preprocess", "a.yaml", content="1")
+    given(images, "make_folds", "a.yaml", wrote=images / "folds.csv")
+    given(run, "train_kfold", "a.yaml", content="1", made_of=commands.read(images))
+    given(images, "preprocess", "b.yaml", content="2")
+    given(run, "predict", "run", content="2", made_of=commands.read(images))
+    given(stage, "train_sequence", "run", content="1", made_of=commands.read(run))
+    given(run, "predict", "run", "--set", "x=1", content="3", made_of=commands.read(images))
+    before = ["preprocess.py a.yaml", "make_folds.py a.yaml", "train_kfold.py a.yaml", "preprocess.py b.yaml"]
+    assert lines(run) == [*before, "predict.py run", "predict.py run --set x=1"]
+    assert lines(stage) == [*before, "predict.py run", "train_sequence.py run"]  # which has not seen the last
+    assert lines(run, stage, tmp_path) == [
+        *before,
+        "predict.py run",
+        "predict.py run --set x=1",
+        "train_sequence.py run",
+    ]
+
+
+def test_of_several_files_of_folds_a_runs_own_counts_and_of_one_made_anew_the_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = Path("images")
+    images.mkdir()
+    given(images, "preprocess", "a.yaml", content="1")
+    given(images, "make_folds", "a.yaml", wrote=images / "folds.csv")
+    given(images, "make_folds", "a.yaml", "--set", "data.folds=ten.csv", wrote=Path("ten.csv"))
+    given(images, "make_folds", "a.yaml", "--set", "folds.seed=1", wrote=images / "folds.csv")
+    of_run = [one["command"].partition("make_folds.py ")[2] for one in commands.of_images(images, Path("ten.csv"))]
+    assert of_run == ["", "a.yaml --set data.folds=ten.csv"]
+    of_run = [one["command"].partition("make_folds.py ")[2] for one in commands.of_images(images, images / "folds.csv")]
+    assert of_run == ["", "a.yaml --set folds.seed=1"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"command": "a"}', '{"command": "a", "made_of": 3}'])
+def test_a_damaged_file_is_told(tmp_path, text):
+    (tmp_path / commands.FILE).write_text(json.dumps({"command": "a", "made_of": []}) + f"\n{text}\n")
+    with pytest.raises(IchError, match=r"commands.jsonl, which lists the commands given, is damaged; restore it, or"):
+        commands.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / commands.FILE).mkdir()
+    with pytest.raises(IchError, match=r"cannot write .*commands.jsonl: "):
+        given(tmp_path, "predict", "a", content="1")

@@ -1,0 +1,313 @@
+"""Training on a run of 24 images of 32 x 32 pixels, two folds and one epoch."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import shutil
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TRAIN, tiny_config
+from scipy.special import expit
+
+from ich.competition import folds, metrics
+from ich.competition.labels import LABELS
+from ich.errors import IchError
+from ich.images import slice_table
+from ich.models import backbones
+from ich.models.losses import WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
+from ich.results.predictions import read_predictions, read_provenance
+from ich.training import fold, inference, run_directory
+from ich.training.run_directory import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def trained(data, root, /, *wanted, **sections):
+    run = Run.begin(tiny_config(data, **sections), root)
+    for k in wanted:
+        fold.train_fold(run, k)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    return trained(data, tmp_path_factory.mktemp("runs"), 0, 1)
+
+
+def files(path):
+    return {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.is_file()}
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def test_a_fold_leaves_model_history_and_the_predictions_of_its_own_slices(finished):
+    for k in range(2):
+        names = sorted(path.name for path in finished.fold(k).iterdir())
+        assert names == ["curves.png", "history.csv", "model.keras", "oof.parquet", "passes"]
+        oof = read_predictions(finished.fold(k) / "oof.parquet")
+        assert oof.index.tolist() == [one for number, one in enumerate(TRAIN) if number // 4 % 2 == k]
+        assert (oof.dtypes == np.float32).all()
+        assert ((oof > 0) & (oof < 1)).all(axis=None)
+        history = pd.read_csv(finished.fold(k) / "history.csv", index_col="epoch")
+        metrics_of_fit = ["loss", "weighted_log_loss", *(f"auc_{label}" for label in LABELS)]
+        assert set(history.columns) == {prefix + name for prefix in ("", "val_") for name in metrics_of_fit}
+        assert len(history) == 1
+    assert finished.finished_folds() == [0, 1]
+
+
+def test_the_score_is_that_of_the_last_validation(finished):
+    score = finished.score()
+    table = folds.read_folds(finished.config.data.folds_path)
+    told = 0.0
+    for k in range(2):
+        history = pd.read_csv(finished.fold(k) / "history.csv")
+        told += history["val_weighted_log_loss"].iloc[-1] * (table["fold"] == k).sum() / len(table)
+    assert score["weighted_log_loss"] == pytest.approx(told, rel=1e-4)
+    assert 0 < score["weighted_log_loss"] < 3
+
+
+def test_the_saved_model_gives_the_out_of_fold_predictions(finished):
+    oof = read_predictions(finished.fold(1) / "oof.parquet")
+    model = inference.load_model(finished, 1)
+    images = [cv2.imread(str(finished.config.data.images / f"train/{one}.png"), 0)[..., None] for one in oof.index]
+    again = expit(keras.ops.convert_to_numpy(model(np.stack(images))))
+    np.testing.assert_allclose(again, oof, rtol=1e-5, atol=1e-6)
+
+
+def test_passes_at_test_time_serve_out_of_fold_too(data, tmp_path):
+    run = trained(data, tmp_path, 0, predict={"test_time": ["flip"]})
+    assert read_provenance(run.fold(0) / "oof.parquet")["test_time"] == ["flip"]
+    with pytest.raises(IchError, match="no pass at test time is called 'flap'"):
+        trained(data, tmp_path / "other", 0, predict={"test_time": ["flap"]})
+    assert not (tmp_path / "other").exists()  # told before the training
+
+
+def test_the_auc_of_a_label_that_nobody_has_is_n_a(data, tmp_path, capfd):
+    table = folds.read_folds(data / "folds.csv").assign(epidural=0)
+    table["any"] = table[list(LABELS[:-1])].max(axis=1)
+    table = table.astype(dict.fromkeys(LABELS, "int8"))
+    folds.write_folds(tmp_path / "folds.csv", table)
+    config = tiny_config(data, data={"folds": tmp_path / "folds.csv"})
+    run = Run.begin(config, tmp_path)
+    fold.train_fold(run, 0)
+    printed = "".join(capfd.readouterr())
+    assert "fold 0: the AUC of epidural is n/a: all slices held out have the label, or none has it" in printed
+    assert "val_auc_subdural" in printed
+    assert "nan" not in printed.lower()
+    assert "auc_epidural" not in printed
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    assert history[["auc_epidural", "val_auc_epidural"]].isna().all(axis=None)
+    assert history["val_auc_subdural"].between(0, 1).all()
+
+
+def test_a_finished_fold_is_left_alone(finished, monkeypatch):
+    before = files(finished.path)
+    monkeypatch.setattr(backbones, "build_model", None)
+    fold.train_fold(finished, 0)
+    assert files(finished.path) == before
+
+
+def test_a_fold_depends_on_neither_other_folds_nor_the_machine_nor_the_global_random_state(
+    data, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("random.shuffle", None)  # `fit` shuffles batches by it, unless told not to
+    alone = trained(data, tmp_path, 1, machine={"workers": 3, "steps_per_execution": 2})
+    one, other = (read_predictions(run.fold(1) / "oof.parquet") for run in (alone, finished))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+def test_mixed_precision_trains_and_predicts_in_float32(data, tmp_path, precision):
+    before = keras.config.dtype_policy()
+    try:
+        run = trained(data, tmp_path, 0, train={"precision": precision})
+    finally:
+        keras.config.set_dtype_policy(before)
+    oof = read_predictions(run.fold(0) / "oof.parquet")
+    assert np.isfinite(oof).all(axis=None)
+    model = inference.load_model(run, 0)
+    assert model.output.dtype == "float32"
+    assert model.get_layer("logits").input.dtype == precision.removeprefix("mixed_")
+
+
+def test_averaged_weights_are_what_is_evaluated_saved_and_predicts(data, tmp_path, monkeypatch):
+    """Beside the average of all steps, taken by hand."""
+    steps = []
+
+    class Recorder(fold.FiniteLoss):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append([keras.ops.convert_to_numpy(weight) for weight in self.model.trainable_weights])
+
+    monkeypatch.setattr(fold, "FiniteLoss", Recorder)
+    run = trained(data, tmp_path, 0, train={"ema_momentum": 0.7, "epochs": 3, "learning_rate": 0.01})
+    assert len(steps) == 9
+    averages = steps[0]
+    for weights in steps[1:]:
+        averages = [0.7 * average + 0.3 * weight for average, weight in zip(averages, weights, strict=True)]
+    model = inference.load_model(run, 0)
+    for average, last, saved in zip(averages, steps[-1], model.trainable_weights, strict=True):
+        np.testing.assert_allclose(saved, average, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(saved, last, rtol=1e-3, atol=1e-6)
+    oof = run_directory.read_predictions(run.fold(0) / "oof.parquet")
+    table = folds.read_folds(run.config.data.folds_path)
+    score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    assert history["val_weighted_log_loss"].iloc[-1] == pytest.approx(score, rel=1e-4)
+
+
+def test_the_best_epochs_weights_on_request(data, tmp_path):
+    # The rate rises all along, until the network gets worse with each step.
+    options = {"epochs": 4, "learning_rate": 0.5, "warmup_epochs": 4, "keep": "best"}
+    run = trained(data, tmp_path, 0, train=options)
+    told = pd.read_csv(run.fold(0) / "history.csv")["val_weighted_log_loss"]
+    assert told.idxmin() < 3
+    _, held_out = fold._generators(run.config, folds.read_folds(data / "folds.csv"), 0, multiple=1)
+    model = inference.load_model(run, 0)
+    model.compile(loss=WeightedBinaryCrossentropy(), metrics=[WeightedLogLoss()])
+    assert model.evaluate(held_out, return_dict=True)["weighted_log_loss"] == pytest.approx(told.min(), rel=1e-4)
+
+
+def ids_of_an_epoch(generator):
+    return [one for index in range(len(generator)) for one in generator.ids_of(index)]
+
+
+def test_some_slices_of_each_series_an_epoch(data):
+    config = tiny_config(data, train={"slices_per_series": 2, "centre_weighted": True})
+    train, held_out = fold._generators(config, folds.read_folds(data / "folds.csv"), 0, multiple=1)
+    table = slice_table.readable(run_directory.slices_of(config), "train")
+    assert len(held_out.ids) == 12
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        seen = table.loc[ids_of_an_epoch(train)]
+        assert seen.index.is_unique
+        assert seen["SeriesInstanceUID"].value_counts().tolist() == [2, 2, 2]
+    # Samples stand in scan order, by which the sampling knows the middle.
+    places = table.loc[train.ids].groupby("SeriesInstanceUID")["order"].agg(list)
+    assert places.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_as_many_bleeds_as_asked_for(data):
+    config = tiny_config(data, train={"positive_share": 0.75})
+    table = folds.read_folds(data / "folds.csv")
+    table["any"] = np.arange(len(table)) % 2
+    train, _ = fold._generators(config, table, 0, multiple=1)
+    seen = table.loc[ids_of_an_epoch(train), "any"]
+    assert seen.value_counts().to_dict() == {1: 6, 0: 2}
+    assert set(seen[seen == 1].index) == set(table.index[(table["fold"] != 0) & (table["any"] == 1)])
+
+
+@pytest.fixture
+def half_bled(data, tmp_path):
+    """The folds with a bleed in every other slice, as their file; the images' own labels are all but all."""
+    table = folds.read_folds(data / "folds.csv")
+    table.loc[np.arange(len(table)) % 2 == 0, list(LABELS)] = 0
+    table.loc[np.arange(len(table)) % 2 == 1, "any"] = 1
+    folds.write_folds(tmp_path / "half.csv", table)
+    return tmp_path / "half.csv"
+
+
+def test_a_share_of_positives_is_taken_out_of_what_is_predicted(data, tmp_path, half_bled, capsys):
+    train = {"positive_share": 0.75, "epochs": 2}
+    run = trained(data, tmp_path, 0, data={"folds": half_bled}, train=train)
+    model = inference.load_model(run, 0)
+    assert model.layers[-1].oversampling == 3  # 6 slices with and 6 without a bleed, of which an epoch shows 2
+    oof = read_predictions(run.fold(0) / "oof.parquet")
+    images = [cv2.imread(str(run.config.data.images / f"train/{one}.png"), 0)[..., None] for one in oof.index]
+    bare = keras.Model(model.inputs, model.get_layer("logits").output)(np.stack(images))
+    found = oof["any"] / (1 - oof["any"])
+    np.testing.assert_allclose(found, np.exp(keras.ops.convert_to_numpy(bare)[:, 5]) / 3, rtol=1e-4)
+    # What is validated is what predicts.
+    table = folds.read_folds(half_bled)
+    score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    assert history["val_weighted_log_loss"].iloc[-1] == pytest.approx(score, rel=1e-4)
+    assert backbones.with_features(model).output_shape[1] == (None, 256)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_loss_that_shifts_probabilities_tells_by_how_much(data, tmp_path, finished, capsys):
+    table = folds.read_folds(data / "folds.csv")
+    fold._tell_shift(finished, 1, table)
+    gamma_0 = Run(finished.path, tiny_config(data, train={"loss": "focal", "focal_gamma": 0}))
+    fold._tell_shift(gamma_0, 1, table)
+    assert capsys.readouterr().err == ""
+    shifting = Run(finished.path, tiny_config(data, train={"loss": "focal", "label_smoothing": 0.1}))
+    fold._tell_shift(shifting, 1, table)
+    told = read_predictions(finished.fold(1) / "oof.parquet")["epidural"].mean()
+    found = table.loc[table["fold"] == 1, "epidural"].mean()
+    assert capsys.readouterr().err.startswith(
+        "warning: train.loss=focal and train.label_smoothing: probabilities are shifted, which costs log loss; the"
+        f" means of those held out are epidural {told:.4f} (found {found:.4f}), intraparenchymal "
+    )
+
+
+def test_devices_that_share_batches_have_as_many_samples_each(data):
+    table = folds.read_folds(data / "folds.csv").drop(index=TRAIN[4])
+    train, held_out = fold._generators(tiny_config(data), table, 0, multiple=2)
+    epochs = []
+    for epoch in range(4):
+        train.set_epoch(epoch)
+        epochs.append(set(ids_of_an_epoch(train)))
+    assert {len(epoch) for epoch in epochs} == {10}
+    assert len(set.union(*epochs)) == 11  # another one is left out each time
+    assert len(held_out.ids) == 12
+
+
+def test_the_loss_is_the_configs(data):
+    focal = fold._loss(tiny_config(data, train={"loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}).train)
+    assert (type(focal), focal.gamma, focal.label_smoothing) == (WeightedFocalLoss, 1.5, 0.1)
+    plain = fold._loss(tiny_config(data, train={"label_weights": [1, 2, 3, 4, 5, 6]}).train)
+    assert (type(plain), plain.weights) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6])
+
+
+def test_logs_for_tensorboard_need_its_package(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(fold, "find_spec", lambda name: None)
+    with pytest.raises(IchError, match=r"needs the package tensorboard: pip install 'ich\[tensorboard\]'"):
+        trained(data, tmp_path, 0, machine={"tensorboard": True})
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_logs_for_tensorboard_on_request(data, tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    run = trained(data, tmp_path, 0, machine={"tensorboard": True})
+    events = [path for path in (run.fold(0) / "tensorboard").rglob("*tfevents*") if path.is_file()]
+    assert {path.parent.name for path in events} == {"train", "validation"}
+    assert b"epoch_weighted_log_loss" in b"".join(path.read_bytes() for path in events)
+
+
+def test_a_fold_that_does_not_exist(data, tmp_path):
+    for k in (-1, 2):
+        with pytest.raises(IchError, match=rf"there is no fold {k}; the config has folds 0 to 1"):
+            trained(data, tmp_path, k)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_another_number_of_folds_than_the_files(data, tmp_path):
+    with pytest.raises(IchError, match=r"folds.csv has 2 folds, the config 3; set folds.n to the file's, or make"):
+        trained(data, tmp_path, 0, folds={"n": 3})
+
+
+def test_folds_of_slices_without_an_image(data, tmp_path):
+    table = folds.read_folds(data / "folds.csv").rename(index={TRAIN[3]: "ID_f00"})
+    folds.write_folds(tmp_path / "folds.csv", table)
+    with pytest.raises(IchError, match=r"folds.csv lists 1 slice\(s\) that .*images has no image of, such as ID_f00"):
+        trained(data, tmp_path, 0, data={"folds": tmp_path / "folds.csv"})
+
+
+@pytest.mark.parametrize("machine", [{"workers": 3}, {"workers": 2, "processes": True}], ids=["threads", "processes"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.timeout(120)
+def test_an_image_damaged_since_is_a_sentence(data, tmp_path, machine):
+    shutil.copytree(data / "images", tmp_path / "images")
+    broken = tmp_path / "images/train" / f"{TRAIN[10]}.png"
+    broken.write_bytes(b"junk")
+    with pytest.raises(IchError) as caught:
+        trained(data, tmp_path, 0, data={"images": tmp_path / "images"}, machine=machine, train={"batch_size": 1})
+    assert str(caught.value) == f"{broken} holds no image that can be decoded (4 bytes); make it again"
+    assert not (tmp_path / "tiny/fold0").exists()
