@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 
 from ich import files
 from ich.errors import IchError
-from ich.files import discard, names_in, replacing, sweep, sync_filesystem
+from ich.files import discard, names_in, replacing, sha256_of, sweep, sync_filesystem, write_json
 
 
 def names(folder):
@@ -202,3 +204,17 @@ def test_files_are_removed_and_what_cannot_be_is_a_sentence(tmp_path):
         IchError, match=r"cannot remove .*folder: .*; remove it, or make rights for that, then run again"
     ):
         files.remove(tmp_path / "folder")
+
+
+def test_json_comes_back_and_a_hash_is_the_files(tmp_path):
+    path = tmp_path / "a" / "score.json"
+    content = {"loss": 0.1, "runs": ["é", None, True]}
+    write_json(path, content)
+    assert json.loads(path.read_text(encoding="utf-8")) == content
+    assert path.read_bytes().endswith(b"}\n")
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_that_cannot_be_hashed_is_named(tmp_path):
+    with pytest.raises(IchError, match=r"cannot read .*score\.json: No such file or directory; restore it"):
+        sha256_of(tmp_path / "score.json")

@@ -2,12 +2,15 @@
 
 import ctypes
 import errno
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from ich.errors import IchError, one_line
@@ -48,6 +51,29 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder could not be made or entered, nothing was left in it
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as indented JSON, by a temporary name and a rename.
+
+    Raises:
+        IchError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits.
+
+    Raises:
+        IchError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise IchError(f"cannot read {path}: {one_line(error)}; restore it, or make rights to read it") from error
 
 
 def _sync(path: Path) -> None:
