@@ -1,10 +1,10 @@
 """Extract what the models of a run tell of each slice, for the second stage or for work of one's own.
 
     python scripts/extract_features.py runs/baseline --embeddings
-    python scripts/extract_features.py runs/baseline --embeddings --set 'predict.test_time=[none, flip]'
+    python scripts/extract_features.py runs/baseline --embeddings --set 'predict.tta=[none, flip]'
 
 Writes RUN/fold<k>/features/, in scan order: oof.parquet and test.parquet, the six logits of the slices that fold k held
-out and of the test set, by its model, the mean over the passes at test time. With --embeddings also oof.npy and
+out and of the test set, by its model, the mean over the TTA passes. With --embeddings also oof.npy and
 test.npy, float16: what the model's last layer reads, the pooled features of its backbone; and seen.parquet and seen.npy
 of the slices that it was trained on. Of those, features are better than they are of new patients.
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
     told = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"
-    print(f"passes: {', '.join(run.config.predict.test_time)}; mean of their {run.config.predict.mean}{told}")
+    print(f"passes: {', '.join(run.config.predict.tta)}; mean of their {run.config.predict.mean}{told}")
     print(f"{len(files)} files of {run.config.folds.n} folds, {size:,.1f} MB: {target.path}/fold*/features")
 
 

@@ -1,9 +1,9 @@
 """Predict the test set by all folds of a run, and the slices that each held out in the same way.
 
     python scripts/predict.py runs/baseline
-    python scripts/predict.py runs/baseline --set 'predict.test_time=[none, flip]' --set predict.mean=logit
+    python scripts/predict.py runs/baseline --set 'predict.tta=[none, flip]' --set predict.mean=logit
 
-Writes RUN/predictions_test.parquet, the mean over the folds and the passes at test time, and RUN/oof.parquet with
+Writes RUN/predictions_test.parquet, the mean over the folds and the TTA passes, and RUN/oof.parquet with
 RUN/score.json, made in the same way. What was predicted before is not predicted again; stopped, the same command goes
 on where it was. All settings are the run's own, and the section predict stays as it was last set. Where the images
 are can be set anew (--set data.images=…), and so can the folder to write into (--out): for a run that is read-only, or
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     section = run.config.predict
     before = result_directory.passes_of(target.path)
-    if before != {"test_time": section.test_time, "mean": section.mean}:
+    if before != {"tta": section.tta, "mean": section.mean}:
         for path in result_directory.made_of(target.path):
             print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
     work = target.work(*_MADE)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     work.done("predict", argv)
     score = target.read_score()
     told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
-    print(f"passes: {', '.join(section.test_time)}; mean of the folds' {section.mean}{told}")
+    print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{told}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
         f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f}):"

@@ -84,7 +84,7 @@ def test_what_a_message_names_exists(path, options):
         ("run scripts/forecast.py first", ["forecast.py"]),
         ("set folds.n, or lower train.learning_rate", []),
         ("lower folds.n_folds", ["folds.n_folds"]),
-        ("say --set predict.test_time=none or --sett", ["--sett"]),
+        ("say --set predict.tta=none or --sett", ["--sett"]),
         ("in folds.csv, beside images/folds.png", []),
         ("pip install 'ich[dask]' or 'ich[desk]'", ["desk"]),
     ],

@@ -160,7 +160,7 @@ KEYS = {
         "label_weights label_smoothing ema_momentum slices_per_series centre_weighted positive_share keep "
         "precision"
     ),
-    "predict": "batch_size test_time mean",
+    "predict": "batch_size tta mean",
     "sequence": (
         "kind features seed seeds width dilations units dropout epochs batch_size learning_rate warmup_epochs "
         "weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"

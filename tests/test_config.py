@@ -275,6 +275,7 @@ def test_a_set_of_an_unknown_key_is_refused(written):
     ("sections", "expected"),
     [
         ({"trian": {}}, "trian is no known key; there are name, data, preprocess, folds, model, train, predict"),
+        ({"predict": {"test_time": "flip"}}, "predict.test_time is now called predict.tta; rename it"),
         ({"train": {"lr": 1}}, "train.lr is no known key; there are seed, epochs"),
         ({"preprocess": {"window": "brain"}}, "preprocess.window is no known key; there are windows, size, fit"),
         (
@@ -409,13 +410,13 @@ def test_the_data_of_a_config_of_another_kind(tmp_path):
         load_data(path)
 
 
-@pytest.mark.parametrize(("value", "said"), [("[]", "test_time is \\[\\]"), ("{}", r"test_time.0 is {}")])
+@pytest.mark.parametrize(("value", "said"), [("[]", "tta is \\[\\]"), ("{}", r"tta.0 is {}")])
 def test_passes_at_test_time_are_one_or_more(tmp_path, value, said):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\ndata: {sources: a.zip, images: there}\n")
-    assert load(path, ["predict.test_time=flip"]).predict.test_time == ["flip"]
+    assert load(path, ["predict.tta=flip"]).predict.tta == ["flip"]
     with pytest.raises(IchError, match=said):
-        load(path, [f"predict.test_time={value}"])
+        load(path, [f"predict.tta={value}"])
 
 
 def test_the_advice_on_text_that_yaml_reads_as_a_number_helps(written):

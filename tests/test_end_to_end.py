@@ -228,22 +228,22 @@ def test_passes_at_test_time_reach_the_submission_and_its_manifest(finished, tmp
     monkeypatch.chdir(finished)
     run = Path("runs/tiny")
     before = files(run)
-    passes = ["--set", "predict.test_time=[none, flip]", "--set", "predict.mean=logit"]
+    passes = ["--set", "predict.tta=[none, flip]", "--set", "predict.mean=logit"]
     script("predict")([str(run), "--out", str(tmp_path / "tiny"), *passes])
     script("make_submission")([str(tmp_path / "tiny"), "--out", str(tmp_path)])
     manifest = json.loads((tmp_path / "tiny.json").read_text())
-    assert (manifest["predictions"]["test_time"], manifest["predictions"]["mean"]) == (["none", "flip"], "logit")
+    assert (manifest["predictions"]["tta"], manifest["predictions"]["mean"]) == (["none", "flip"], "logit")
     score = json.loads((tmp_path / "tiny" / "score.json").read_text())
     assert manifest["out_of_fold_weighted_log_loss"] == score["weighted_log_loss"] != score["plain_weighted_log_loss"]
     assert manifest["missing"] == {"policies": ["refuse"], "filled": {}}
     config = (tmp_path / "tiny" / "config.yaml").read_bytes()
     assert manifest["config_sha256"] == sha256(config).hexdigest()
-    assert manifest["config"]["predict"]["test_time"] == ["none", "flip"]
+    assert manifest["config"]["predict"]["tta"] == ["none", "flip"]
     assert (tmp_path / "tiny.csv").read_bytes() != (finished / "submissions" / "tiny.csv").read_bytes()
     assert files(run) == before
     # Out of fold in one way and on the test set in another is no result.
     shutil.copy(run / "predictions_test.parquet", tmp_path / "tiny")
-    assert "were made in two ways (test_time:" in complaint("make_submission", str(tmp_path / "tiny"))
+    assert "were made in two ways (tta:" in complaint("make_submission", str(tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def further(finished, tmp_path_factory) -> Path:
     shutil.copytree(finished, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        script("predict")(["runs/tiny", "--set", "predict.test_time=[none, flip]"])
+        script("predict")(["runs/tiny", "--set", "predict.tta=[none, flip]"])
         script("train_sequence")(["runs/tiny", "--set", "sequence.kind=linear"])
         script("blend")(["runs/tiny", "runs/tiny-sequence", "--out", "runs/blend", "--method", "mean"])
         for result in ("runs/tiny-sequence", "runs/blend"):
@@ -269,7 +269,7 @@ def home(further, tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-FLIPPED = {"test_time": ["none", "flip"], "mean": "probability"}
+FLIPPED = {"tta": ["none", "flip"], "mean": "probability"}
 
 
 def test_the_passes_stay_until_others_are_named_and_who_was_made_of_them_is_named_then(home, capsys):
@@ -282,16 +282,16 @@ def test_the_passes_stay_until_others_are_named_and_who_was_made_of_them_is_name
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     script("predict")(["runs/tiny-sequence"])  # which would refuse another first stage
     for stage, more in {"train": ["--fold", "1"], "train_kfold": []}.items():  # which would not predict again
-        message = complaint(stage, "tiny.yaml", *more, "--set", "predict.test_time=none")
+        message = complaint(stage, "tiny.yaml", *more, "--set", "predict.tta=none")
         assert f"of runs/tiny is trained and predicted by {FLIPPED}, not" in message
         script(stage)(["tiny.yaml", *more])
     capsys.readouterr()
-    script("predict")(["runs/tiny", "--set", "predict.test_time=none"])
+    script("predict")(["runs/tiny", "--set", "predict.tta=none"])
     said = capsys.readouterr()
     for name in ("runs/tiny-sequence", "runs/blend"):
         assert f"warning: {name} was made of the predictions that these replace ({FLIPPED})" in said.err
     assert "passes: none; mean of the folds' probability\n" in said.out
-    plain = {"test_time": ["none"], "mean": "probability"}
+    plain = {"tta": ["none"], "mean": "probability"}
     assert f"other scores (runs/tiny: {FLIPPED} then, {plain} now); give" in complaint("predict", "runs/tiny-sequence")
     script("predict")(["runs/tiny"])
     assert "passes: none; mean of the folds' probability (as" in capsys.readouterr().out
@@ -299,12 +299,12 @@ def test_the_passes_stay_until_others_are_named_and_who_was_made_of_them_is_name
 
 def test_the_passes_stay_in_another_folder_too(home, capsys):
     there = ["runs/tiny", "--out", "out"]
-    script("predict")([*there, "--set", "predict.test_time=none", "--set", "predict.mean=logit"])
+    script("predict")([*there, "--set", "predict.tta=none", "--set", "predict.mean=logit"])
     script("predict")(there)
     assert capsys.readouterr().out.count("passes: none; mean of the folds' logit") == 2
-    script("predict")([*there, "--set", "predict.test_time=flip"])
+    script("predict")([*there, "--set", "predict.tta=flip"])
     assert "passes: flip; mean of the folds' logit" in capsys.readouterr().out
-    script("extract_features")([*there, "--set", "predict.test_time=none"])
+    script("extract_features")([*there, "--set", "predict.tta=none"])
     script("extract_features")(there)
     assert capsys.readouterr().out.count("passes: none; mean of their logit") == 2
     assert yaml.safe_load(Path("runs/tiny/config.yaml").read_text())["predict"]["mean"] == "probability"

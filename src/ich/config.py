@@ -188,7 +188,7 @@ class Predict(_Section):
     batch_size: int = Field(64, ge=1)
     # The passes over each slice, held out or of the test set, of which the mean is taken: names of
     # ich.data.augment.PASSES.
-    test_time: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
+    tta: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
     # Over passes and folds: of the probabilities, or of the logits (the geometric mean of the odds).
     mean: Literal["probability", "logit"] = "probability"
 
@@ -338,6 +338,10 @@ def overrides_of(section: str, values: dict[str, Any]) -> list[str]:
     return [f"{section}.{key}={json.dumps(value)}" for key, value in values.items()]  # JSON is YAML
 
 
+_RENAMED = {"predict.test_time": "predict.tta"}
+"""Keys that configs of earlier versions have, and what they are called now."""
+
+
 class _AnyConfig(BaseModel):
     data: Data
 
@@ -462,6 +466,8 @@ def _complaint(error: dict) -> str:
     loc = [part for part in error["loc"] if part not in ("|preset", "|window")]
     where = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
+        if where in _RENAMED:
+            return f"{where} is now called {_RENAMED[where]}; rename it"
         section = Config
         for part in loc[:-1]:
             if isinstance(part, str):  # else it is a place in a list

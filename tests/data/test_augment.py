@@ -124,7 +124,7 @@ def test_passes_come_in_their_order_and_wrong_names_are_refused():
     first, second = augment.passes(["none", "flip"], HEIGHT, WIDTH)
     assert first is None
     assert isinstance(second, A.HorizontalFlip)
-    with pytest.raises(IchError, match="no pass at test time is called 'flap'; there are none, flip, crop, crop_top"):
+    with pytest.raises(IchError, match="no TTA pass is called 'flap'; there are none, flip, crop, crop_top"):
         augment.passes(["none", "flap"], HEIGHT, WIDTH)
     with pytest.raises(IchError, match="the pass 'flip' stands twice in flip, none, flip; each counts once"):
         augment.passes(["flip", "none", "flip"], HEIGHT, WIDTH)

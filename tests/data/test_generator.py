@@ -504,7 +504,7 @@ def test_masks_without_augmentation_and_in_passes(folder):
     def mask(id):
         return reading.read(folder / f"{id}.png")[..., 0]
 
-    options = {"image_dir": folder, "shuffle": False, "test_time": [None, A.HorizontalFlip(p=1)]}
+    options = {"image_dir": folder, "shuffle": False, "tta": [None, A.HorizontalFlip(p=1)]}
     generator = DataGenerator(IDS, mask, **options)
     np.testing.assert_array_equal(generator[0][1], stored(folder)[..., 0])
     np.testing.assert_array_equal(generator.at_pass(1)[0][1], stored(folder)[:, :, ::-1, 0])
@@ -547,18 +547,18 @@ def test_a_pipeline_may_change_size_and_dtype_if_it_does_so_always(folder, label
 
 def test_passes_at_test_time_are_the_same_wherever_they_run(folder, labels):
     listed = [None, A.HorizontalFlip(p=1), A.Affine(rotate=(-30, 30), p=1)]
-    generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, test_time=listed)
+    generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, tta=listed)
     passes = [np.concatenate(list(generator.at_pass(k))) for k in range(3)]
     np.testing.assert_array_equal(passes[0], stored(folder))
     np.testing.assert_array_equal(passes[1], stored(folder)[:, :, ::-1])
-    elsewhere = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, test_time=listed, epoch=9, workers=2)
+    elsewhere = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, tta=listed, epoch=9, workers=2)
     again = pickle.loads(pickle.dumps(elsewhere.at_pass(2)))
     np.testing.assert_array_equal(np.concatenate(list(again))[::-1], passes[2])
 
-    sizes = DataGenerator(IDS, image_dir=folder, test_time=[None, A.CenterCrop(16, 16)])
+    sizes = DataGenerator(IDS, image_dir=folder, tta=[None, A.CenterCrop(16, 16)])
     assert [sizes.at_pass(k)[0].shape[1] for k in (0, 1, 0)] == [SIZE, 16, SIZE]
 
-    drawn = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, test_time=heavy())
+    drawn = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, tta=heavy())
     first, second = (np.concatenate(list(drawn.at_pass(k))) for k in (0, 1))
     assert not np.array_equal(first, second)
     drawn.set_epoch(3)
@@ -568,23 +568,23 @@ def test_passes_at_test_time_are_the_same_wherever_they_run(folder, labels):
 
 def test_test_time_leaves_training_as_it_is(folder, labels):
     options = {"image_dir": folder, "batch_size": BATCH, "shuffle": True, "augment": heavy()}
-    with_passes = DataGenerator(IDS, labels, **options, test_time=[None])
+    with_passes = DataGenerator(IDS, labels, **options, tta=[None])
     without = DataGenerator(IDS, labels, **options)
     for epoch in (0, 1):
         assert same(epoch_of(with_passes, epoch), epoch_of(without, epoch))
 
 
 @pytest.mark.parametrize(
-    ("test_time", "k", "message"),
+    ("tta", "k", "message"),
     [
-        (None, 0, "there is no pass 0: test_time gives 0 passes, counted from 0"),
-        ([None, None], 2, "there is no pass 2: test_time gives 2 passes"),
-        (A.HorizontalFlip(), -1, "there is no pass -1: test_time gives any number of passes"),
+        (None, 0, "there is no pass 0: tta gives 0 passes, counted from 0"),
+        ([None, None], 2, "there is no pass 2: tta gives 2 passes"),
+        (A.HorizontalFlip(), -1, "there is no pass -1: tta gives any number of passes"),
     ],
 )
-def test_a_pass_that_does_not_exist_is_refused(folder, test_time, k, message):
+def test_a_pass_that_does_not_exist_is_refused(folder, tta, k, message):
     with pytest.raises(IchError, match=message):
-        DataGenerator(IDS, image_dir=folder, test_time=test_time).at_pass(k)
+        DataGenerator(IDS, image_dir=folder, tta=tta).at_pass(k)
 
 
 # ------------------------------------------------------------------------------------------------- sampling

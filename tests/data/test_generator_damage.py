@@ -310,7 +310,7 @@ def test_what_forked_workers_skip_is_counted_after_pickling_too(folder, labels):
 def test_nothing_is_skipped_at_prediction(folder, labels):
     truncate(folder / f"{IDS[0]}.png")
     generator = DataGenerator(
-        IDS, labels, image_dir=folder, shuffle=True, on_error="skip", test_time=[None], batch_size=COUNT
+        IDS, labels, image_dir=folder, shuffle=True, on_error="skip", tta=[None], batch_size=COUNT
     )
     assert len(generator[0][0]) == COUNT
     with pytest.raises(IchError, match=r"ID_000\.png holds no image"):

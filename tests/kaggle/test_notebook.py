@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
     make_images(folder)
     table = slice_table.read_table(folder / "images/slices.parquet")
     slice_table.write_table(table.assign(z=5.0 * table["order"]), folder / "images/slices.parquet")
-    run = Run.begin(tiny_config(folder, predict={"test_time": ["none", "flip"]}), folder / "runs")
+    run = Run.begin(tiny_config(folder, predict={"tta": ["none", "flip"]}), folder / "runs")
     run.claim("tensorflow", ["cpu:0"])
     for k in range(2):
         keras.utils.set_random_seed(k)
@@ -108,7 +108,7 @@ def test_a_run_goes_without_what_predicting_does_not_take(copied):
     assert "code/src/ich/report/templates/" in "".join(sorted(there))
     assert not any("__pycache__" in name for name in there)
     assert json.loads(Path("out", packing.METADATA).read_text())["id"] == "jane/ich-tiny"
-    assert packed.results["tiny"]["predict"] == {"test_time": ["none", "flip"], "mean": "probability"}
+    assert packed.results["tiny"]["predict"] == {"tta": ["none", "flip"], "mean": "probability"}
 
 
 def test_packed_again_only_what_changed_is_written(copied):
@@ -214,7 +214,7 @@ def test_a_manifest_removes_nothing_outside_its_folder(copied):
 
 
 def spoil_oof(path):
-    write_predictions(read_predictions(path), path, read_provenance(path) | {"test_time": ["none"]})
+    write_predictions(read_predictions(path), path, read_provenance(path) | {"tta": ["none"]})
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_the_notebook_runs_without_network(tmp_path, monkeypatch):
     script("preprocess.py", "tiny.yaml", "--max-failures", "1")
     script("make_folds.py", "tiny.yaml")
     script("train_kfold.py", "tiny.yaml")
-    script("predict.py", "runs/tiny", "--set", "predict.test_time=[none, flip]")
+    script("predict.py", "runs/tiny", "--set", "predict.tta=[none, flip]")
     have = ",".join(line.partition("=")[0].partition(">")[0] for line in (ROOT / "requirements.txt").open())
     script("pack_for_kaggle.py", "runs/tiny", "--id", "jane/ich-tiny", "--out", "in/ich/v1", "--have", have)
     with zipfile.ZipFile("a.zip") as archive:

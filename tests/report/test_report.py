@@ -109,7 +109,7 @@ def finished(tmp_path_factory):
             history.rename_axis("epoch").to_csv(Path("runs/one") / f"fold{k}" / "history.csv")
         work = commands.Work(Path("runs/one"), "predictions_test.parquet")
         run_directory.write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
-        work.done("predict", ["runs/one", "--set", "predict.test_time=[none, flip]"])
+        work.done("predict", ["runs/one", "--set", "predict.tta=[none, flip]"])
         write_run(Path("runs/other"), config_of("other"), predictions(made, seed=1))
         script("blend", "runs/one", "runs/other", "--out", "runs/blend", "--by-label")
         script("report", "runs/one")
@@ -169,7 +169,7 @@ def test_a_run_shows_its_learning_its_slices_and_where_it_comes_from(finished):
         "No patient is in two folds.",
         "mean of 5 test slices",
         "12 bits",
-        "python scripts/predict.py runs/one --set 'predict.test_time=[none, flip]' python scripts/report.py",
+        "python scripts/predict.py runs/one --set 'predict.tta=[none, flip]' python scripts/report.py",
         "packages: keras 3.15.1",
         "there is nothing to set it against",
         "name: small_cnn",
@@ -266,7 +266,7 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
 
 
 def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
-    score = {"weighted_log_loss": 0.3, "plain_weighted_log_loss": 0.32, "test_time": ["none", "flip"]}
+    score = {"weighted_log_loss": 0.3, "plain_weighted_log_loss": 0.32, "tta": ["none", "flip"]}
     Path("runs/one/score.json").write_text(json.dumps(score))
     facts = json.loads(Path("runs/one/environment.json").read_text())
     Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
@@ -275,7 +275,7 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     Path("runs/first").mkdir()
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
-    assert "scores 0.3200: the passes at test time (none, flip) gain +0.0200." in found.plain
+    assert "scores 0.3200: the TTA passes (none, flip) gain +0.0200." in found.plain
     assert "no Grad-CAM of them; see the report of runs/first" in found.plain
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 

@@ -22,10 +22,10 @@ def lines(*folders):
 
 
 def test_a_command_that_did_something_is_written_down_as_it_was_given(tmp_path):
-    given(tmp_path, "predict", "runs/my run", "--set", "predict.test_time=[none, flip]", content="a")
+    given(tmp_path, "predict", "runs/my run", "--set", "predict.tta=[none, flip]", content="a")
     given(tmp_path, "predict", "runs/my run", content="a")
     (one,) = commands.read(tmp_path)
-    assert one["command"] == "python scripts/predict.py 'runs/my run' --set 'predict.test_time=[none, flip]'"
+    assert one["command"] == "python scripts/predict.py 'runs/my run' --set 'predict.tta=[none, flip]'"
     assert (one["stage"], one["time"][-6:]) == ("predict", "+00:00")
 
 

@@ -40,7 +40,7 @@ def test_predictions_with_other_columns(tmp_path):
 
 
 def test_how_they_were_made_comes_back_and_changes_nothing_else(tmp_path):
-    path, made = tmp_path / "p.parquet", {"test_time": ["none", "flip"], "models": ["a"]}
+    path, made = tmp_path / "p.parquet", {"tta": ["none", "flip"], "models": ["a"]}
     write_predictions(some_predictions(), path, made)
     assert read_provenance(path) == made
     pd.testing.assert_frame_equal(read_predictions(path), some_predictions())
@@ -48,6 +48,11 @@ def test_how_they_were_made_comes_back_and_changes_nothing_else(tmp_path):
     again = tmp_path / "again.parquet"
     write_predictions(some_predictions(), again, made)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_passes_of_earlier_versions_are_known_by_their_name_of_today(tmp_path):
+    write_predictions(some_predictions(), tmp_path / "p.parquet", {"test_time": ["none"], "mean": "logit"})
+    assert read_provenance(tmp_path / "p.parquet") == {"tta": ["none"], "mean": "logit"}
 
 
 def test_a_file_that_does_not_tell_how_and_one_that_is_none(tmp_path):

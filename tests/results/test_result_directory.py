@@ -12,7 +12,7 @@ from ich.errors import IchError
 from ich.results import result_directory
 from ich.results.predictions import write_predictions
 
-MADE = {"test_time": ["none"], "mean": "logit"}
+MADE = {"tta": ["none"], "mean": "logit"}
 
 
 def some_predictions():
@@ -123,17 +123,17 @@ def test_a_misspelt_result_is_told_those_that_are_there(tmp_path, monkeypatch):
 
 def test_a_mixture_is_refused_with_the_difference(tmp_path):
     oof, test = tmp_path / "oof.parquet", tmp_path / "predictions_test.parquet"
-    write_predictions(some_predictions(), oof, {"test_time": ["none"], "mean": "logit"})
+    write_predictions(some_predictions(), oof, {"tta": ["none"], "mean": "logit"})
     write_result(tmp_path)
     with pytest.raises(IchError, match=r"predictions_test.parquet is missing; run scripts/predict.py"):
         result_directory.check_alike(tmp_path)
-    write_predictions(some_predictions(), test, {"test_time": ["none"], "mean": "logit"})
+    write_predictions(some_predictions(), test, {"tta": ["none"], "mean": "logit"})
     result_directory.check_alike(tmp_path)
-    write_predictions(some_predictions(), test, {"test_time": ["flip"], "mean": "logit"})
-    with pytest.raises(IchError, match=r"two ways \(test_time: \['none'\] out of fold, \['flip'\] on the test set\)"):
+    write_predictions(some_predictions(), test, {"tta": ["flip"], "mean": "logit"})
+    with pytest.raises(IchError, match=r"two ways \(tta: \['none'\] out of fold, \['flip'\] on the test set\)"):
         result_directory.check_alike(tmp_path)
     write_predictions(some_predictions(), test)
-    with pytest.raises(IchError, match=r"test_time: \['none'\] out of fold, None on the test set; mean: logit out"):
+    with pytest.raises(IchError, match=r"tta: \['none'\] out of fold, None on the test set; mean: logit out"):
         result_directory.check_alike(tmp_path)
 
 

@@ -154,7 +154,7 @@ def contents(folder):
     ("names", "mean"), [(["none"], "probability"), (["none", "flip"], "probability"), (["none", "flip"], "logit")]
 )
 def test_logits_and_embeddings_are_the_models_own(trained, tmp_path, names, mean):
-    run = asking(copy(trained, tmp_path), test_time=names, mean=mean)
+    run = asking(copy(trained, tmp_path), tta=names, mean=mean)
     embeddings.extract(run, embeddings=True)
     for k in range(2):
         for part, expected in members(run, k).items():
@@ -162,7 +162,7 @@ def test_logits_and_embeddings_are_the_models_own(trained, tmp_path, names, mean
             assert set(logits.index) == expected
             assert (vectors.dtype, vectors.shape) == (np.float16, (len(expected), 256))
             assert isinstance(vectors, np.memmap)
-            assert (made["test_time"], made["mean"]) == (names, mean)
+            assert (made["tta"], made["mean"]) == (names, mean)
             for place, id in list(enumerate(logits.index))[::5]:
                 told = [slow(run, k, id, name) for name in names]
                 own = np.array([one for one, _ in told], np.float64)
@@ -256,7 +256,7 @@ def test_what_is_there_is_not_made_again(extracted, tmp_path, monkeypatch):
 def test_other_passes_models_or_lost_files_are_made_anew(extracted, tmp_path):
     run = copy(extracted, tmp_path)
     before = contents(run.features(0))
-    embeddings.extract(asking(run, test_time="flip"), embeddings=True)
+    embeddings.extract(asking(run, tta="flip"), embeddings=True)
     flipped = contents(run.features(0))
     assert flipped["oof.npy"] != before["oof.npy"]
     embeddings.extract(run, embeddings=True)
@@ -361,9 +361,7 @@ def test_each_batch_goes_through_all_passes_and_parts_hold_what_they_made(tmp_pa
     for number, one in enumerate(ids):
         np.save(tmp_path / f"{one}.npy", np.full((4, 4, 1), number, np.uint8))
     options = {"image_dir": tmp_path, "suffix": ".npy", "batch_size": 3}
-    samples = chunked_inference.DataGenerator(
-        ids, test_time=[None, lambda image, rng: image + np.uint8(100)], **options
-    )
+    samples = chunked_inference.DataGenerator(ids, tta=[None, lambda image, rng: image + np.uint8(100)], **options)
     image = keras.Input((4, 4, 1))
     mean = keras.layers.GlobalAveragePooling2D()(image)
     model = keras.Model(image, [mean, 2 * mean])
@@ -465,7 +463,7 @@ def test_features_of_other_slices_or_made_in_two_ways_are_refused(extracted, tmp
     refused(run, rf"oof.parquet is of other slices than it should be: {told.index[0]}; run scripts/extract_features")
 
     run = copy(extracted, tmp_path / "two")
-    embeddings.extract(asking(run, test_time="flip"), embeddings=True)
+    embeddings.extract(asking(run, tta="flip"), embeddings=True)
     shutil.rmtree(run.features(1))
     shutil.copytree(extracted.features(1), run.features(1))
     refused(run, "were made in 2 ways")
@@ -567,7 +565,7 @@ def test_features_that_changed_are_refused(second, tmp_path):
     first, run = second
     shutil.copytree(run.path.parent, tmp_path / "runs")
     changed = Run(tmp_path / "runs/tiny", first.config)
-    embeddings.extract(asking(changed, test_time="flip"), embeddings=True)
+    embeddings.extract(asking(changed, tta="flip"), embeddings=True)
     with pytest.raises(IchError, match="was trained with another section sequence, other folds or other scores"):
         train.train(inputs.of_runs([changed.path], overrides=FAST), tmp_path / "runs")
 
@@ -592,7 +590,7 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     path = Path("runs/tiny-sequence")
     with pytest.raises(IchError, match="reads predictions, and no images; set the section predict for its first stage"):
-        script("predict", path, "--set", "predict.test_time=flip")
+        script("predict", path, "--set", "predict.tta=flip")
     with pytest.raises(IchError, match=r"is a second stage, whose models read no images; give a run .*: runs/tiny$"):
         script("extract_features", path)
     with pytest.raises(SystemExit):

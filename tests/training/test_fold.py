@@ -81,10 +81,10 @@ def test_the_saved_model_gives_the_out_of_fold_predictions(finished):
 
 
 def test_passes_at_test_time_serve_out_of_fold_too(data, tmp_path):
-    run = trained(data, tmp_path, 0, predict={"test_time": ["flip"]})
-    assert read_provenance(run.fold(0) / "oof.parquet")["test_time"] == ["flip"]
-    with pytest.raises(IchError, match="no pass at test time is called 'flap'"):
-        trained(data, tmp_path / "other", 0, predict={"test_time": ["flap"]})
+    run = trained(data, tmp_path, 0, predict={"tta": ["flip"]})
+    assert read_provenance(run.fold(0) / "oof.parquet")["tta"] == ["flip"]
+    with pytest.raises(IchError, match="no TTA pass is called 'flap'"):
+        trained(data, tmp_path / "other", 0, predict={"tta": ["flap"]})
     assert not (tmp_path / "other").exists()  # told before the training
 
 

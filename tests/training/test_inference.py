@@ -145,7 +145,7 @@ def slow_logits(run, k, split, ids, name):
     ("names", "mean"), [(["none"], "probability"), (["none", "flip", "crop"], "probability"), (["flip"], "logit")]
 )
 def test_predictions_are_the_mean_of_folds_and_passes_for_every_readable_slice(copied, names, mean):
-    run = asking(copied, test_time=names, mean=mean)
+    run = asking(copied, tta=names, mean=mean)
     inference.predict_test(run)
     found = read_predictions(run.predictions_path)
     assert found.index.tolist() == TEST
@@ -166,7 +166,7 @@ def test_predictions_are_the_mean_of_folds_and_passes_for_every_readable_slice(c
     assert score["weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(labels, oof))
     plain = pd.concat([read_predictions(copied.passes(k) / "oof-none.parquet") for k in range(2)]).loc[table.index]
     assert score["plain_weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(labels, expit(plain)))
-    assert (score["test_time"], score["mean"]) == (names, mean)
+    assert (score["tta"], score["mean"]) == (names, mean)
     assert not list(run.path.rglob("*.npy"))
 
 
@@ -255,11 +255,11 @@ def test_another_pass_alone_is_made_and_both_sides_tell_of_it(copied, monkeypatc
     first = inference.predict_test(copied)
     plain = copied.read_score()
     titles = predicted(monkeypatch)
-    run = asking(copied, test_time="[none, flip]")
+    run = asking(copied, tta="[none, flip]")
     inference.predict_test(run)
     assert titles == [f"fold {k}, {split}, flip" for k in range(2) for split in ("oof", "test")]
     check_alike(run.path)
-    assert read_provenance(run.oof_path)["test_time"] == ["none", "flip"]
+    assert read_provenance(run.oof_path)["tta"] == ["none", "flip"]
     assert run.read_score()["plain_weighted_log_loss"] == pytest.approx(plain["weighted_log_loss"])
     assert run.read_score()["weighted_log_loss"] != plain["weighted_log_loss"]
     # Back again: nothing is computed, nothing of the passes stays.
@@ -270,19 +270,19 @@ def test_another_pass_alone_is_made_and_both_sides_tell_of_it(copied, monkeypatc
 
 
 def test_the_last_passes_stay_until_others_are_named(copied, monkeypatch):
-    inference.predict_test(asking(copied, test_time="[none, flip]"))
+    inference.predict_test(asking(copied, tta="[none, flip]"))
     titles = predicted(monkeypatch)
     kept = asking(copied)
-    assert kept.config.predict.test_time == ["none", "flip"]
+    assert kept.config.predict.tta == ["none", "flip"]
     before = copied.predictions_path.read_bytes()
     inference.predict_test(kept)
     assert (titles, copied.predictions_path.read_bytes()) == ([], before)
     # What could not be made does not stay.
     with pytest.raises(IchError, match="hflip"):
-        inference.predict_test(asking(copied, test_time="[none, hflip]"))
-    assert asking(copied).config.predict.test_time == ["none", "flip"]
-    inference.predict_test(asking(copied, test_time="none"))
-    assert asking(copied).config.predict.test_time == ["none"]
+        inference.predict_test(asking(copied, tta="[none, hflip]"))
+    assert asking(copied).config.predict.tta == ["none", "flip"]
+    inference.predict_test(asking(copied, tta="none"))
+    assert asking(copied).config.predict.tta == ["none"]
 
 
 def test_another_model_or_another_test_set_is_predicted_anew(copied, monkeypatch):
@@ -344,14 +344,14 @@ def test_results_go_elsewhere_and_the_run_stays_as_it_is(copied, tmp_path, monke
     inference.predict_test(copied, results)
     assert titles == []
     (tmp_path / "away.csv").rename(copied.config.data.folds_path)
-    run = asking(copied, test_time="[flip]")
+    run = asking(copied, tta="[flip]")
     inference.predict_test(run, run.elsewhere(tmp_path / "out"))
     assert files(copied.path) == before
     assert len(titles) == 4
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there == {path.name for path in copied.path.iterdir()}
     check_alike(tmp_path / "out")
-    assert Run.open(tmp_path / "out").config.predict.test_time == ["flip"]
+    assert Run.open(tmp_path / "out").config.predict.tta == ["flip"]
     assert run.elsewhere(run.path) is run
 
 
@@ -369,7 +369,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def start(run, out):
     command = [sys.executable, "-c", SCRIPT, ROOT / "scripts/predict.py", run.path, "--out", out]
-    command += ["--set", f"data.images={run.config.data.images}", "--set", "predict.test_time=[none, flip]"]
+    command += ["--set", f"data.images={run.config.data.images}", "--set", "predict.tta=[none, flip]"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     return subprocess.Popen(command, start_new_session=True, **quiet)
@@ -389,7 +389,7 @@ def progress(out):
 def kill_and_compare(tmp_path, kills):
     test = [f"ID_{number:09x}" for number in range(100, 403 + 300 * kills)]
     run = begin(write_data(tmp_path, test), tmp_path / "runs")
-    run = asking(run, test_time="[none, flip]")
+    run = asking(run, tta="[none, flip]")
     inference.predict_test(run, run.elsewhere(tmp_path / "whole"))
     out, rng = tmp_path / "out", random.Random(0)
     within = 0
@@ -435,7 +435,7 @@ def test_folds_drawn_anew_after_the_training_are_refused(copied, tmp_path):
     table = folds.read_folds(copied.config.data.folds_path)
     folds.write_folds(tmp_path / "other.csv", table.assign(fold=1 - table["fold"]))
     before = files(copied.path)
-    overrides = [f"data.folds={tmp_path / 'other.csv'}", "predict.test_time=[none, flip]"]
+    overrides = [f"data.folds={tmp_path / 'other.csv'}", "predict.tta=[none, flip]"]
     with pytest.raises(IchError, match="was trained on other folds than"):
         inference.predict_test(Run.open(copied.path, overrides))
     assert files(copied.path) == before
@@ -443,7 +443,7 @@ def test_folds_drawn_anew_after_the_training_are_refused(copied, tmp_path):
 
 def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(copied, tmp_path):
     inference.predict_test(copied)
-    run = asking(copied, test_time="[none, flip]")
+    run = asking(copied, tta="[none, flip]")
     out = run.elsewhere(tmp_path / "out")
     inference.predict_test(run, out)
     whole = contents(out.path)
@@ -452,7 +452,7 @@ def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(
         path.unlink()
     inference.predict_test(run, run.elsewhere(tmp_path / "out"))
     assert contents(out.path) == whole
-    assert out.read_score()["test_time"] == ["none", "flip"]
+    assert out.read_score()["tta"] == ["none", "flip"]
 
 
 def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
@@ -484,7 +484,7 @@ def test_a_folder_of_other_things_is_left_alone(copied, tmp_path):
 def test_a_second_process_is_refused_before_it_writes(copied, lock):
     before = files(copied.path)
     with in_use(copied.path, lock), pytest.raises(IchError, match=r"tiny is in use by process \d+"):
-        inference.predict_test(asking(copied, test_time="[flip]"))
+        inference.predict_test(asking(copied, tta="[flip]"))
     for name in before:
         assert before[name] == files(copied.path)[name], name
 
@@ -506,8 +506,8 @@ def test_no_test_slices_are_told(copied):
 def test_an_unknown_pass_leaves_what_is_there(copied):
     inference.predict_test(copied)
     before = files(copied.path)
-    with pytest.raises(IchError, match="no pass at test time is called 'flap'; there are none, flip, crop"):
-        inference.predict_test(asking(copied, test_time="[none, flap]"))
+    with pytest.raises(IchError, match="no TTA pass is called 'flap'; there are none, flip, crop"):
+        inference.predict_test(asking(copied, tta="[none, flap]"))
     assert files(copied.path) == before
 
 

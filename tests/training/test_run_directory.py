@@ -361,7 +361,7 @@ def test_folds_predicted_in_two_ways_are_not_scored(config, root):
     run, table = begun(config, root), fold_table()
     for k, names in enumerate((["none"], ["none", "flip"])):
         part = some_predictions(table)[(table["fold"] == k).to_numpy()]
-        write_predictions(part, run.fold(k) / "oof.parquet", {"test_time": names, "mean": "logit"})
+        write_predictions(part, run.fold(k) / "oof.parquet", {"tta": names, "mean": "logit"})
     with pytest.raises(IchError, match=r"were made in two ways \(fold 0: .*'none'\].*, fold 1: .*'flip'\].*predict.py"):
         run.score()
     assert not run.score_path.exists()
@@ -370,9 +370,9 @@ def test_folds_predicted_in_two_ways_are_not_scored(config, root):
 def test_passes_that_a_training_would_not_make_any_more_are_refused(config, root):
     run, table = begun(config, root), fold_table()
     part = some_predictions(table)[(table["fold"] == 0).to_numpy()]
-    write_predictions(part, run.fold(0) / "oof.parquet", {"test_time": ["none"], "mean": "probability"})
+    write_predictions(part, run.fold(0) / "oof.parquet", {"tta": ["none"], "mean": "probability"})
     run.check_passes()
-    other = Run.begin(changed(config, predict={"test_time": ["none", "flip"]}), root)
+    other = Run.begin(changed(config, predict={"tta": ["none", "flip"]}), root)
     with pytest.raises(IchError, match=r"fold 0 of .* is trained and predicted by .*'none'\], .*, not .*'flip'\]"):
         other.check_passes()
     run.restart(0)

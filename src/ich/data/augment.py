@@ -1,4 +1,4 @@
-"""Albumentations pipelines by name: to train with, and the passes at test time."""
+"""Albumentations pipelines by name: to train with, and the passes of test-time augmentation (TTA)."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -83,11 +83,11 @@ PASSES: dict[str, Callable[[int, int], A.BasicTransform | None]] = {
     "rotate_left": _turn(10),
     "rotate_right": _turn(-10),
 }
-"""What a pass at test time makes of an image of height × width pixels. Nothing of it is drawn at random."""
+"""What a TTA pass makes of an image of height × width pixels. Nothing of it is drawn at random."""
 
 
 def passes(names: Sequence[str], height: int, width: int) -> list[A.BasicTransform | None]:
-    """The passes of these names, as `ich.data.generator.DataGenerator` takes them for `test_time`.
+    """The passes of these names, as `ich.data.generator.DataGenerator` takes them for `tta`.
 
     Each maps uint8 (height, width, channels), any number of channels, to the same shape and dtype.
 
@@ -96,7 +96,7 @@ def passes(names: Sequence[str], height: int, width: int) -> list[A.BasicTransfo
     """
     for place, name in enumerate(names):
         if name not in PASSES:
-            raise IchError(f"no pass at test time is called {name!r}; there are {', '.join(PASSES)}")
+            raise IchError(f"no TTA pass is called {name!r}; there are {', '.join(PASSES)}")
         if name in names[:place]:
             raise IchError(f"the pass {name!r} stands twice in {', '.join(names)}; each counts once in the mean")
     return [PASSES[name](height, width) for name in names]

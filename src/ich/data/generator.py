@@ -81,7 +81,7 @@ class DataGenerator(keras.utils.PyDataset):
             `ich.images.reading.read`. Whether there is a file is then its own affair; without one, missing files are
             told at once.
         preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
-        test_time: what the passes over a sample see: a list of transforms as for `augment`, None among them being the
+        tta: what the passes over a sample see: a list of transforms as for `augment`, None among them being the
             image as it is, or one transform that draws each pass anew. `at_pass(k)` gives a generator of the k-th.
         on_error: "raise", or "skip": another sample, the same in each run, replaces one whose image cannot be read,
             and `skipped` counts it. Only with labels and a shuffle or sampling: a prediction is never that of another
@@ -132,7 +132,7 @@ class DataGenerator(keras.utils.PyDataset):
         window: Window | str | Sequence[Window | str] | None = None,
         reader: Callable[[Path], np.ndarray] | None = None,
         preprocess: Callable[[np.ndarray], np.ndarray] | None = None,
-        test_time: Sequence[Callable | None] | Callable | None = None,
+        tta: Sequence[Callable | None] | Callable | None = None,
         on_error: str = "raise",
         seed: int | None = 0,
         epoch: int = 0,
@@ -201,7 +201,7 @@ class DataGenerator(keras.utils.PyDataset):
         self.batch_size, self.shuffle = batch_size, shuffle
         self.seed = secrets.randbits(64) if seed is None else int(seed)
         self.augment, self.sampling, self.preprocess = augment, sampling, preprocess
-        self.test_time, self.on_error = test_time, on_error
+        self.tta, self.on_error = tta, on_error
         self.color_mode, self.target_size, self.interpolation = color_mode, target_size, interpolation
         self.window, self.reader = None if window is None else windows_of(window), reader
         self._skips = np.zeros(len(self.ids), np.uint32) if on_error == "skip" else None
@@ -474,20 +474,18 @@ class DataGenerator(keras.utils.PyDataset):
         self._plan = epoch, order, repeat  # one assignment, so that no thread sees the order of another epoch
 
     def at_pass(self, k: int) -> "DataGenerator":
-        """A generator of the same samples in the k-th test-time pass (0-based): the same wherever and whenever it runs.
+        """A generator of the same samples in the k-th TTA pass (0-based): the same wherever and whenever it runs.
 
         Raises:
-            IchError: there is no `test_time`, or no k-th transform in its list.
+            IchError: there is no `tta`, or no k-th transform in its list.
         """
-        if self.test_time is None or k < 0 or (not callable(self.test_time) and k >= len(self.test_time)):
-            passes = (
-                0 if self.test_time is None else "any number of" if callable(self.test_time) else len(self.test_time)
-            )
-            raise IchError(f"there is no pass {k}: test_time gives {passes} passes, counted from 0")
+        if self.tta is None or k < 0 or (not callable(self.tta) and k >= len(self.tta)):
+            passes = 0 if self.tta is None else "any number of" if callable(self.tta) else len(self.tta)
+            raise IchError(f"there is no pass {k}: tta gives {passes} passes, counted from 0")
         other = copy.copy(self)  # with copies of its own for threads: see __setstate__
         other._pass, other.on_error = k, "raise"
         other.__dict__.pop("_first", None)  # a pass may have a size of its own
-        other.augment = self.test_time if callable(self.test_time) else self.test_time[k]
+        other.augment = self.tta if callable(self.tta) else self.tta[k]
         return other
 
     def preview(self, n: int = 8):

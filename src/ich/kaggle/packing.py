@@ -132,7 +132,7 @@ class Contents:
         run = Run.open(path)
         run.check_finished()
         told = [read_provenance(run.fold(k) / "oof.parquet") or {} for k in range(run.config.folds.n)]
-        how = {key: told[0].get(key) for key in ("test_time", "mean")}
+        how = {key: told[0].get(key) for key in ("tta", "mean")}
         for k, made in enumerate(told):
             self._add_fold(name, run, k, ["model.keras", "oof.parquet"])
             if made != how | {"model": digest(run.fold(k) / "model.keras")} or None in how.values():

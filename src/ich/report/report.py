@@ -158,17 +158,17 @@ def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFr
 
 
 def _gains(path: Path) -> dict:
-    """What score.json tells beyond the score: of passes at test time the plain one, of a blend its members, of a second
+    """What score.json tells beyond the score: with TTA the plain one, of a blend its members, of a second
     stage the first.
     """
     score = score_file(path)
     lines, members = [], None
-    if score.get("test_time") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
+    if score.get("tta") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
         gain = score["plain_weighted_log_loss"] - score["weighted_log_loss"]
-        passes = ", ".join(score["test_time"])
+        passes = ", ".join(score["tta"])
         lines.append(
-            f"One pass over the slices as they are scores {score['plain_weighted_log_loss']:.4f}: the passes at test"
-            f" time ({passes}) gain {gain:+.4f}."
+            f"One pass over the slices as they are scores {score['plain_weighted_log_loss']:.4f}: the TTA passes"
+            f" ({passes}) gain {gain:+.4f}."
         )
     if "of_first_stage" in score:
         gain = score["of_first_stage"] - score["weighted_log_loss"]

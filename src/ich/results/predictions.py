@@ -52,6 +52,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def read_provenance(path: Path) -> dict | None:
     """How the predictions of a file were made; empty if it does not tell, None if there is no whole file."""
     try:
-        return json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
+        provenance = json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return None
+    return {"tta" if key == "test_time" else key: value for key, value in provenance.items()}  # as runs before had it

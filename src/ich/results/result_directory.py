@@ -186,24 +186,24 @@ def passes_of(folder: Path) -> dict:
     """How a result's predictions were made.
 
     Returns:
-        Of a run, `test_time` and `mean`, as far as its file tells; of what was made of others, the same of each by its
+        Of a run, `tta` and `mean`, as far as its file tells; of what was made of others, the same of each by its
         name.
     """
     facts = read_mapping(folder / "environment.json", "says what the result was made with")
     if "passes" in facts:
         return facts["passes"]
     made = read_provenance(folder / "oof.parquet") or {}
-    return {key: made[key] for key in ("test_time", "mean") if made.get(key)}
+    return {key: made[key] for key in ("tta", "mean") if made.get(key)}
 
 
 def extracted_in(folder: Path) -> dict:
-    """The passes that features were extracted in, `test_time`, and their `mean`; nothing if there are no features.
+    """The passes that features were extracted in, `tta`, and their `mean`; nothing if there are no features.
 
     Args:
         folder: of a run.
     """
     made = read_provenance(folder / "fold0" / "features" / "oof.parquet") or {}
-    return {key: made[key] for key in ("test_time", "mean") if key in made}
+    return {key: made[key] for key in ("tta", "mean") if key in made}
 
 
 def made_of(folder: Path) -> list[Path]:
@@ -225,7 +225,7 @@ def describe(folder: Path) -> dict:
 
     Returns:
         run; commit of the code that trained it, None if nobody knows; the score out of fold and that of the
-        prevalence; `shortcomings` as warnings; how predictions were made (passes at test time, their mean, digests of
+        prevalence; `shortcomings` as warnings; how predictions were made (TTA passes, their mean, digests of
         the models; of a second stage and a blend, the passes of each result that they were made of), as far as their
         files tell; the config and the SHA-256 of its file.
 

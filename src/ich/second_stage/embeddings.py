@@ -8,7 +8,7 @@ test.parquet, test.npy    the test set
 
 A Parquet file has six float32 logits a slice, in the order of its index, and is written last; how it was made and the
 digest of its .npy are a part of it. The .npy holds the embeddings, float16, shape (slices, n): what the model's last
-layer reads, see `ich.models.backbones.with_features`. Both are the mean over the passes at test time, the logits as
+layer reads, see `ich.models.backbones.with_features`. Both are the mean over the TTA passes, the logits as
 `predict.mean` says.
 
 Of what a model has trained on, its features are better than they are of new patients: it knows those slices by heart.
@@ -169,7 +169,7 @@ def check_honest(path: Path, table: pd.DataFrame, test: pd.Index | None) -> list
             differing = read_predictions(file).index.symmetric_difference(ids)
             if len(differing):
                 raise IchError(f"{file} is of other slices than it should be: {name_some(differing)}; {again}")
-            hows.add((*made["test_time"], made["mean"]))
+            hows.add((*made["tta"], made["mean"]))
             files.append(file)
     if len(hows) > 1:
         raise IchError(f"the features of {path} were made in {len(hows)} ways, {hows}; {again}")
@@ -195,7 +195,7 @@ def _extract(
     made: dict[str, Any] = {
         "model": inference.model_digest(run, k),
         "slices": run_directory.slices_digest(rows),
-        "test_time": section.test_time,
+        "tta": section.tta,
         "mean": section.mean,
     }
     then = read_provenance(path) or {}
@@ -233,7 +233,7 @@ def _from_passes(
         inference.pass_logits(
             run, k, part, name, ids.index, digest, model, results.passes(k) / f"{part}-{name}.parquet"
         )
-        for name in run.config.predict.test_time
+        for name in run.config.predict.tta
     ]
     frame = pd.DataFrame(inference.mean_logits(told, run.config.predict.mean), ids.index)
     return frame.loc[rows.index].to_numpy()
@@ -266,9 +266,9 @@ def _with_embeddings(
             )
         return merged
 
-    transforms = augment.passes(config.predict.test_time, *network.input_shape[1:3])
+    transforms = augment.passes(config.predict.tta, *network.input_shape[1:3])
     options = inference.generator_options(config, "test" if part == "test" else "train")
-    samples = DataGenerator(rows.index, batch_size=config.predict.batch_size, test_time=transforms, **options)
+    samples = DataGenerator(rows.index, batch_size=config.predict.batch_size, tta=transforms, **options)
     passes = [samples.at_pass(number) for number in range(len(transforms))]
     saved = predict_parts(network, passes, inference.parts_of(path, made, config), merge, f"fold {k}, {part}, features")
     file, logits = path.with_suffix(".npy"), []

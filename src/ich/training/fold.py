@@ -260,7 +260,7 @@ def _generators(config: Config, table: pd.DataFrame, k: int, multiple: int) -> t
     size = devices.validation_batch_size(len(of_fold), config.predict.batch_size, multiple)
     held_out = DataGenerator(of_fold, labels, batch_size=size, shuffle=False, **options)
     height, width = held_out[0][0].shape[1:3]
-    augment.passes(config.predict.test_time, height, width)  # a name that is none is told before the training
+    augment.passes(config.predict.tta, height, width)  # a name that is none is told before the training
     ids, sample = _sampling(config, table[table["fold"] != k])
     if multiple > 1:
         sample = sampling.Multiple(multiple, len(ids), sample)

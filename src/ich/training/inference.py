@@ -80,7 +80,7 @@ def generator_options(config: Config, split: str) -> dict:
 def predict_test(run: Run, results: Run | None = None) -> pd.DataFrame:
     """Predict every readable test slice by every fold's model, and the slices held out in the same way.
 
-    Both are the mean over `predict.test_time`, as `predict.mean` says, that of the test set over the folds too. Each
+    Both are the mean over `predict.tta`, as `predict.mean` says, that of the test set over the folds too. Each
     fold's logits of each pass are kept in its directory and not made again, as long as model and slices are the same.
 
     Writes `run.oof_path`, `run.score_path`, the section predict into `run.config_path` and, last,
@@ -117,15 +117,15 @@ def _predict_test(run: Run, results: Run) -> pd.DataFrame:
         for folder in (results.fold(k), results.passes(k)):
             sweep(folder)
         predict_held_out(run, k, model, results)
-        for name in section.test_time:
+        for name in section.tta:
             path = results.passes(k) / f"test-{name}.parquet"
             total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
         models.append(model_digest(run, k))
     if not results.score_path.exists() or read_provenance(results.oof_path) is None:
         results.score()
-    total /= run.config.folds.n * len(section.test_time)
+    total /= run.config.folds.n * len(section.tta)
     frame = _frame(_from_mean(total, section.mean), test.index)
-    made = {"test_time": section.test_time, "mean": section.mean, "models": models}
+    made = {"tta": section.tta, "mean": section.mean, "models": models}
     results.keep_predict(section)
     write_predictions(frame, results.predictions_path, made)
     return frame
@@ -149,7 +149,7 @@ def predict_held_out(run: Run, k: int, model: Callable[[], keras.Model], results
     results = results or run
     section = run.config.predict
     path = results.fold(k) / "oof.parquet"
-    made = {"test_time": section.test_time, "mean": section.mean, "model": model_digest(run, k)}
+    made = {"tta": section.tta, "mean": section.mean, "model": model_digest(run, k)}
     if read_provenance(path) == made:
         return
     run.check_folds()
@@ -157,12 +157,12 @@ def predict_held_out(run: Run, k: int, model: Callable[[], keras.Model], results
     ids = table.index[table["fold"] == k]
     digest = run_directory.slices_digest(split_slices(run.config, "train").loc[ids])
     total = np.zeros((len(ids), len(LABELS)))
-    for name in dict.fromkeys(["none", *section.test_time]):
+    for name in dict.fromkeys(["none", *section.tta]):
         logits = pass_logits(run, k, "oof", name, ids, digest, model, results.passes(k) / f"oof-{name}.parquet")
-        if name in section.test_time:
+        if name in section.tta:
             total += _to_mean(logits, section.mean)
     results.forget_results()
-    frame = _frame(_from_mean(total / len(section.test_time), section.mean), ids)
+    frame = _frame(_from_mean(total / len(section.tta), section.mean), ids)
     write_predictions(frame, path, made)
 
 
@@ -192,7 +192,7 @@ def pass_logits(
     network = model()
     transforms = augment.passes([name], *network.input_shape[1:3])
     options = generator_options(config, "train" if split == "oof" else split)
-    samples = DataGenerator(ids, batch_size=config.predict.batch_size, test_time=transforms, **options).at_pass(0)
+    samples = DataGenerator(ids, batch_size=config.predict.batch_size, tta=transforms, **options).at_pass(0)
     logits = predict_logits(network, samples, parts_of(path, made, config), f"fold {k}, {split}, {name}")
     write_predictions(_frame(logits, ids), path, made)
     run_directory.discard_parts(path)

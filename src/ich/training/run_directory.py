@@ -202,7 +202,7 @@ class Run:
         Raises:
             IchError: the section predict is of others.
         """
-        ours = self.config.predict.model_dump(include={"test_time", "mean"})
+        ours = self.config.predict.model_dump(include={"tta", "mean"})
         for k in self.finished_folds():
             made = read_provenance(self.fold(k) / "oof.parquet") or {}
             theirs = {key: made.get(key) for key in ours}
@@ -372,7 +372,7 @@ class Run:
         Other processes are kept from the directory meanwhile.
 
         Returns:
-            What score.json holds: `ich.competition.metrics.summary`; test_time and mean, how the predictions were made;
+            What score.json holds: `ich.competition.metrics.summary`; tta and mean, how the predictions were made;
             and plain_weighted_log_loss, the score of one pass over the slices as they are.
 
         Raises:
@@ -382,7 +382,7 @@ class Run:
         self.check_finished()
         paths = [self.fold(k) / "oof.parquet" for k in self.finished_folds()]
         made = [read_provenance(path) or {} for path in paths]
-        how = {key: made[0].get(key) for key in ("test_time", "mean")}
+        how = {key: made[0].get(key) for key in ("tta", "mean")}
         for k, fold in enumerate(made):
             if {key: fold.get(key) for key in how} != how:
                 raise IchError(
@@ -393,7 +393,7 @@ class Run:
         y, oof = table[list(LABELS)].to_numpy(), self._together(paths, table.index)
         score = metrics.summary(y, oof.to_numpy()) | how
         score["plain_weighted_log_loss"] = score["weighted_log_loss"]
-        if how["test_time"] not in (None, ["none"]):
+        if how["tta"] not in (None, ["none"]):
             plain = self._together([self.passes(k) / "oof-none.parquet" for k in self.finished_folds()], table.index)
             score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, expit(plain.to_numpy(dtype=np.float64)))
         with self.locked(wait=folders.SHORT):
