@@ -74,11 +74,14 @@ def main(argv: list[str] | None = None) -> None:
         f" {score['best_run']}: {score['gain']:+.4f} ±"
         f" {score['gain_standard_error']:.4f} (standard error over patients)"
     )
+    cli.warn(result_directory.shortcomings(arguments.out, score))
     if lacking:
         print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none:")
         print(f"{', then '.join(map(result_directory.how_to_predict, lacking))}, then this command again")
-    print(f"blend: {arguments.out}")
-    cli.warn(result_directory.shortcomings(arguments.out, score))
+    cli.wrote(
+        f"{arguments.out}: {', '.join(made if test is not None else made[:1])}, score.json",
+        *([cli.command("make_submission", arguments.out)] if test is not None else []),
+    )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dpi", type=int, default=180, help="100 makes it 900 pixels wide (default: %(default)s)")
     arguments = parser.parse_args(argv)
 
+    from ich.startup import import_keras
+
+    import_keras()
+
     from ich.report import slice_life
     from ich.training.run_directory import Run
 
     followed = slice_life.follow(Run.open(arguments.run, arguments.overrides), arguments.slice, arguments.label)
     slice_life.save(slice_life.draw(followed, arguments.dpi), arguments.out)
-    print(f"{followed.id}, {followed.label} {followed.probabilities[followed.label]:.2f}: {arguments.out}")
+    print(f"{followed.id}, {followed.label} {followed.probabilities[followed.label]:.2f}")
+    cli.wrote(str(arguments.out))
 
 
 if __name__ == "__main__":

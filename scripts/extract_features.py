@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich import config
     from ich.results import result_directory
+    from ich.startup import import_keras
     from ich.training.run_directory import Run
 
     kept = config.overrides_of("predict", result_directory.extracted_in(arguments.out or arguments.run))
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     target = run.elsewhere(arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
+
+    import_keras()
 
     from ich.second_stage import embeddings
 
@@ -47,7 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     size = sum(file.stat().st_size for file in files) / 1e6
     told = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"
     print(f"passes: {', '.join(run.config.predict.tta)}; mean of their {run.config.predict.mean}{told}")
-    print(f"{len(files)} files of {run.config.folds.n} folds, {size:,.1f} MB: {target.path}/fold*/features")
+    options = ("--set", "sequence.features=embeddings", "--set", "sequence.shuffle_kinds=0")
+    name = f"{target.path.resolve().name}-embeddings"
+    cli.wrote(
+        f"{target.path}/fold*/features: {len(files)} files of {run.config.folds.n} folds, {size:,.1f} MB",
+        *([cli.command("train_sequence", target.path, "--name", name, *options)] if arguments.embeddings else []),
+    )
 
 
 if __name__ == "__main__":

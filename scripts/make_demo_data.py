@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from ich.cli import parser, run
+from ich.cli import command, parser, run, wrote
 from ich.errors import IchError
 from ich.files import replacing
 
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         found = _settings_in(record)
         if found == settings:
             print(f"{path} was made with these settings already; nothing to do")
+            wrote(f"{path}, {record}", _next(path))
             return
         different = ", ".join(f"{name} {found.get(name)}, not {settings[name]}" for name in _different(found, settings))
         raise IchError(
@@ -63,9 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     }
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"{path}: {summary.slices['train']} train and {summary.slices['test']} test slices; {record}")
+    print(f"{summary.slices['train']} train and {summary.slices['test']} test slices")
     print("share of train slices: " + ", ".join(f"{label} {share:.1%}" for label, share in summary.prevalence.items()))
     print("oddities, in files: " + ", ".join(f"{name} {len(members)}" for name, members in summary.oddities.items()))
+    wrote(f"{path}, {record}", _next(path))
+
+
+def _next(path: Path) -> str:
+    """The command that converts the archive; one of its slices is cut, as in the competition."""
+    return command("preprocess", "configs/demo.yaml", "--max-failures", 1, overrides=[f"data.sources={path}"])
 
 
 def _settings_in(record: Path) -> dict:

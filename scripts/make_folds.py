@@ -62,10 +62,10 @@ def main(argv: list[str] | None = None) -> None:
         elif not folds.read_folds(path).equals(made):
             raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
         print(folds.audit(made))
-        print(f"folds: {path}")
         chart = path.with_suffix(".png")
         if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(made).table), chart):
             print(f"label balance: {chart}")
+    cli.wrote(str(path), cli.command("train_kfold", arguments.config, overrides=arguments.overrides))
 
 
 def _chart(prevalence):

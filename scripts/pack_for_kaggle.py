@@ -12,6 +12,7 @@ The last run named is what the notebook submits, unless it is told another. Seco
 the places of the training's slices, which are the competition's: keep the data set private, as Kaggle makes it.
 """
 
+import shlex
 from pathlib import Path
 
 from ich import cli
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     size = sum((out / name).stat().st_size for name in files)
     print(f"results: {', '.join(contents.results)}")
     print(f"wheels: {', '.join(path.name for path in fetched) or 'none'}")
-    print(f"{len(files):,} files, {size / 1e6:,.1f} MB: {out}")
-    print(f"upload it: kaggle datasets create -p {out} --dir-mode zip --keep-tabular")
+    upload = ["kaggle", "datasets", "create", "-p", str(out), "--dir-mode", "zip", "--keep-tabular"]
+    cli.wrote(f"{out}: {len(files):,} files, {size / 1e6:,.1f} MB", shlex.join(upload))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from ich.results import commands, result_directory
+    from ich.startup import import_keras
     from ich.training.run_directory import Run
 
     run = Run.open(arguments.run, arguments.overrides, arguments.out)
@@ -34,19 +35,25 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.out:
             parser.error("--out is for runs that read images; copy a second stage")
 
+        import_keras()
+
         from ich.second_stage import inputs, train
 
         stage = inputs.of_second_stage(run)
         work = commands.Work(run.path, *_MADE, made_of=commands.read(*stage.sources))
         run, score = train.train(stage, run.path.parent)
         work.done("predict", argv)
-        print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}: {run.oof_path}, {run.score_path}")
-        print(f"test set: {run.predictions_path}")
+        print(f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}")
         cli.warn(result_directory.shortcomings(run.path, score))
+        cli.wrote(
+            f"{run.path}: {', '.join(_MADE)}, score.json", cli.command("make_submission", *stage.sources, run.path)
+        )
         return
     target = run.elsewhere(arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
+
+    import_keras()
 
     from ich.training import inference
 
@@ -63,11 +70,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{told}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
-        f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f}):"
-        f" {target.oof_path}, {target.score_path}"
+        f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f})"
     )
-    print(f"{len(predictions):,} slices predicted: {target.predictions_path}")
+    print(f"{len(predictions):,} slices of the test set predicted")
     cli.warn(result_directory.shortcomings(target.path, score))
+    cli.wrote(
+        f"{target.path}: {', '.join(_MADE)}, score.json",
+        cli.command("make_submission", target.path),
+        *([cli.command("train_sequence", target.path)] if target is run else []),
+    )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> None:
         table = convert.convert(*where, **how)
         work.done("preprocess", argv)
         print(convert.summary(table))
-        print(f"images and slice table: {data.images}")
         contact = data.images / "contact_sheet.png"
         stale = not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime
         if stale and pictures.save_if_possible(
@@ -59,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         ):
             print(f"contact sheet: {contact}")
     failures = (table["status"] != "ok").sum()
+    then = cli.command("make_folds", arguments.config, overrides=arguments.overrides)
+    cli.wrote(f"{data.images}: the images and slices.parquet", *([then] if failures <= allowed else []))
     if failures > allowed:
         print(f"{failures:,} slice(s) have no image, --max-failures {allowed}", file=sys.stderr)
         sys.exit(3)

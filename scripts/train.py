@@ -16,16 +16,25 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     from ich import config
-    from ich.training import fold
+    from ich.startup import import_keras
     from ich.training.run_directory import Run
 
     run = Run.begin(config.load(arguments.config, arguments.overrides))
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
     work = run.work(f"fold{arguments.fold}/oof.parquet")
+    import_keras()
+
+    from ich.training import fold
+
     fold.train_fold(run, arguments.fold)
     work.done("train", argv)
-    print(f"fold {arguments.fold}: {run.fold(arguments.fold)}")
+    left = sorted({*range(run.config.folds.n)} - {*run.finished_folds()})
+    then = ("train", arguments.config, "--fold", left[0]) if left else ("train_kfold", arguments.config)
+    cli.wrote(
+        f"{run.fold(arguments.fold)}: model.keras, history.csv, curves.png, oof.parquet",
+        cli.command(*then, overrides=arguments.overrides),
+    )
 
 
 if __name__ == "__main__":

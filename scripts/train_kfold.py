@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich import config
     from ich.results import result_directory
+    from ich.startup import import_keras
     from ich.training.run_directory import Run
 
     run = Run.begin(config.load(arguments.config, arguments.overrides))
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None) -> None:
         run.check_passes()
     work = run.work("fold*/oof.parquet", "oof.parquet")
     if len(run.finished_folds()) < run.config.folds.n:
+        if run.config.machine.backend != "dask":  # a cluster's workers import it
+            import_keras()
+
         from ich.training import fold
 
         fold.train_folds(run)
@@ -38,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         f" ({result_directory.share(score['weighted_log_loss'], score['of_prevalence'])} of the prevalence's"
         f" {score['of_prevalence']:.4f})"
     )
-    print(f"run: {run.path}")
     cli.warn(result_directory.shortcomings(run.path, score))
+    cli.wrote(f"{run.path}: oof.parquet, score.json, a directory for each fold", cli.command("predict", run.path))
 
 
 if __name__ == "__main__":

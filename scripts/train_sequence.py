@@ -47,8 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         cli.refuse(arguments.overrides, ["folds"], "without --table: the second stage keeps the folds of the runs")
 
     from ich.results import commands, result_directory
-    from ich.second_stage import inputs, train
+    from ich.startup import import_keras
     from ich.training import run_directory
+
+    import_keras()
+
+    from ich.second_stage import inputs, train
 
     if arguments.table:
         stage = inputs.of_table(arguments.table, arguments.name, arguments.overrides)
@@ -64,8 +68,14 @@ def main(argv: list[str] | None = None) -> None:
     for kind, loss in facts["of_kinds"].items():
         print(f"{kind:<16}{loss:.4f}")
     print(f"out-of-fold weighted log loss: {after:.4f} ({after / before:.2f} of the first stage's)")
-    print(f"run: {run.path}")
     cli.warn(result_directory.shortcomings(run.path, facts))
+    if arguments.table:
+        cli.wrote(f"{run.path}: oof.parquet, score.json", cli.command("report", run.path))
+    elif run.predictions_path.exists():
+        results = [*arguments.runs, run.path]
+        cli.wrote(f"{run.path}: {', '.join(made)}, score.json", cli.command("make_submission", *results))
+    else:
+        cli.wrote(f"{run.path}: oof.parquet, score.json", cli.command("predict", arguments.runs[0]))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     predictions = pd.concat(found) if found else None
     figure = pictures.montage(images, scans, convert.read_settings(images), arguments.window, labels, predictions)
     pictures.save(figure, arguments.out)
-    print(f"{len(scans)} slices: {arguments.out}")
+    cli.wrote(f"{arguments.out}: {len(scans)} slices")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FLOORS = [
     {"results"},
     {"images", "competition", "synthetic"},
     {"dicom"},
-    {"errors", "files", "folders", "parallel", "config", "cli"},
+    {"errors", "files", "folders", "parallel", "config", "cli", "startup"},
 ]
 """What lies in src/ich, from the top: a floor imports from those below it alone; docs/architecture.md draws it."""
 

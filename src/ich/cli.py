@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -78,6 +79,19 @@ def run(main: Callable[[], None]) -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def wrote(what: str, *then: str) -> None:
+    """Print what a script wrote, and the command that comes next, or several to choose from."""
+    print(f"wrote: {what}")
+    for place, line in enumerate(then):
+        print(f"{'or:' if place else 'next:':<7}{line}")
+
+
+def command(stage: str, *arguments: object, overrides: Iterable[str] = ()) -> str:
+    """Return a script's command as a line for the shell, with those of the overrides that it uses."""
+    kept = [part for one in overrides if _within(_key(one), USES.get(stage, ())) for part in ("--set", one)]
+    return shlex.join(["python", f"scripts/{stage}.py", *map(str, arguments), *kept])
 
 
 def warn(sentences: Iterable[str]) -> None:

@@ -42,6 +42,8 @@ _TRAIN = """
 import sys
 from pathlib import Path
 from ich import cli, config
+from ich.startup import import_keras
+import_keras()
 from ich.training import fold, run_directory
 run = run_directory.Run(Path(sys.argv[1]), config.load(Path("/dev/stdin")))
 cli.run(lambda: fold.train_fold(run, int(sys.argv[2])))
