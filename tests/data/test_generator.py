@@ -152,7 +152,7 @@ def test_a_sample_looks_the_same_in_any_batch_and_any_company(folder, labels):
         generator = DataGenerator(
             ids, labels, image_dir=folder, batch_size=batch_size, shuffle=shuffle, augment=heavy(), epoch=3
         )
-        order = generator._plan[1]
+        order = generator._plan.rows
         pictures = np.concatenate([x for x, _ in epoch_of(generator)])
         return {ids[row]: picture.tobytes() for row, picture in zip(order, pictures, strict=True)}
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.data.targets import array_of, as_table, class_labels
+from ich.data.frames import class_labels
+from ich.data.targets import array_of, as_table
 from ich.errors import IchError
 
 IDS = pd.Index(["a", "b", "c"])

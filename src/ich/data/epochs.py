@@ -1,9 +1,9 @@
-"""Which call of Keras iterates over a data set, at which epoch of `fit`, and with how many steps.
+"""Which epoch a data set shows: it follows Keras's `fit`, or a loop of one's own.
 
 Keras calls `on_epoch_begin` and `on_epoch_end` of a PyDataset in `fit`, `evaluate` and `predict`, and before the first
 epoch too. It passes neither the epoch's number nor `steps_per_epoch`; they are local variables of the calling method,
-which are read here from its frame. A version of Keras that names them otherwise is refused: to count on would show
-other samples without a word.
+which are read here from its frame. A version of Keras with other names for them is refused: to go on counting would
+silently show other samples.
 """
 
 import queue
@@ -12,28 +12,91 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
+import keras
+
+from ich.data.epoch_plan import EpochPlan
 from ich.errors import IchError
+
+
+class EpochDataset(keras.utils.PyDataset):
+    """A data set of numbered epochs: each epoch of `fit` is the next one, `evaluate` and `predict` do not change it.
+
+    `fit(initial_epoch=k)` with k above 0, and `BackupAndRestore`, begin at epoch k.
+    """
+
+    def plan_of(self, epoch: int) -> EpochPlan:
+        """Return the plan of an epoch, which `set_epoch` makes the current one."""
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next batches those of this epoch (0-based)."""
+        self._plan = self.plan_of(epoch)  # one assignment, so that no thread sees the order of another epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose batches these are, from 0."""
+        return self._plan.epoch
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def on_epoch_begin(self) -> None:
+        """Check how Keras uses the data set, in `fit`, `evaluate` and `predict`; for anybody else do nothing.
+
+        Raises:
+            IchError: `predict` on samples that are shuffled or sampled, or `fit` with fewer steps than batches.
+        """
+        call = keras_call(self)
+        if call is None or not call.direct:
+            return
+        call.check_steps(self._plan.batch_size)
+        if call.method == "predict" and not self._plan.is_in_order:
+            call.stop_workers()
+            raise IchError(
+                "predict would give predictions in the order of this epoch, not in that of the ids; give a generator"
+                " with shuffle=False and without sampling"
+            )
+        # A callback such as BackupAndRestore has changed it since `fit` began. Workers have started by now.
+        if 0 < call.initial_epoch == call.epoch != self.epoch:
+            with call.workers_stopped():
+                self.set_epoch(call.epoch)
+
+    def on_epoch_end(self) -> None:
+        """Go to the next epoch, at the end of a loop of one's own or of an epoch of Keras's `fit`.
+
+        Keras also calls it before the first epoch, which is then that of `fit(initial_epoch=…)` if given, and in
+        `evaluate` and `predict`, which do not change the epoch. A callback's call during `fit` does nothing more.
+
+        Raises:
+            IchError: `fit` with fewer steps than batches.
+        """
+        call = keras_call(self)
+        if call is None:
+            self.set_epoch(self.epoch + 1)
+        if call is None or not call.direct:
+            return
+        call.stop_workers()
+        if call.method != "fit":
+            return
+        call.check_steps(self._plan.batch_size)
+        if not call.resets:
+            self.set_epoch(self.epoch + 1)
+        elif call.initial_epoch > 0:
+            self.set_epoch(call.initial_epoch)
 
 
 @dataclass(frozen=True)
 class KerasCall:
-    """A call of `fit`, `evaluate` or `predict` that iterates over a data set.
-
-    Attributes:
-        method: fit, evaluate or predict.
-        direct: whether Keras itself has called the method of the data set, and not a callback.
-        resets: whether Keras prepares the iteration: nothing of the data set has been used, no epoch has ended.
-        initial_epoch: the number of the first epoch of `fit`. `BackupAndRestore` changes it before the first epoch.
-        epoch: the number of the running epoch of `fit`; None before the first, and in other methods.
-    """
+    """A call of `fit`, `evaluate` or `predict` that iterates over a data set."""
 
     method: str
-    direct: bool
-    resets: bool
-    initial_epoch: int
-    epoch: int | None
+    direct: bool  # Keras itself has called the method of the data set, not a callback
+    resets: bool  # Keras prepares the iteration: nothing of the data set has been used, no epoch has ended
+    initial_epoch: int  # of `fit`; `BackupAndRestore` changes it before the first epoch
+    epoch: int | None  # the running one of `fit`; None before the first, and in other methods
     iterator: Any  # Keras's EpochIterator
 
     def check_steps(self, batch_size: int) -> None:
@@ -78,7 +141,7 @@ class KerasCall:
 
 
 def keras_call(data: Any) -> KerasCall | None:
-    """The call of Keras in which a method of a data set was called; None if there is none.
+    """Return the call of Keras in which a method of a data set was called; None if there is none.
 
     Args:
         data: the data set. A callback's call counts if Keras iterates over this data set; a call by Keras itself also
@@ -87,31 +150,30 @@ def keras_call(data: Any) -> KerasCall | None:
     Raises:
         IchError: Keras has called the method, and does not say of which epoch.
     """
-    frame, callers, by_keras = sys._getframe(1), [], False
+    frame: FrameType | None = sys._getframe(1)
+    callers, by_keras = [], False
     while frame is not None and not hasattr(frame.f_locals.get("epoch_iterator"), "data_adapter"):
         callers.append((frame.f_locals.get("self"), frame.f_code.co_name))
         by_keras |= frame.f_globals.get("__name__", "").startswith("keras.src.trainers.")
         frame = frame.f_back
     if frame is None:
         if by_keras:
-            raise _unknown()
+            raise _unknown_version()
         return None
-    found, method = frame.f_locals, frame.f_code.co_name
-    iterator, adapter = found["epoch_iterator"], found["epoch_iterator"].data_adapter
+    variables, method = frame.f_locals, frame.f_code.co_name
+    iterator, adapter = variables["epoch_iterator"], variables["epoch_iterator"].data_adapter
     direct = any(caller is adapter for caller, _ in callers)
     if not direct and getattr(adapter, "py_dataset", None) is not data:
         return None
     resets = any(caller is iterator and name == "reset" for caller, name in callers)
-    ends = any(caller is adapter and name == "on_epoch_end" for caller, name in callers)
-    if direct and (
-        method not in ("fit", "evaluate", "predict")
-        or (method == "fit" and ("initial_epoch" not in found or (ends and not resets and "epoch" not in found)))
-    ):
-        raise _unknown()
-    return KerasCall(method, direct, resets, found.get("initial_epoch", 0), found.get("epoch"), iterator)
+    ends = any(caller is adapter and name == "on_epoch_end" for caller, name in callers) and not resets
+    expected = {"fit": {"initial_epoch"} | ({"epoch"} if ends else set()), "evaluate": set(), "predict": set()}
+    if direct and not (method in expected and expected[method] <= variables.keys()):
+        raise _unknown_version()
+    return KerasCall(method, direct, resets, variables.get("initial_epoch", 0), variables.get("epoch"), iterator)
 
 
-def _unknown() -> IchError:
+def _unknown_version() -> IchError:
     return IchError(
         f"Keras {version('keras')}, or what trains in its place, does not say which epoch it is at in the way that is"
         " known here; install the version of constraints.txt, train by Keras's own fit, or write a loop that calls"

@@ -11,10 +11,11 @@ from ich.errors import IchError, name_some
 from ich.images.reading import SUFFIXES
 
 _FEW = 64  # files of a folder that are asked for one by one, and the folder not listed
+_READABLE = ", ".join(SUFFIXES)
 
 
 def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[str, str]], list[str]]:
-    """The images in the folders of a folder, each of which is a class, however deep.
+    """Return the images in the folders of a folder, each of which is a class, however deep.
 
     A warning counts what is left out: files that no reader takes, names that begin with a dot, images beside the
     classes' folders, links to folders, which are not followed.
@@ -23,7 +24,7 @@ def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[st
         classes: the folders to look into; None for all, sorted.
 
     Returns:
-        (found, classes): (path within `path`, class) of each image, sorted by class, then folder, then file; and the
+        (images, classes): (path within `path`, class) of each image, sorted by class, then folder, then file; and the
         classes.
 
     Raises:
@@ -34,40 +35,39 @@ def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[st
     if isinstance(classes, str):
         raise IchError(f"classes is {classes!r}, expected a list of folders")
     _, folders, files = next(os.walk(path, onerror=_refuse))
-    left = Counter({"image(s) beside the folders of classes": len(_images(files))})
+    left_out = Counter({"image(s) beside the folders of classes": len(_images(files))})
     if classes is None:
         classes = sorted(name for name in folders if not name.startswith("."))
-        left["hidden folder(s)"] += len(folders) - len(classes)
-    found: list[tuple[str, str]] = []
+        left_out["hidden folder(s)"] += len(folders) - len(classes)
+    images: list[tuple[str, str]] = []
     for name in classes:
         if not (path / name).is_dir():
             raise IchError(f"{path} has no folder of the class {name}")
         walked = []
         for folder, folders, files in os.walk(path / name, onerror=_refuse):
-            seen = [inner for inner in folders if not inner.startswith(".")]
-            left["hidden folder(s)"] += len(folders) - len(seen)
-            left["link(s) to folders"] += sum(Path(folder, inner).is_symlink() for inner in seen)
-            folders[:] = seen
+            visible = [inner for inner in folders if not inner.startswith(".")]
+            left_out["hidden folder(s)"] += len(folders) - len(visible)
+            left_out["link(s) to folders"] += sum(Path(folder, inner).is_symlink() for inner in visible)
+            folders[:] = visible
             walked.append((folder, files))
         for folder, files in sorted(walked):
-            inside, images = Path(folder).relative_to(path).as_posix(), _images(files)
-            found.extend((f"{inside}/{file}", name) for file in sorted(images))
-            for file in set(files).difference(images):
-                left[
-                    "hidden file(s)" if file.startswith(".") else f"{Path(file).suffix.lower() or 'without suffix'}"
-                ] += 1
-    for file, _ in found:
+            inside, own = Path(folder).relative_to(path).as_posix(), _images(files)
+            images.extend((f"{inside}/{file}", name) for file in sorted(own))
+            for file in set(files).difference(own):
+                suffix = Path(file).suffix.lower() or "without suffix"
+                left_out["hidden file(s)" if file.startswith(".") else suffix] += 1
+    for file, _ in images:
         if not file.isascii() and file.encode(errors="replace").decode() != file:
             raise IchError(f"the name {file!r} is not UTF-8; rename it")
-    told = ", ".join(f"{count:,} {what}" for what, count in sorted(left.items()) if count)
-    if not found:
+    counts = ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()) if count)
+    if not images:
         raise IchError(
-            f"{path} has no images ({', '.join(SUFFIXES)}) in folders of {name_some(classes) or 'classes'}; there are:"
-            f" {told or 'no files at all'}"
+            f"{path} has no images ({_READABLE}) in folders of {name_some(classes) or 'classes'}; there are:"
+            f" {counts or 'no files at all'}"
         )
-    if told:
-        warnings.warn(f"{path}: left out are {told}; read are {', '.join(SUFFIXES)}", stacklevel=3)
-    return found, list(classes)
+    if counts:
+        warnings.warn(f"{path}: left out are {counts}; read are {_READABLE}", stacklevel=3)
+    return images, list(classes)
 
 
 def _images(files: Iterable[str]) -> list[str]:
@@ -78,8 +78,39 @@ def _refuse(error: OSError) -> None:
     raise IchError(f"{error.filename} cannot be listed: {error.strerror}; give it rights to read") from error
 
 
+def check(folder: Path, ids: Sequence[Hashable], suffixes: Sequence[str], has_window: bool, may_lack: bool) -> None:
+    """Check before the first epoch that all files `folder/<id><suffix>` are there and have a reader.
+
+    Args:
+        has_window: whether DICOM files are read through a window.
+        may_lack: whether missing files give a warning and no error.
+
+    Raises:
+        IchError: a suffix without a reader, DICOM files without a window, or missing files.
+    """
+    names = [*suffixes, *(ids if "" in suffixes else [])]
+    if not has_window and any(str(name).lower().endswith(".dcm") for name in names):
+        raise IchError("DICOM files are read through a window; say which, such as window='brain'")
+    for suffix in suffixes:
+        if suffix and not suffix.lower().endswith(SUFFIXES):
+            raise IchError(f"there are readers for {_READABLE}, none for {suffix!r}; give reader=")
+        unreadable = [] if suffix else [id for id in ids if not str(id).lower().endswith(SUFFIXES)]
+        if unreadable:
+            raise IchError(
+                f"{len(unreadable):,} of {len(ids):,} names of files end in none of {_READABLE}, of which there are"
+                f" readers: {name_some(unreadable)}; say suffix='.png' if the names lack it, or give reader="
+            )
+    lost = missing(folder, ids, suffixes)
+    if lost:
+        files = " or ".join(f"{folder}/<id>{suffix}" for suffix in suffixes)
+        message = f"{len(lost):,} of {len(ids):,} samples lack {files}: {name_some(lost)}"
+        if not may_lack:
+            raise IchError(f"{message}; were they converted? Leave them out, or correct image_dir and suffix")
+        warnings.warn(f"{message}; others will be shown in their place", stacklevel=4)
+
+
 def missing(folder: Path, ids: Collection[Hashable], suffixes: Sequence[str]) -> list[Hashable]:
-    """The ids that lack a file `folder/<id><suffix>`.
+    """Return the ids that lack a file `folder/<id><suffix>`.
 
     A folder in which many are asked for is listed once, which takes a quarter of the time of asking for each.
     """
@@ -95,4 +126,4 @@ def missing(folder: Path, ids: Collection[Hashable], suffixes: Sequence[str]) ->
         # What the list lacks may still be found: in a file system that ignores case, or a folder in the suffix.
         return f"{last}{suffix}" in listed.get(inner, ()) or Path(folder, f"{name}{suffix}").exists()
 
-    return [id for id, name in zip(ids, names, strict=True) if not all(is_there(name, one) for one in suffixes)]
+    return [id for id, name in zip(ids, names, strict=True) if not all(is_there(name, suffix) for suffix in suffixes)]

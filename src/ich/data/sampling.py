@@ -1,7 +1,7 @@
 """Which samples an epoch shows: functions for `DataGenerator(sampling=…)`.
 
 A sampling maps a NumPy random generator to the places of samples, int64, of the same number each epoch. Without one, an
-epoch shows every sample once. Its `len` is the number of samples it chooses from, if it has one.
+epoch shows every sample once. Its `len`, if it has one, is the number of samples it chooses from.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ import pandas as pd
 from ich.errors import IchError, name_some
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PerSeries:
-    """Some slices of each series: each epoch another choice, none twice in an epoch; all of a series that has no more.
+    """Choose some slices of each series anew each epoch, none twice in an epoch; all of a series that has no more.
 
     The 1st place showed its network a few slices a scan in each epoch: neighbouring slices tell it little that is new.
 
     Args:
-        series: a series for each sample, in the order of the generator's ids; of equal series, samples stand in scan
-            order if `centre_weighted`.
+        series: a series for each sample, in the order of the generator's ids; if `centre_weighted`, samples of a series
+            stand in scan order.
         n: slices of each.
         centre_weighted: choose from the middle of a scan, where most bleeds are, up to three times as often as from
             its ends: the weight falls linearly from 1 to 1/3.
@@ -40,12 +40,11 @@ class PerSeries:
         unknown = self.series.isna().to_numpy()
         if unknown.any():
             raise IchError(f"{unknown.sum():,} sample(s) have no series; leave them out or sample another way")
-        codes, _ = pd.factorize(self.series)
-        place = pd.Series(codes).groupby(codes).cumcount().to_numpy()
-        length = np.bincount(codes)[codes]
-        off_centre = np.abs(2 * place - (length - 1)) / np.maximum(length - 1, 1)  # 0 in the middle, 1 at both ends
-        object.__setattr__(self, "_codes", codes)
-        object.__setattr__(self, "_weights", 1 - off_centre * 2 / 3 if self.centre_weighted else np.ones(len(codes)))
+        self._codes, _ = pd.factorize(self.series)
+        place = pd.Series(self._codes).groupby(self._codes).cumcount().to_numpy()
+        length = np.bincount(self._codes)[self._codes]
+        off_center = np.abs(2 * place - (length - 1)) / np.maximum(length - 1, 1)  # 0 in the middle, 1 at both ends
+        self._weights = 1 - off_center * 2 / 3 if self.centre_weighted else np.ones(len(place))
 
     def __len__(self) -> int:
         return len(self.series)
@@ -59,9 +58,9 @@ class PerSeries:
         return order[rank < self.n]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PositiveShare:
-    """All positive samples, and as many negative ones, drawn anew each epoch, as make them the share asked for.
+    """Show all positive samples, and as many negative ones, drawn anew each epoch, as give the share asked for.
 
     Args:
         positive: whether a sample is, bool, in the order of the generator's ids.
@@ -77,12 +76,11 @@ class PositiveShare:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise IchError(f"the share of positives is {self.share}, expected a number between 0 and 1")
-        positive = np.asarray(self.positive, dtype=bool)
-        if positive.all() or not positive.any():
-            raise IchError(f"{positive.sum():,} of {len(positive):,} samples are positive, expected some of each kind")
-        object.__setattr__(self, "positive", positive)
-        # Of negative ones.
-        object.__setattr__(self, "_wanted", max(1, round(positive.sum() * (1 - self.share) / self.share)))
+        self.positive = np.asarray(self.positive, dtype=bool)
+        count = self.positive.sum()
+        if not 0 < count < len(self.positive):
+            raise IchError(f"{count:,} of {len(self.positive):,} samples are positive, expected some of each kind")
+        self._negatives = max(1, round(count * (1 - self.share) / self.share))
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -90,17 +88,17 @@ class PositiveShare:
     @property
     def oversampling(self) -> float:
         """How many times as often as a negative sample a positive one is shown."""
-        return float((~self.positive).sum() / self._wanted)
+        return float((~self.positive).sum() / self._negatives)
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         positive, negative = np.flatnonzero(self.positive), np.flatnonzero(~self.positive)
-        drawn = rng.choice(negative, self._wanted, replace=self._wanted > len(negative))
+        drawn = rng.choice(negative, self._negatives, replace=self._negatives > len(negative))
         return np.concatenate([positive, drawn])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Weighted:
-    """Samples drawn with replacement, in proportion to their weights.
+    """Draw samples with replacement, in proportion to their weights.
 
     Args:
         weights: of at least 0, in the order of the generator's ids.
@@ -120,7 +118,7 @@ class Weighted:
             raise IchError(f"weights are finite, at least 0 and not all 0; found others at {name_some(wrong) or 'all'}")
         if self.n is not None and self.n < 1:
             raise IchError(f"n is {self.n}, expected at least 1 sample an epoch")
-        object.__setattr__(self, "weights", weights / weights.sum())
+        self.weights = weights / weights.sum()
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -129,11 +127,11 @@ class Weighted:
         return rng.choice(len(self.weights), self.n or len(self.weights), p=self.weights)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Multiple:
-    """A number of samples that n divides: those of another sampling, but for up to n - 1 drawn anew each epoch.
+    """Drop up to n - 1 samples of another sampling, drawn anew each epoch, so that n divides their number.
 
-    So that n devices which share each batch have as many samples each: the mean of their losses is the batch's then.
+    n devices that share each batch then have as many samples each: the mean of their losses is the batch's.
 
     Args:
         n: at least 1.

@@ -1,0 +1,112 @@
+"""Making a batch: samples stacked in one array, with their labels, weights and extra inputs."""
+
+import ctypes
+import math
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ich.data import shared_memory
+from ich.errors import IchError
+
+_MAPPED = 2**17  # bytes of an array from which on glibc maps it anew, unless set otherwise
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+
+class Sample(NamedTuple):
+    """One sample of a batch.
+
+    Attributes:
+        row: its place in the list of ids.
+        id: for messages.
+        image: of any shape and dtype, the same for all samples.
+        label: float32, of any shape, if labels come from a function; else None.
+    """
+
+    row: int
+    id: str
+    image: np.ndarray
+    label: np.ndarray | None = None
+
+
+def make_batch(
+    samples: Iterable[Sample],
+    count: int,
+    labels: np.ndarray | Callable | None = None,
+    weights: np.ndarray | None = None,
+    extra: dict[str, np.ndarray] | None = None,
+    in_worker: bool = False,
+) -> Any:
+    """Make a batch of samples as they come.
+
+    Args:
+        count: how many samples there are, at least 1.
+        labels: of all rows, shape (rows, …); a function, if samples hold their own; None for a batch without labels.
+        weights: of all rows, shape (rows,).
+        extra: inputs beside the image, each of all rows, shape (rows, 1).
+        in_worker: whether the batch goes from a worker process to its parent.
+
+    Returns:
+        x, (x, labels) or (x, labels, weights). x is an array of shape (count, *image.shape), or, with `extra`, a dict
+        of it, as "image", and the others.
+
+    Raises:
+        IchError: the samples' own labels differ in shape.
+    """
+    rows, own_labels = np.empty(count, np.int64), []
+    for place, sample in enumerate(samples):
+        if place == 0:
+            first = sample
+            images = _empty_images((count, *first.image.shape), first.image.dtype, in_worker)
+        images[place], rows[place] = sample.image, sample.row
+        if sample.label is not None and first.label is not None:
+            if sample.label.shape != first.label.shape:
+                raise IchError(
+                    f"the labels of {sample.id} have the shape {sample.label.shape}, those of {first.id}"
+                    f" {first.label.shape}; give all samples labels of one shape"
+                )
+            own_labels.append(sample.label)
+    x = images if extra is None else {"image": images} | {name: column[rows] for name, column in extra.items()}
+    if labels is None:
+        return x
+    y = np.stack(own_labels) if callable(labels) else labels[rows]
+    return (x, y) if weights is None else (x, y, weights[rows])
+
+
+def _empty_images(shape: tuple[int, ...], dtype: np.dtype, in_worker: bool) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    if size >= _MAPPED * shape[0] and _mallopt is not None:
+        # Have glibc serve arrays of up to 32 MB from memory that it keeps, 128 MB of it (mallopt(3)). It does so by
+        # itself unless a threshold is set, and TensorFlow sets one: each image is then put into memory new from the
+        # system, page by page, which takes a fifth of its time.
+        _mallopt(_M_MMAP_THRESHOLD, 2**25)
+        _mallopt(_M_TRIM_THRESHOLD, 2**27)
+    if in_worker:
+        return shared_memory.empty(shape, dtype)
+    # At a multiple of 64 bytes TensorFlow takes an array over as it is; others it copies.
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def enter_process(parallel: bool) -> bool:
+    """Prepare the process that makes a batch; return whether it is a worker process of Keras's.
+
+    Args:
+        parallel: whether other workers make batches at the same time; OpenCV's own threads would fight with them for
+            the same cores.
+    """
+    in_worker = multiprocessing.current_process().name.startswith("Keras_worker")
+    if in_worker:
+        # A terminal's Ctrl-C reaches workers too. One that died of it would take its batch along, for which Keras
+        # waits for ever; the process that trains ends them.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parallel:
+        cv2.setNumThreads(1)
+    return in_worker

@@ -1,0 +1,83 @@
+"""The plan of an epoch: which samples it shows, in which order and batches, and the seed of each."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+
+from ich.errors import IchError
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The samples of an epoch, in batches.
+
+    Attributes:
+        epoch: its number, from 0.
+        rows: the samples in the epoch's order, as places in the list of ids, int64, shape (n,).
+        repeats: how often the epoch has shown the same sample before, int64, shape (n,); each repeat has another seed.
+        batch_size: samples in a batch; the last holds what is left.
+        is_in_order: whether the rows are all samples in the order of the ids, as predictions must be.
+    """
+
+    epoch: int
+    rows: np.ndarray
+    repeats: np.ndarray
+    batch_size: int
+    is_in_order: bool
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows and the repeats of a batch.
+
+        Raises:
+            IndexError: there is no such batch.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.rows[places], self.repeats[places]
+
+
+def plan_epoch(
+    epoch: int,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    sampling: Callable[[np.random.Generator], np.ndarray] | None,
+) -> EpochPlan:
+    """Plan an epoch from (seed, epoch) alone.
+
+    Args:
+        samples: how many there are to choose from.
+        sampling: see `ich.data.sampling`; None shows each sample once.
+
+    Raises:
+        IchError: epoch is no whole number from 0, or the sampling gives anything but places of samples.
+    """
+    if not (isinstance(epoch, Integral) and epoch >= 0):
+        raise IchError(f"epoch is {epoch!r}, expected a whole number from 0")
+    rng = np.random.default_rng([seed, epoch])
+    rows = np.arange(samples) if sampling is None else np.asarray(sampling(rng))
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
+        raise IchError(f"the sampling gave {rows.dtype} of {rows.shape}, expected some places of samples, int64")
+    if rows.max() >= samples or rows.min() < 0:
+        raise IchError(f"the sampling chose places outside the {samples:,} samples")
+    if shuffle:
+        rows = rng.permutation(rows)
+    repeats = np.zeros(len(rows), np.int64)
+    if sampling is not None:
+        repeats = pd.Series(rows).groupby(rows).cumcount().to_numpy()
+    return EpochPlan(epoch, rows, repeats, batch_size, not shuffle and sampling is None)
+
+
+def seed_of(*parts: int | str) -> int:
+    """Return 128 bits that depend on all parts: Python's own hash of a string differs between processes."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=16).digest()
+    return int.from_bytes(digest, "little")

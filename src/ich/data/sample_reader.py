@@ -1,0 +1,173 @@
+"""Reading a sample: from its files and those of its neighbours in the scan to one array."""
+
+import mmap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from ich.data import user_code
+from ich.dicom.windows import Window
+from ich.errors import IchError
+from ich.images import reading
+from ich.images.slice_table import neighbours as neighbours_in
+
+_CACHED = 96  # decoded images kept for samples that share them as neighbours
+
+
+class SampleReader:
+    """Reads the image of a sample.
+
+    Args:
+        ids: the samples; a sample's row is its place among them.
+        image_dir: the images' folder.
+        suffixes: of the files of a sample, `image_dir/<id><suffix>`, whose channels are put one after the other.
+        neighbours: offsets in the scan; the channels of these slices are put one after the other.
+        slices: the slice table, which other neighbours than (0,) need.
+        color_mode, target_size, interpolation: see `ich.images.reading`; None keeps a file's own.
+        windows: for .dcm files.
+        reader: a function of a path in place of `ich.images.reading.read`.
+
+    Raises:
+        IchError: neighbours without a slice table or not in it, or an unknown color_mode, size or interpolation.
+    """
+
+    def __init__(
+        self,
+        ids: pd.Index,
+        image_dir: Path,
+        suffixes: Sequence[str],
+        neighbours: Sequence[int] = (0,),
+        slices: pd.DataFrame | None = None,
+        color_mode: str | None = None,
+        target_size: tuple[int, int] | None = None,
+        interpolation: str = "nearest",
+        windows: Sequence[Window] | None = None,
+        reader: Callable[[Path], np.ndarray] | None = None,
+    ):
+        reading.check(color_mode, target_size, interpolation)
+        offsets = tuple(neighbours) if isinstance(neighbours, Iterable) else ()
+        if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
+            raise IchError(f"neighbours is {neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
+        self.ids, self.image_dir, self.suffixes = ids, image_dir, suffixes
+        self.color_mode, self.target_size, self.interpolation = color_mode, target_size, interpolation
+        self.windows, self.reader = windows, reader
+        self.slices, self.neighbours = ids, None  # all slices that are read; places in these, (len(ids), offsets)
+        if offsets != (0,):
+            if slices is None:
+                raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
+            self.slices, self.neighbours = neighbours_in(slices, ids, offsets)
+        self._cached_slice = lru_cache(_CACHED)(self._slice)
+
+    def all_ids(self) -> list:
+        """Return the ids of all slices that are read, each once."""
+        return (self.ids if self.neighbours is None else self.slices[np.unique(self.neighbours)]).tolist()
+
+    def read(self, row: int, id: str) -> np.ndarray:
+        """Return the image of a sample, shape (height, width, channels), or as the file or `reader` has it.
+
+        Args:
+            row: of the sample.
+            id: the same sample's; pandas takes longer to look up one id than a batch of them.
+
+        Raises:
+            IchError: a file cannot be read, or images do not fit into the channels of one; the message names it.
+        """
+        if self.neighbours is None:
+            return self._image(id)
+        try:
+            images = [self._cached_slice(place) for place in self.neighbours[row].tolist()]
+        except IchError as error:
+            raise IchError(f"{id} with its neighbours: {error}") from error
+        return _join_channels(images, id)
+
+    def read_or_replace(self, row: int, id: str, replacements: Iterable[int]) -> tuple[int, np.ndarray, list[int]]:
+        """Return the image of a sample or, if it cannot be read, of the first of its replacements that can.
+
+        Returns:
+            (row, image, unreadable): the row whose image it is, and the rows that could not be read.
+
+        Raises:
+            IchError: none can be read.
+        """
+        unreadable: list[int] = []
+        candidates = chain([(row, id)], ((other, self.ids[other]) for other in replacements))
+        for replaced, candidate in enumerate(candidates):
+            try:
+                return candidate[0], self.read(*candidate), unreadable
+            except IchError as error:
+                last, tried = error, replaced
+                if candidate[0] not in unreadable:
+                    unreadable.append(candidate[0])
+        raise IchError(f"{id} and {tried} samples drawn in its place cannot be read; the last: {last}") from last
+
+    def _slice(self, place: int) -> np.ndarray:
+        return self._image(self.slices[place])
+
+    def _image(self, id: str) -> np.ndarray:
+        """The image of a slice in the color and size asked for; of several files, their channels."""
+        images = []
+        for suffix in self.suffixes:
+            path = self.image_dir / f"{id}{suffix}"
+            if self.reader is None:
+                image = reading.read(path, self.windows)
+            else:
+                image = user_code.call_for_image("reader", path, self.reader, path)
+                image = image[..., None] if image.ndim == 2 else image
+            try:
+                if self.color_mode is not None:
+                    image = reading.recolor(image, self.color_mode)
+                if self.target_size is not None:
+                    alpha = self.color_mode == "rgba"
+                    image = reading.resize(image, self.target_size, self.interpolation, alpha)
+            except IchError as error:
+                raise IchError(f"{path}: {error}") from error
+            images.append(image)
+        return images[0] if len(images) == 1 else _join_channels(images, id)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._cached_slice = lru_cache(_CACHED)(self._slice)
+
+
+def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
+    if len({(image.shape[:-1], image.dtype) for image in images}) > 1:
+        shapes = ", ".join(f"{image.dtype} of {image.shape}" for image in images)
+        raise IchError(f"{id} has images that do not fit into the channels of one: {shapes}; give target_size=")
+    if images[0].ndim == 3 and images[0].dtype == np.uint8:
+        merged = cv2.merge(images)  # a tenth of the time
+        return merged if merged.ndim == 3 else merged[..., None]  # of one image with one channel, cv2 drops it
+    return np.concatenate(images, axis=-1)
+
+
+class SkipCounts:
+    """Counts how often each sample could not be read, in memory that forked workers share.
+
+    Args:
+        samples: how many there are.
+        counts: so far, by row.
+    """
+
+    def __init__(self, samples: int, counts: Mapping[int, int] | None = None):
+        self._counts = np.frombuffer(mmap.mmap(-1, 4 * samples), np.uint32)
+        for row, count in (counts or {}).items():
+            self._counts[row] = count
+
+    def add(self, rows: list[int]) -> None:
+        """Count these rows, each of which is listed once."""
+        self._counts[rows] += 1
+
+    def counts(self) -> dict[int, int]:
+        """Return the counts above 0 by row."""
+        rows = np.flatnonzero(self._counts)
+        return dict(zip(rows.tolist(), self._counts[rows].tolist(), strict=True))
+
+    def __reduce__(self):
+        return SkipCounts, (len(self._counts), self.counts())
