@@ -1,10 +1,10 @@
-# make install | demo | picture | notebooks | test | test-slow | test-notebooks | test-backends | lint | bench | clean-demo
+# make install | demo | picture | docs | notebooks | test | test-slow | test-notebooks | test-backends | lint | bench | clean-demo
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARCHIVE := data/demo/rsna-intracranial-hemorrhage-detection.zip
 
-.PHONY: install demo picture notebooks test test-slow test-notebooks test-backends lint bench clean-demo
+.PHONY: install demo picture docs notebooks test test-slow test-notebooks test-backends lint bench clean-demo
 
 install: $(VENV)/installed
 
@@ -37,6 +37,10 @@ $(VENV)/notebooks: $(VENV)/installed
 # README.md's picture, of a slice on which Grad-CAM is easily read.
 picture: demo
 	$(BIN)/python scripts/draw_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal --out docs/slice_life.png
+
+# docs/configuration.md, of the keys in src/ich/config.py.
+docs: install
+	$(BIN)/python docs/configuration.py
 
 # Two processes, each file's tests in one of them: half the time on two cores.
 test: install

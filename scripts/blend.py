@@ -7,6 +7,8 @@ Writes OUT as a run's directory, ready for make_submission: oof.parquet, of each
 score.json, with the gain over the best run and the weights; predictions_test.parquet, by weights fitted on all folds,
 if all runs have one; config.yaml and environment.json. Runs must share their folds; other blends and sequence runs may
 be among them.
+
+More: docs/better_results.md
 """
 
 import dataclasses

@@ -4,6 +4,8 @@
 
 Prints a row a run with its weighted log loss, what it differs from the first run's (negative is better) and the log
 loss of each label. Intervals are of 95 %, by bootstrap over patients; all runs are scored on the same resampled ones.
+
+More: docs/better_results.md
 """
 
 from pathlib import Path

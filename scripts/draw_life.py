@@ -5,6 +5,8 @@
 Follows a test slice of a run that was predicted: the one whose kind of bleeding the run is surest of, or the one named.
 Reads the slice from the archive, so that data.sources of the run's config must be there. README.md's picture is drawn
 so, from the demo's simulated scans.
+
+More: docs/architecture.md
 """
 
 from pathlib import Path

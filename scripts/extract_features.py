@@ -14,6 +14,8 @@ slices a pass, three times as many as for scripts/predict.py. They are kept as t
 would have to be fitted a fold, and scripts/train_sequence.py reads them from the disk.
 
 What is there is not made again; stopped, the same command goes on where it was.
+
+More: docs/better_results.md
 """
 
 from pathlib import Path

@@ -5,6 +5,8 @@
 About 1,500 slices of 512 x 512 in a minute on two cores: 40 train and 8 test patients. Beside the zip a .json file
 records the settings, the share of slices with each label, and which files have which of the archive's oddities.
 The same command again does nothing.
+
+More: docs/architecture.md
 """
 
 import json

@@ -5,6 +5,8 @@
 Reads the slice table of data.images and the label CSV (data.labels, or the one in data.sources), writes data.folds: a
 row a train slice with its patient, fold and labels. Every later stage takes labels and folds from there. Beside it, a
 chart of the balance, folds.png.
+
+More: docs/competition.md
 """
 
 from ich import cli

@@ -7,6 +7,8 @@ Writes submissions/<name>.csv in the order of the sample submission, and submiss
 comes from. A test slice that could not be read has no prediction, and without one no submission is written, unless a
 policy is named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of
 several, the first that can. The manifest lists the slices of each.
+
+More: docs/competition.md
 """
 
 from pathlib import Path

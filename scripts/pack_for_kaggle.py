@@ -10,6 +10,8 @@ predictions and score. Stopped and started again, it goes on; given other runs, 
 
 The last run named is what the notebook submits, unless it is told another. Second stages and blends bring the folds and
 the places of the training's slices, which are the competition's: keep the data set private, as Kaggle makes it.
+
+More: docs/kaggle.md
 """
 
 import shlex

@@ -10,6 +10,8 @@ are can be set anew (--set data.images=…), and so can the folder to write into
 for images of other slices, whose predictions would take the place of the run's.
 
 Of a second stage (scripts/train_sequence.py) it reads what its first stage has predicted by now.
+
+More: docs/competition.md
 """
 
 import sys

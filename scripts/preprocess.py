@@ -8,6 +8,8 @@ random slices, those repaired and what could not be read.
 
 A slice that cannot be read gets no PNG; its row says why, and the rest goes on. If there are more of them than
 --max-failures, the exit status is 3.
+
+More: docs/competition.md
 """
 
 import sys

@@ -6,6 +6,8 @@
 Writes RUN/report.html of each: the out-of-fold score by label, fold and kind of scan, curves, the worst and the surest
 slices with Grad-CAM, the audit of the data, and how it was made. What the directory lacks, the page says so in its
 place.
+
+More: docs/competition.md
 """
 
 from pathlib import Path

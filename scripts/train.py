@@ -4,6 +4,8 @@
 
 Writes runs/<name>/fold<k>: model.keras, history.csv, curves.png, oof.parquet. A fold that is finished is not trained
 again, and one that was interrupted goes on after its last whole epoch.
+
+More: docs/competition.md
 """
 
 from ich import cli

@@ -7,6 +7,8 @@ one that was interrupted goes on after its last whole epoch. The folds are train
 cluster, whose workers see the same files, each on a worker:
 
     python scripts/train_kfold.py configs/baseline.yaml --set machine.backend=dask --set machine.scheduler=tcp://…:8786
+
+More: docs/competition.md
 """
 
 from ich import cli

@@ -22,6 +22,8 @@ Without a run, a table of scores will do; it needs no images:
 
 with a row a slice: SOPInstanceUID, PatientID, SeriesInstanceUID, z in mm, the six labels and their logits
 (score_epidural, …). The folds of its patients are made by the section folds, and written into the run.
+
+More: docs/better_results.md
 """
 
 from pathlib import Path

@@ -6,6 +6,8 @@
 The first shows the images of a config with the labels of its folds; the second those of a result directory (a run, a
 blend) with its predictions too: out-of-fold ones of train slices, the test set's of test slices. The id is a
 StudyInstanceUID, a SeriesInstanceUID or that of a slice. A slice that has a label is captioned in orange.
+
+More: docs/competition.md
 """
 
 from pathlib import Path

@@ -56,13 +56,13 @@ _AnyWindow = Annotated[
 
 
 class Data(_Section):
-    # Folders and zips of DICOM slices, one or a list.
+    # Folders and zips of DICOM slices: a path, or a list of them.
     sources: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
-    # Of all slices; null tells by the nearest folder with train or test in its name.
+    # The split of all slices; null takes it from the nearest folder with train or test in its name.
     split: Literal["train", "test"] | None = None
     # The long label CSV; null takes the file *_train.csv of the sources.
     labels: Path | None = None
-    # null takes the file *_sample_submission.csv of the sources.
+    # The sample submission; null takes the file *_sample_submission.csv of the sources.
     sample_submission: Path | None = None
     # The folder of the PNGs and of slices.parquet.
     images: Path
@@ -75,15 +75,17 @@ class Data(_Section):
 
 
 class Preprocess(_Section):
-    # A preset's name, or {center: , width: }, each; of channels one or three, of hu none.
+    # Names of presets (ich.dicom.windows.PRESETS) or {center: …, width: …} in HU; files=channels takes one or three,
+    # files=hu none.
     windows: Annotated[list[_AnyWindow], BeforeValidator(_as_list)] = ["brain"]
-    # Pixels a side; null keeps the slices' own.
+    # Side of the PNGs in pixels; null keeps the slices' own.
     size: int | None = Field(None, ge=16)
-    # What becomes of slices that are not square: pad with air, or stretch.
+    # How slices that are not square become square.
     fit: Literal["pad", "stretch"] = "pad"
-    # Keep only a square around the head, each slice for itself.
+    # Crop to a square around the head, found for each slice.
     crop: bool = False
-    # channels: a PNG a slice, windows as channels; separate: a grey PNG a window; hu: a 16-bit PNG of HU + 1024.
+    # channels: one PNG for each slice, windows as channels; separate: a gray PNG for each window; hu: a 16-bit PNG of
+    # HU + 1024.
     files: Literal["channels", "separate", "hu"] = "channels"
 
     @field_validator("fit")
@@ -102,19 +104,22 @@ class Preprocess(_Section):
 
 
 class Folds(_Section):
+    # Number of folds.
     n: int = Field(5, ge=2)
+    # Seed of the assignment of patients to folds.
     seed: _Seed = 0
-    # Work with the slices that have labels and a patient, and the labels that have slices; say how many are left out.
+    # Leave out slices without labels or patient, and labels without slices; their number is printed.
     allow_unmatched: bool = False
 
 
 class Model(_Section):
-    # small_cnn, or a model of keras.applications by its name.
+    # small_cnn, or the name of a model of keras.applications.
     name: str = "EfficientNetV2B0"
-    # imagenet, the path of a weights file, or null.
+    # Initial weights: imagenet, the path of a weights file, or null for random ones.
     weights: str | None = "imagenet"
+    # Dropout before the last layer.
     dropout: float = Field(0.2, ge=0, lt=1)
-    # Which slices of the scan the network sees: offsets, each one's windows as channels; [-1, 0, 1] is 2.5-D.
+    # Offsets in the scan of the slices that the network reads, their windows as channels; [-1, 0, 1] is 2.5-D.
     neighbours: list[int] = Field([0], min_length=1)
 
 
@@ -126,38 +131,45 @@ def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> fl
 
 
 class Train(_Section):
+    # Seed of initial weights, order, sampling and augmentation.
     seed: _Seed = 0
+    # Epochs.
     epochs: int = Field(6, ge=1)
+    # Samples in a batch, of all devices together.
     batch_size: int = Field(32, ge=1)
-    # none, light or heavy: ich.data.augment.PIPELINES.
+    # Name of an augmentation pipeline: none, light or heavy (ich.data.augment.PIPELINES).
     augment: str = "light"
-    # AdamW's, at the top of a linear warm-up, from which it falls to 0 on a cosine.
+    # AdamW's learning rate after a linear warm-up; it falls to 0 on a cosine.
     learning_rate: float = Field(1e-3, gt=0)
+    # Length of the warm-up, in epochs.
     warmup_epochs: float = Field(1.0, ge=0)
+    # AdamW's weight decay.
     weight_decay: float = Field(0.01, ge=0)
-    # The gradient's norm over all weights is at most this.
+    # Largest norm of the gradient over all weights.
     clip_norm: float = Field(1.0, gt=0)
-    # ich.models.losses.LOSSES: weighted_bce is the metric's own; focal gives what is predicted well less weight, the
-    # more the larger gamma is, at the price of probabilities nearer to 1/2 (scripts/blend.py --calibrate).
+    # Name of a loss (ich.models.losses.LOSSES): weighted_bce is the metric's; focal gives well predicted slices less
+    # weight and shifts probabilities towards 1/2 (scripts/blend.py --calibrate corrects that).
     loss: str = "weighted_bce"
+    # Exponent of the focal loss.
     focal_gamma: float = Field(2.0, ge=0)
-    # Of the loss, a label each; null takes the metric's.
+    # Weights of the six labels in the loss; null takes the metric's.
     label_weights: list[float] | None = None
-    # The loss takes 0 and 1 for this much less certain: 0.02 makes them 0.01 and 0.99.
+    # Label smoothing: 0.02 trains on 0.01 and 0.99.
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    # Evaluate, save and predict with the moving average of the weights, which keeps this much of itself each step, such
-    # as 0.999; null does without. The statistics of batch normalization are averages anyway.
+    # Momentum of an exponential moving average of the weights, such as 0.999, which is evaluated, saved and used to
+    # predict; null trains without.
     ema_momentum: float | None = Field(None, gt=0, lt=1)
-    # How many slices of each series an epoch shows, another choice each epoch; null shows all.
+    # Number of slices of each series in an epoch, drawn anew each epoch; null takes all.
     slices_per_series: int | None = Field(None, ge=1)
-    # Choose them from the middle of the scan up to three times as often as from its ends.
+    # Draw these from the middle of the scan up to three times as often as from its ends.
     centre_weighted: bool = False
-    # Or all slices with a bleed, and of the others as many as make the share of bleeds this. It is taken out again of
-    # what is predicted (ich.prior).
+    # Share of slices with a bleed in an epoch: all of them, and as many others as give this share. The shift of the
+    # probabilities is corrected in the saved model (ich.models.prior).
     positive_share: float | None = Field(None, gt=0, lt=1)
-    # The weights that are kept: those of the last epoch, or of the best by the held-out fold. best is chosen on the
-    # patients whose predictions are then scored, so that the out-of-fold score is better than new patients will give.
+    # Weights to save: those of the last epoch, or of the best on the held-out fold. best is chosen on the patients
+    # whose predictions are then scored, so the out-of-fold score is better than new patients will give.
     keep: Literal["last", "best"] = "last"
+    # Keras's dtype policy.
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
     _warm_in_time = field_validator("warmup_epochs")(classmethod(_reached))
@@ -185,11 +197,12 @@ class Train(_Section):
 
 
 class Predict(_Section):
+    # Samples in a batch of validation and prediction.
     batch_size: int = Field(64, ge=1)
-    # The passes over each slice, held out or of the test set, of which the mean is taken: names of
+    # Passes of test-time augmentation whose mean is predicted, out of fold and on the test set: names of
     # ich.data.augment.PASSES.
     tta: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
-    # Over passes and folds: of the probabilities, or of the logits (the geometric mean of the odds).
+    # Mean over passes and folds: of probabilities, or of logits (the geometric mean of the odds).
     mean: Literal["probability", "logit"] = "probability"
 
 
@@ -205,40 +218,51 @@ _READERS = {
 class Sequence(_Section):
     """The second stage, which reads the first one's predictions scan by scan."""
 
-    # recurrent: a network over the scan; boosting: trees on the neighbours' scores; linear: a logistic regression on
-    # the scan's, for few scans; blend: the mean of all three, weighed.
+    # recurrent: a network over the scan; boosting: trees on the neighbors' scores; linear: a logistic regression on
+    # the scan's scores, for few scans; blend: the weighted mean of all three.
     kind: Literal["recurrent", "boosting", "linear", "blend"] = "blend"
-    # What the network reads: logits, which are out-of-fold; or embeddings too, both of the fold's own model
-    # (scripts/extract_features.py). The other kinds read out-of-fold logits either way.
+    # Input of the network: out-of-fold logits; or embeddings and logits of the fold's own model, by
+    # scripts/extract_features.py. The other kinds read out-of-fold logits either way.
     features: Literal["logits", "embeddings"] = "logits"
+    # Seed of networks and trees.
     seed: _Seed = 0
-    # Networks a fold, of seeds one behind the other, whose logits are averaged.
+    # Networks for each fold, of consecutive seeds, whose logits are averaged.
     seeds: int = Field(1, ge=1)
-    # The network: channels, a dilation for each convolution, units of the GRU in each direction (0: no GRU).
+    # The network: channels of each convolution.
     width: int = Field(32, ge=1)
+    # The network: a convolution for each dilation.
     dilations: list[Annotated[int, Field(ge=1)]] = [1, 2, 4, 1]
+    # The network: units of the GRU in each direction; 0 leaves it out.
     units: int = Field(16, ge=0)
+    # The network: dropout.
     dropout: float = Field(0.3, ge=0, lt=1)
+    # Epochs of the network.
     epochs: int = Field(30, ge=1)
-    # Scans.
+    # Scans in a batch.
     batch_size: int = Field(16, ge=1)
-    # As in train.
+    # AdamW's learning rate, as in train.
     learning_rate: float = Field(3e-3, gt=0)
+    # Length of the warm-up, in epochs.
     warmup_epochs: float = Field(2.0, ge=0)
+    # AdamW's weight decay.
     weight_decay: float = Field(0.02, ge=0)
+    # Largest norm of the gradient over all weights.
     clip_norm: float = Field(1.0, gt=0)
+    # Weights of the six labels in the loss; null takes the metric's.
     label_weights: list[float] | None = None
-    # The weights kept are a mean of each step's, in which the mean before counts this much.
+    # Momentum of the exponential moving average of the weights, which is saved.
     ema: float = Field(0.99, ge=0, lt=1)
-    # Slices that training sees of a scan at most.
+    # Largest number of consecutive slices of a scan in a training sample.
     window: int = Field(40, ge=1)
-    # Deviation of the errors added to logits in training: of the scan, of a label in it, of each.
+    # Standard deviation of the noise added to logits in training: to the scan's, to a label's in it, to each.
     noise: float = Field(0.3, ge=0)
-    # The share of samples whose five kinds of bleeding change places in training; 0 with embeddings, which know them.
+    # Share of training samples whose five kinds of bleeding are permuted; 0 with embeddings, which know the kinds.
     shuffle_kinds: float = Field(0.2, ge=0, le=1, validate_default=True)
-    # The trees: how many neighbours on either side they are told of, how many trees, and how much each counts.
+    # The trees: neighbors read on either side.
     reach: int = Field(7, ge=0)
+    # The trees: their number.
     rounds: int = Field(250, ge=1)
+    # The trees: learning rate.
     tree_rate: float = Field(0.05, gt=0)
 
     @property
@@ -283,18 +307,20 @@ def _not_zero(value: int) -> int:
 class Machine(_Section):
     """What works on a run: it changes no result."""
 
-    # Workers that convert, as joblib's n_jobs, and what they are; dask needs its scheduler's address. With dask the
-    # cluster trains the folds of train_kfold too, a fold a worker; without, they are trained one after the other.
+    # Workers that convert, as joblib's n_jobs: 1 works in the process itself, -1 on all cores.
     jobs: Annotated[int, AfterValidator(_not_zero)] = -1
+    # What these workers are. With dask, a cluster converts, and trains the folds of train_kfold, one on each worker.
     backend: Literal["processes", "threads", "dask"] = "processes"
+    # Address of the Dask scheduler, such as tcp://10.0.0.5:8786.
     scheduler: str | None = None
-    # Threads, or processes, that read and augment images.
+    # Threads or processes that read and augment images.
     workers: int = Field(4, ge=1)
+    # Read with processes in place of threads.
     processes: bool = False
-    # Batches that are trained on in one go, as in Keras's `compile` (not with PyTorch): with more than one, Keras looks
-    # at the loss less often, and the GPU waits less for it.
+    # Batches for each call of the backend, as in Keras's `compile` (not with PyTorch): above 1 the GPU waits less,
+    # because Keras syncs on the loss once a call.
     steps_per_execution: int = Field(1, ge=1)
-    # mirrored: each batch, to train on or to predict, is shared out among all GPUs of the machine (TensorFlow only).
+    # mirrored: divide each batch among all GPUs of the machine (TensorFlow only).
     distribute: Literal["mirrored"] | None = None
     # Logs for TensorBoard, in the folds' directories; needs the package tensorboard.
     tensorboard: bool = False
@@ -317,7 +343,7 @@ class Machine(_Section):
 class Config(_Section):
     """One experiment: all that decides its result, where its data are, and what works on it."""
 
-    # The run's directory is runs/<name>, its submission submissions/<name>.csv.
+    # Name of the run: its directory is runs/NAME, its submission submissions/NAME.csv.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     data: Data
     preprocess: Preprocess = Preprocess()

@@ -20,7 +20,7 @@ _STRIP = 16
 """Rows. Of each strip the first has no filter, so that all strips can be undone at once, a row of each in a step; more
 rows make files smaller and reading slower."""
 
-# What compresses slices best in the least time, by channels; benchmarks/RESULTS.md has the table. Noise in the brain is
+# What compresses slices best in the least time, by channels; docs/benchmarks.md has the table. Noise in the brain is
 # full of chance repetitions, which cost more than they save: of one window, only runs of equal bytes are sought.
 _DEFLATE = {
     1: {"level": 1, "hist_bits": 2, "mem_level": igzip_lib.MEM_LEVEL_MEDIUM},

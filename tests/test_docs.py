@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md are true: their commands parse, their diffs apply and work, their names exist."""
+"""README.md, CONTRIBUTING.md and docs/ are true: commands parse, diffs apply and work, names and messages exist."""
 
 import argparse
 import ast
@@ -21,15 +21,15 @@ from ich.competition.labels import LABELS
 from ich.images import slice_table
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-PAGES = README + CONTRIBUTING + ARCHITECTURE
+DOCS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
+DOCS |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+README, ARCHITECTURE = DOCS["README.md"], DOCS["docs/architecture.md"]
+PAGES = "\n".join(DOCS.values())
 
 
-def blocks(kind):
+def blocks(kind, page=PAGES):
     """The fenced blocks of a kind."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGES, flags=re.M | re.S)
+    return re.findall(rf"^```{kind}\n(.*?)^```$", page, flags=re.M | re.S)
 
 
 # ------------------------------------------------------------------------------------------------------ commands
@@ -76,12 +76,12 @@ def written(text):
 
 
 def test_git_ignores_what_commands_write():
-    """Of README.md, CONTRIBUTING.md, the Makefile, the scripts' and benchmarks' docstrings and their defaults."""
+    """In the pages, the Makefile, the scripts' and benchmarks' docstrings and their defaults."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("whether git ignores it can be asked only in a clone, by git")
     scripts = (*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py"))
     codes = [ast.parse(path.read_text(encoding="utf-8")) for path in scripts]
-    texts = [README, CONTRIBUTING, (ROOT / "Makefile").read_text(), *(ast.get_docstring(code) for code in codes)]
+    texts = [PAGES, (ROOT / "Makefile").read_text(), *(ast.get_docstring(code) for code in codes)]
     paths = {path for text in texts for path in written(text)}
     defaults = {
         node.args[0].value
@@ -111,7 +111,7 @@ def test_commands_are_found():
 
 
 def test_every_value_that_is_set_is_a_key():
-    found = re.findall(r"--set[ \n]+\"?([a-z_.]+)=", PAGES)
+    found = set(re.findall(r"--set[ \n]+\"?([a-z_.]+)=", PAGES)) - {"section.key"}
     assert len(found) > 10
     for key in found:
         section, _, name = key.rpartition(".")
@@ -187,9 +187,9 @@ def headings(page):
         yield re.sub(r"[^\w -]", "", line).lower().replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", sorted(DOCS))
 def test_every_link_leads_somewhere(name):
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)]+)\)", DOCS[name]):
         if not link.startswith("https://"):
             path, _, heading = link.partition("#")
             target = (ROOT / name).parent / path if path else ROOT / name
@@ -212,7 +212,7 @@ def said():
 
 
 def test_every_message_is_one_that_the_code_gives():
-    quoted = re.findall(r"^ {4}error: (.*(?:\n {4}(?!error)\S.*)*)", README, flags=re.M)
+    quoted = re.findall(r"^ {4}error: (.*(?:\n {4}(?!error)\S.*)*)", PAGES, flags=re.M)
     quoted = [" ".join(message.split()) for message in quoted]
     assert len(quoted) == 5
     patterns = [re.compile(pattern.removeprefix("error:\\ ")) for pattern in said() if len(pattern) > 40]
@@ -294,7 +294,8 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     ids = [f"ID_{number}" for number in range(8)]
-    for folder in ("images/brain-256/train", "photos/cat", "photos/dog"):
+    classes = [f"{split}/{name}" for split in ("photos", "animals/train", "animals/val") for name in ("cat", "dog")]
+    for folder in ("images/brain-256/train", *classes):
         Path(folder).mkdir(parents=True)
         for id in ids:
             cv2.imwrite(f"{folder}/{id}.png", rng.integers(0, 256, (16, 16), dtype=np.uint8))
@@ -314,9 +315,9 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
         "slice_table": slice_table.to_frame(rows),
         "series": series,
     }
-    (block,) = blocks("python")
+    first, *tutorials = blocks("python", DOCS["docs/data_generator.md"])
     shapes = []
-    for node in ast.parse(block).body:
+    for node in ast.parse(first).body:
         code = ast.unparse(node)
         if not isinstance(node, ast.Expr):
             exec(code, given)
@@ -333,6 +334,56 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
         ((8, 16, 16, 1), (8, 6)),
         ((8, 16, 16, 1),),
     ]
+    import keras
+
+    paths = [f"photos/cat/{id}.png" for id in ids]
+    flat = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2)])
+    flat.compile(loss="mse")
+    color = given["frame"].assign(file=[f"cat/{id}.png" for id in ids])
+    given |= {"A": A, "keras": keras, "pd": pd, "frame": color, "layers": [keras.layers.Flatten()]}
+    given |= {"list_IDs": ids, "paths": paths, "transform": A.HorizontalFlip(p=0.5)}
+    given |= {"y": np.arange(8) % 2}
+    shapes = []
+    for block in tutorials:
+        given |= {"model": flat, "labels": dict(zip(ids, [0, 1] * 4, strict=True))}
+        exec(block, given)
+        images, labels = given["train"][0]
+        assert images.dtype == np.uint8
+        shapes.append((images.shape, labels.shape))
+    assert shapes == [
+        ((8, 64, 64, 3), (8, 2)),
+        ((16, 64, 64, 3), (16, 2)),
+        ((8, 16, 16, 1), (8, 2)),
+        ((8, 16, 16, 1), (8,)),
+        ((8, 16, 16, 1), (8,)),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ pages
+
+
+def test_the_configuration_page_is_generated_from_the_schema():
+    generator = runpy.run_path(str(ROOT / "docs/configuration.py"))
+    assert generator["page"]() == DOCS["docs/configuration.md"], "make docs"
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", DOCS["docs/configuration.md"], flags=re.M)
+    sections = [field.annotation for field in config.Config.model_fields.values() if field.annotation is not str]
+    assert [row[0] for row in rows] == [key for section in sections for key in section.model_fields]
+    for key, *cells in rows:
+        assert all(cells), f"{key} has no comment above it in src/ich/config.py"
+
+
+def test_the_readme_is_one_page_and_leads_to_every_other():
+    assert len(README.split()) <= 1500
+    for name in DOCS.keys() - {"README.md"}:
+        assert f"]({name})" in README, name
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_the_help_of_a_script_names_its_page(script):
+    doc = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
+    (page,) = re.findall(r"^More: (docs/\w+\.md)$", doc, flags=re.M)
+    assert page in DOCS
+    assert f"scripts/{script.name}" in DOCS[page] or script.name in DOCS[page], f"{page} does not name {script.name}"
 
 
 def test_the_picture_is_small_enough_to_look_at_first():
