@@ -31,7 +31,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("made", MADE)
 def test_arguments_that_others_have_are_answered_with_todays(made):
-    for name, instead in arguments.ELSEWHERE.items():
+    for name, instead in arguments.INSTEAD.items():
         with pytest.raises(IchError, match=re.escape(f"{name} is not an argument here; write {instead}")):
             MADE[made](**{name: None})
 
@@ -47,8 +47,8 @@ def test_any_other_is_answered_by_those_that_there_are(made):
 
 
 def test_what_is_advised_exists():
-    assert not set(arguments.ELSEWHERE) & KNOWN
-    for instead in {*arguments.ELSEWHERE.values(), *arguments.CLASS_MODES.values()}:
+    assert not set(arguments.INSTEAD) & KNOWN
+    for instead in {*arguments.INSTEAD.values(), *arguments.CLASS_MODES.values()}:
         advised = set(re.findall(r"\b([a-z_]+)=", instead.partition("A.Compose")[0])) - {"class_weight"}
         assert advised <= KNOWN, instead
 
@@ -60,7 +60,7 @@ def test_every_argument_of_the_legacy_generators_is_known_or_answered():
         pytest.skip("this Keras has dropped it")
     for method in (legacy.__init__, legacy.flow_from_directory, legacy.flow_from_dataframe):
         theirs = set(inspect.signature(method).parameters) - {"self", "kwargs"}
-        assert theirs <= KNOWN | set(arguments.ELSEWHERE)
+        assert theirs <= KNOWN | set(arguments.INSTEAD)
 
 
 class Own(DataGenerator):

@@ -14,21 +14,19 @@ _CROP = 0.9  # of a side, within the 0.7 to 1 of the area that training crops to
 
 
 def _light(height: int, width: int) -> list[A.BasicTransform]:
+    shift, scale = (-0.05, 0.05), (0.95, 1.05)
     return [
         A.HorizontalFlip(p=0.5),
-        A.Affine(
-            rotate=(-15, 15), translate_percent=(-0.05, 0.05), scale=(0.95, 1.05), interpolation=cv2.INTER_LINEAR, p=0.8
-        ),
+        A.Affine(rotate=(-15, 15), translate_percent=shift, scale=scale, interpolation=cv2.INTER_LINEAR, p=0.8),
     ]
 
 
 def _heavy(height: int, width: int) -> list[A.BasicTransform]:
-    """What the competition's best entries share: see the ranges in their published configs (1st to 5th place)."""
+    """What the published configs of the competition's 1st to 5th place share."""
+    shift, scale = (-0.1, 0.1), (0.9, 1.1)
     return [
         A.HorizontalFlip(p=0.5),
-        A.Affine(
-            rotate=(-30, 30), translate_percent=(-0.1, 0.1), scale=(0.9, 1.1), interpolation=cv2.INTER_LINEAR, p=0.8
-        ),
+        A.Affine(rotate=(-30, 30), translate_percent=shift, scale=scale, interpolation=cv2.INTER_LINEAR, p=0.8),
         A.RandomResizedCrop(size=(height, width), scale=(0.7, 1.0), ratio=(0.9, 1.1), p=0.5),
         A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.1, p=0.5),
     ]
@@ -42,10 +40,10 @@ PIPELINES: dict[str, Callable[[int, int], list[A.BasicTransform]]] = {
 
 
 def pipeline(name: str, height: int, width: int) -> A.Compose | None:
-    """The pipeline of that name for images of height × width pixels; None for `none`.
+    """Return the pipeline of a name for images of height × width pixels; None for `none`.
 
-    It maps uint8 (height, width, channels), any number of channels, to the same shape and dtype. What it fills in
-    beyond the image's edge is 0, below every window.
+    It maps uint8 (height, width, channels), any number of channels, to the same shape and dtype, and fills what lies
+    beyond the image's edge with 0, below every window.
 
     Raises:
         IchError: there is no such pipeline; the message lists those that exist.
@@ -57,7 +55,7 @@ def pipeline(name: str, height: int, width: int) -> A.Compose | None:
 
 
 def _crop(down: float, right: float) -> Callable[[int, int], A.BasicTransform]:
-    """A crop, scaled back to the image's size; 0 lies at the upper or left edge, 1 at the lower or right."""
+    """A crop, scaled back to the image's size, from 0, the upper or left edge, to 1, the lower or right."""
 
     def build(height: int, width: int) -> A.BasicTransform:
         rows, columns = max(1, round(_CROP * height)), max(1, round(_CROP * width))
@@ -67,7 +65,7 @@ def _crop(down: float, right: float) -> Callable[[int, int], A.BasicTransform]:
     return build
 
 
-def _turn(degrees: float) -> Callable[[int, int], A.BasicTransform]:
+def _rotation(degrees: float) -> Callable[[int, int], A.BasicTransform]:
     """A rotation, counter-clockwise."""
     return lambda height, width: A.Affine(rotate=(degrees, degrees), interpolation=cv2.INTER_LINEAR, p=1)
 
@@ -80,19 +78,19 @@ PASSES: dict[str, Callable[[int, int], A.BasicTransform | None]] = {
     "crop_top_right": _crop(0, 1),
     "crop_bottom_left": _crop(1, 0),
     "crop_bottom_right": _crop(1, 1),
-    "rotate_left": _turn(10),
-    "rotate_right": _turn(-10),
+    "rotate_left": _rotation(10),
+    "rotate_right": _rotation(-10),
 }
-"""What a TTA pass makes of an image of height × width pixels. Nothing of it is drawn at random."""
+"""The transforms of TTA passes, for images of height × width pixels. Nothing in them is random."""
 
 
 def passes(names: Sequence[str], height: int, width: int) -> list[A.BasicTransform | None]:
-    """The passes of these names, as `ich.data.generator.DataGenerator` takes them for `tta`.
+    """Return the TTA passes of these names, for `DataGenerator(tta=…)`.
 
     Each maps uint8 (height, width, channels), any number of channels, to the same shape and dtype.
 
     Raises:
-        IchError: there is no such pass, and the message lists those that exist; or one is named twice.
+        IchError: there is no such pass (the message lists those that exist), or one is named twice.
     """
     for place, name in enumerate(names):
         if name not in PASSES:

@@ -26,13 +26,11 @@ class Augmenter:
     def __call__(
         self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the augmented image and the label.
+        """Return the augmented image, of two axes at least, and the label, augmented alike if it is a mask.
 
         Args:
             image: shape (height, width, channels).
-            label: augmented as the image is if it is a mask, (height, width[, channels]); else returned as it is.
-            id: the sample's, for messages.
-            seed: 128 bits.
+            label: a mask if it has two axes or more, (height, width[, channels]).
 
         Raises:
             IchError: whatever `augment` raises, anything but an image from it, or a mask that it cannot augment.
@@ -52,21 +50,19 @@ class Augmenter:
                 " augment out"
             )
         if self._seeded is None:
-            rng = np.random.default_rng(seed)
-            augmented = user_code.call_for_image("augment", id, self.augment, image, rng)
+            given = user_code.call("augment", id, self.augment, image, np.random.default_rng(seed))
         else:
-            images = {"image": image} if mask is None else {"image": image, "mask": mask}
-            images = user_code.call("augment", id, self._seeded, seed, images)
-            augmented = user_code.as_image(images["image"], "augment", id)
-            label = label if mask is None else images["mask"]
-        # OpenCV's functions drop an axis of one channel.
-        return augmented[..., None] if augmented.ndim == 2 and image.ndim == 3 else augmented, label
+            given, mask = user_code.call("augment", id, self._seeded, image, mask, seed)
+        augmented = user_code.as_image(given, "augment", id)
+        if augmented.ndim == 2 and image.ndim == 3:  # OpenCV's functions drop an axis of one channel
+            augmented = augmented[..., None]
+        return augmented, label if mask is None else mask
 
 
 class _SeededTransform(threading.local):
     """An albumentations transform that is seeded for each call.
 
-    A Compose holds the state of its random numbers: each thread has a copy of its own, made by this `__init__`.
+    A Compose holds the state of its random numbers: each thread has a copy, for which it calls this `__init__`.
     """
 
     def __init__(self, transform: Any):
@@ -77,12 +73,15 @@ class _SeededTransform(threading.local):
         self.transform.set_random_state(np.random.Generator(self.numpy), self.python)
         self.state = self.numpy.state
 
-    def __call__(self, seed: int, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[Any, Any]:
         # The state itself, as a new generator costs more than all that is drawn from it.
         self.state["state"]["state"] = seed
         self.numpy.state = self.state
         self.python.seed(seed)
-        return self.transform(**images)
+        if mask is None:
+            return self.transform(image=image)["image"], None
+        both = self.transform(image=image, mask=mask)
+        return both["image"], both["mask"]
 
     def __reduce__(self):
         return type(self), (self.original,)

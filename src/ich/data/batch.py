@@ -20,19 +20,12 @@ _mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux
 
 
 class Sample(NamedTuple):
-    """One sample of a batch.
+    """What a batch takes of a sample."""
 
-    Attributes:
-        row: its place in the list of ids.
-        id: for messages.
-        image: of any shape and dtype, the same for all samples.
-        label: float32, of any shape, if labels come from a function; else None.
-    """
-
-    row: int
+    row: int  # its place in the list of ids
     id: str
     image: np.ndarray
-    label: np.ndarray | None = None
+    label: np.ndarray | None = None  # float32, of any shape, if labels come from a function
 
 
 def make_batch(
@@ -43,18 +36,16 @@ def make_batch(
     extra: dict[str, np.ndarray] | None = None,
     in_worker: bool = False,
 ) -> Any:
-    """Make a batch of samples as they come.
+    """Make a batch of `count` samples, at least 1, as they come.
 
     Args:
-        count: how many samples there are, at least 1.
-        labels: of all rows, shape (rows, …); a function, if samples hold their own; None for a batch without labels.
-        weights: of all rows, shape (rows,).
-        extra: inputs beside the image, each of all rows, shape (rows, 1).
+        labels, weights, extra: of all rows, each an array of shape (rows, …); for a function as labels, samples hold
+            their own.
         in_worker: whether the batch goes from a worker process to its parent.
 
     Returns:
         x, (x, labels) or (x, labels, weights). x is an array of shape (count, *image.shape), or, with `extra`, a dict
-        of it, as "image", and the others.
+        of it, as "image", and of the others.
 
     Raises:
         IchError: the samples' own labels differ in shape.
@@ -99,8 +90,7 @@ def enter_process(parallel: bool) -> bool:
     """Prepare the process that makes a batch; return whether it is a worker process of Keras's.
 
     Args:
-        parallel: whether other workers make batches at the same time; OpenCV's own threads would fight with them for
-            the same cores.
+        parallel: whether workers make batches at the same time; OpenCV's own threads would fight for their cores.
     """
     in_worker = multiprocessing.current_process().name.startswith("Keras_worker")
     if in_worker:

@@ -13,21 +13,13 @@ from ich.errors import IchError
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The samples of an epoch, in batches.
+    """The samples of an epoch, in batches of `batch_size`, of which the last holds what is left."""
 
-    Attributes:
-        epoch: its number, from 0.
-        rows: the samples in the epoch's order, as places in the list of ids, int64, shape (n,).
-        repeats: how often the epoch has shown the same sample before, int64, shape (n,); each repeat has another seed.
-        batch_size: samples in a batch; the last holds what is left.
-        is_in_order: whether the rows are all samples in the order of the ids, as predictions must be.
-    """
-
-    epoch: int
-    rows: np.ndarray
-    repeats: np.ndarray
+    epoch: int  # from 0
+    rows: np.ndarray  # of the samples in the list of ids, in the order that they are shown; int64, shape (n,)
+    repeats: np.ndarray  # how often the epoch has shown the same sample before; int64, shape (n,)
     batch_size: int
-    is_in_order: bool
+    is_in_order: bool  # all samples are shown, in the order of the ids, as predictions must be
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -52,11 +44,7 @@ def plan_epoch(
     shuffle: bool,
     sampling: Callable[[np.random.Generator], np.ndarray] | None,
 ) -> EpochPlan:
-    """Plan an epoch from (seed, epoch) alone.
-
-    Args:
-        samples: how many there are to choose from.
-        sampling: see `ich.data.sampling`; None shows each sample once.
+    """Plan an epoch of so many samples, or of those that a sampling chooses, from (seed, epoch) alone.
 
     Raises:
         IchError: epoch is no whole number from 0, or the sampling gives anything but places of samples.

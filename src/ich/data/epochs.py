@@ -8,8 +8,6 @@ silently show other samples.
 
 import queue
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
@@ -28,7 +26,7 @@ class EpochDataset(keras.utils.PyDataset):
     """
 
     def plan_of(self, epoch: int) -> EpochPlan:
-        """Return the plan of an epoch, which `set_epoch` makes the current one."""
+        """Return the plan of an epoch."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,8 +59,10 @@ class EpochDataset(keras.utils.PyDataset):
             )
         # A callback such as BackupAndRestore has changed it since `fit` began. Workers have started by now.
         if 0 < call.initial_epoch == call.epoch != self.epoch:
-            with call.workers_stopped():
-                self.set_epoch(call.epoch)
+            call.stop_workers()
+            self.set_epoch(call.epoch)
+            if call.enqueuer is not None:
+                call.enqueuer.start()
 
     def on_epoch_end(self) -> None:
         """Go to the next epoch, at the end of a loop of one's own or of an epoch of Keras's `fit`.
@@ -76,16 +76,16 @@ class EpochDataset(keras.utils.PyDataset):
         call = keras_call(self)
         if call is None:
             self.set_epoch(self.epoch + 1)
-        if call is None or not call.direct:
+            return
+        if not call.direct:
             return
         call.stop_workers()
-        if call.method != "fit":
-            return
-        call.check_steps(self._plan.batch_size)
-        if not call.resets:
-            self.set_epoch(self.epoch + 1)
-        elif call.initial_epoch > 0:
-            self.set_epoch(call.initial_epoch)
+        if call.method == "fit":
+            call.check_steps(self._plan.batch_size)
+            if not call.resets:
+                self.set_epoch(self.epoch + 1)
+            elif call.initial_epoch > 0:
+                self.set_epoch(call.initial_epoch)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ class KerasCall:
     epoch: int | None  # the running one of `fit`; None before the first, and in other methods
     iterator: Any  # Keras's EpochIterator
 
+    @property
+    def enqueuer(self) -> Any:
+        """What runs Keras's workers; None without workers."""
+        return self.iterator.data_adapter.enqueuer
+
     def check_steps(self, batch_size: int) -> None:
         """Refuse `fit(steps_per_epoch=…)` of fewer steps than the data set has batches.
 
@@ -109,35 +114,24 @@ class KerasCall:
             IchError: as said.
         """
         steps, batches = self.iterator.steps_per_epoch, self.iterator.data_adapter.num_batches
-        if self.method != "fit" or steps is None or steps >= batches:
-            return
-        self.stop_workers()
-        raise IchError(
-            f"steps_per_epoch is {steps}, and an epoch has {batches} batches: Keras would show some samples twice and"
-            " others never; leave steps_per_epoch out, and for shorter epochs choose their samples, such as"
-            f" sampling=lambda rng: rng.choice(len(ids), {steps * batch_size}, replace=False)"
-        )
+        if self.method == "fit" and steps is not None and steps < batches:
+            self.stop_workers()
+            raise IchError(
+                f"steps_per_epoch is {steps}, and an epoch has {batches} batches: Keras would show some samples twice"
+                " and others never; leave steps_per_epoch out, and for shorter epochs choose their samples, such as"
+                f" sampling=lambda rng: rng.choice(len(ids), {steps * batch_size}, replace=False)"
+            )
 
     def stop_workers(self) -> None:
         """Stop the workers and drop what they have read ahead, which Keras would show in the next epoch."""
-        enqueuer = self.iterator.data_adapter.enqueuer
-        if enqueuer is None:
+        if self.enqueuer is None:
             return
-        enqueuer.stop()
+        self.enqueuer.stop()
         while True:
             try:
-                enqueuer.ready_queue.get_nowait()
+                self.enqueuer.ready_queue.get_nowait()
             except queue.Empty:
                 return
-
-    @contextmanager
-    def workers_stopped(self) -> Iterator[None]:
-        """Stop the workers, drop what they have read, and start them again at the end."""
-        self.stop_workers()
-        yield
-        enqueuer = self.iterator.data_adapter.enqueuer
-        if enqueuer is not None:
-            enqueuer.start()
 
 
 def keras_call(data: Any) -> KerasCall | None:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,6 @@ _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
 """What holds several classes of one sample. Parquet gives arrays where lists were written."""
 
 
-class FrameSamples(NamedTuple):
-    """Arguments of `DataGenerator`, and the index of each class if the labels are classes."""
-
-    ids: pd.Index
-    labels: pd.DataFrame | pd.Series | None
-    weights: pd.Series | None
-    extra: pd.DataFrame | None
-    class_indices: dict[Hashable, int] | None
-
-
 def samples_of(
     frame: Any,
     x_col: Any,
@@ -36,8 +26,11 @@ def samples_of(
     classes: Sequence[Hashable] | None,
     weight_col: str | None,
     extra: Sequence[str] | None,
-) -> FrameSamples:
-    """Return the samples of a frame; arguments and errors are those of `DataGenerator.from_dataframe`."""
+) -> tuple[dict[str, Any], dict[Hashable, int] | None]:
+    """Return arguments of `DataGenerator`, and the index of each class if the labels are classes.
+
+    Arguments and errors are those of `DataGenerator.from_dataframe`.
+    """
     if not isinstance(frame, pd.DataFrame):
         raise IchError(f"the frame is a {type(frame).__name__}, expected a pandas DataFrame with a row a sample")
     if not isinstance(x_col, Hashable):
@@ -69,13 +62,13 @@ def samples_of(
             raise IchError(f"class_mode {class_mode} takes one column of classes, got {len(y_cols)}; raw takes more")
         labels, class_indices, kept = class_labels(frame[y_cols[0]], class_mode, classes)
         frame = frame[kept]
-    return FrameSamples(
-        frame.index,
-        labels,
-        frame[weight_col] if weight_col else None,
-        frame[extra_cols] if extra_cols else None,
-        class_indices,
-    )
+    samples = {
+        "ids": frame.index,
+        "labels": labels,
+        "weights": frame[weight_col] if weight_col else None,
+        "extra": frame[extra_cols] if extra_cols else None,
+    }
+    return samples, class_indices
 
 
 def class_labels(

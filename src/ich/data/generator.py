@@ -33,25 +33,23 @@ class DataGenerator(EpochDataset):
     in it once, or as often as `sampling` says, and the last batch holds what is left. `len()` is the epoch's length.
 
     Args:
-        ids: the samples, each once, in the order that predictions have if there is neither shuffle nor sampling; the
-            file of one is `image_dir/<id><suffix>`.
-        labels: indexed by id, a frame with a column a label, a Series or a dict; or a function of an id; or None to
+        ids: the samples, each once; predictions are in their order. The file of one is `image_dir/<id><suffix>`.
+        labels: a frame with a column a label, a Series or a dict, indexed by id; a function of an id; or None to
             predict: batches are then images alone. A list or an array is refused, as it does not say which label is of
             which id; pd.Series(values, index=ids) does. Masks, which a function gives as (height, width[, channels]) in
-            the image's size, are augmented as their images are, by an albumentations transform; with a function as
-            augmentation they are refused.
+            the image's size, are augmented with their images, by an albumentations transform only.
         image_dir: the images' folder; None if ids are paths.
         suffix: of the files, one of `ich.images.reading.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
         batch_size: samples in a batch.
-        shuffle: a new order of the samples each epoch. None does so if there are labels, as Keras's flow_from_… do.
-            Refused without labels, where order is what ties a prediction to its sample.
+        shuffle: a new order of the samples each epoch; None is True with labels, as in Keras's flow_from_…. Refused
+            without labels, where order is what ties a prediction to its sample.
         num_classes: makes of a Series of whole numbers from 0 one-hot labels of that many columns.
-        augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`, or
-            None. Each thread works with a copy of its own, seeded for each sample. A dtype and size that it changes
-            to must be the same for all. Code of your own should draw from that generator: what it draws from
-            `np.random` or `random` is the sample's own in worker processes, which seed them for each sample, but goes
-            on from sample to sample, and differs from run to run with threads, in this process.
+        augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`. Each
+            thread works with a copy, seeded for each sample. A dtype and size that it changes to must be the same for
+            all. Code of your own should draw from that generator: what it draws from `np.random` or `random` is the
+            sample's own in worker processes alone, which seed them for each sample; with threads, and in this process,
+            it goes on from sample to sample and differs from run to run.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
         weights: of the samples in the loss, indexed by id; a third item of each batch, float32.
         extra: inputs beside the image, indexed by id: images become the input "image" of a dict, and each column one by
@@ -63,29 +61,26 @@ class DataGenerator(EpochDataset):
             `ich.images.reading`, which has one interpolation more.
         window: for .dcm files, a `Window` or the name of a preset, such as "brain"; several give a channel each.
         reader: a function of a path that gives an array (height, width[, channels]), in place of
-            `ich.images.reading.read`. Files are then not looked for; without one, missing files are reported when the
-            generator is made.
+            `ich.images.reading.read`. Without one, missing files are reported when the generator is made.
         preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
         tta: what the TTA passes over a sample see: a list of transforms as for `augment`, None among them being the
             image as it is, or one transform that draws each pass anew. `at_pass(k)` gives a generator of the k-th.
         on_error: "raise", or "skip": another sample, the same in each run, replaces one whose image cannot be read,
             and `skipped` counts it. Only with labels and a shuffle or sampling: a prediction is never that of another
             sample.
-        seed: of order, sampling and augmentation, a whole number from 0. None draws one, which the attribute `seed`
-            then holds: with it the same can be had again.
+        seed: of order, sampling and augmentation, a whole number from 0. None draws one; the attribute `seed` holds it.
         epoch: the first epoch's number. Each epoch of `fit` is the next one; `fit(initial_epoch=k)` with k above 0, and
             `BackupAndRestore`, begin at epoch k.
         **kwargs: workers, use_multiprocessing, max_queue_size, as keras.utils.PyDataset takes them. Processes are
             faster than threads, which share Python's lock; see `ich.data.shared_memory` for how their batches arrive.
             With workers, OpenCV works with one thread each from the first batch on, in the whole process. With images
-            of 128 kB or more, the process keeps up to 128 MB of memory that arrays have given up, for those to come (on
-            Linux).
+            of 128 kB or more, the process keeps up to 128 MB of freed memory for later arrays (on Linux).
 
     Raises:
         IchError: arguments that do not fit together or with the ids, or that only other generators have; images that
             are missing (under on_error="skip" a warning counts them); at reading, an image that cannot be read, is not
-            uint8 (unless `preprocess` or `reader` answer for it) or differs in shape or dtype from the first, and
-            whatever a function given here raised. The message names the sample.
+            uint8 (without `preprocess` or `reader`) or differs in shape or dtype from the first, and whatever a
+            function given here raised. The message names the sample.
 
     Example:
         >>> train = DataGenerator(ids, labels, image_dir="images/brain/train", augment=compose)
@@ -201,10 +196,9 @@ class DataGenerator(EpochDataset):
             IchError: a column is missing, a row names no class, an unknown class_mode, or another number of classes
                 than two for "binary".
         """
-        samples = frames.samples_of(frame, x_col, y_col, class_mode, classes, weight_col, extra)
-        kwargs |= {"weights": samples.weights, "extra": samples.extra, "image_dir": image_dir, "suffix": suffix}
-        generator = cls(samples.ids, samples.labels, **kwargs)
-        generator.class_indices = samples.class_indices
+        samples, class_indices = frames.samples_of(frame, x_col, y_col, class_mode, classes, weight_col, extra)
+        generator = cls(**samples, image_dir=image_dir, suffix=suffix, **kwargs)
+        generator.class_indices = class_indices
         return generator
 
     @classmethod
@@ -342,7 +336,8 @@ class DataGenerator(EpochDataset):
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         image, label = self._augmenter(image, label, id, seed)
         if self.preprocess is not None:
-            image = user_code.call_for_image("preprocess", id, self.preprocess, image, min_axes=0)
+            given = user_code.call("preprocess", id, self.preprocess, image)
+            image = user_code.as_image(given, "preprocess", id, min_axes=0)
         # In one step, so that of several threads one alone is the first.
         shape, dtype = self._first.setdefault("image", (image.shape, image.dtype))
         if (image.shape, image.dtype) != (shape, dtype):

@@ -17,15 +17,14 @@ _READABLE = ", ".join(SUFFIXES)
 def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the images in the folders of a folder, each of which is a class, however deep.
 
-    A warning counts what is left out: files that no reader takes, names that begin with a dot, images beside the
-    classes' folders, links to folders, which are not followed.
+    A warning counts what is left out: files without a reader, names that begin with a dot, images beside the classes'
+    folders, links to folders.
 
     Args:
         classes: the folders to look into; None for all, sorted.
 
     Returns:
-        (images, classes): (path within `path`, class) of each image, sorted by class, then folder, then file; and the
-        classes.
+        (path within `path`, class) of each image, sorted by class, then folder, then file; and the classes.
 
     Raises:
         IchError: no such folder, one that cannot be listed, no images, or a name of one that is not UTF-8.

@@ -2,7 +2,8 @@
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import InitVar, dataclass
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -19,74 +20,59 @@ from ich.images.slice_table import neighbours as neighbours_in
 _CACHED = 96  # decoded images kept for samples that share them as neighbours
 
 
+@dataclass(eq=False)
 class SampleReader:
-    """Reads the image of a sample.
-
-    Args:
-        ids: the samples; a sample's row is its place among them.
-        image_dir: the images' folder.
-        suffixes: of the files of a sample, `image_dir/<id><suffix>`, whose channels are put one after the other.
-        neighbours: offsets in the scan; the channels of these slices are put one after the other.
-        slices: the slice table, which other neighbours than (0,) need.
-        color_mode, target_size, interpolation: see `ich.images.reading`; None keeps a file's own.
-        windows: for .dcm files.
-        reader: a function of a path in place of `ich.images.reading.read`.
+    """Reads the image of a sample. Arguments are those of `DataGenerator`; a sample's row is its place in `ids`.
 
     Raises:
         IchError: neighbours without a slice table or not in it, or an unknown color_mode, size or interpolation.
     """
 
-    def __init__(
-        self,
-        ids: pd.Index,
-        image_dir: Path,
-        suffixes: Sequence[str],
-        neighbours: Sequence[int] = (0,),
-        slices: pd.DataFrame | None = None,
-        color_mode: str | None = None,
-        target_size: tuple[int, int] | None = None,
-        interpolation: str = "nearest",
-        windows: Sequence[Window] | None = None,
-        reader: Callable[[Path], np.ndarray] | None = None,
-    ):
-        reading.check(color_mode, target_size, interpolation)
-        offsets = tuple(neighbours) if isinstance(neighbours, Iterable) else ()
+    ids: pd.Index
+    image_dir: Path
+    suffixes: Sequence[str] = (".png",)
+    neighbours: Sequence[int] = (0,)
+    slices: InitVar[pd.DataFrame | None] = None
+    color_mode: str | None = None
+    target_size: tuple[int, int] | None = None
+    interpolation: str = "nearest"
+    windows: Sequence[Window] | None = None
+    reader: Callable[[Path], np.ndarray] | None = None
+
+    def __post_init__(self, slices: pd.DataFrame | None) -> None:
+        reading.check(self.color_mode, self.target_size, self.interpolation)
+        offsets = tuple(self.neighbours) if isinstance(self.neighbours, Iterable) else ()
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
-            raise IchError(f"neighbours is {neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
-        self.ids, self.image_dir, self.suffixes = ids, image_dir, suffixes
-        self.color_mode, self.target_size, self.interpolation = color_mode, target_size, interpolation
-        self.windows, self.reader = windows, reader
-        self.slices, self.neighbours = ids, None  # all slices that are read; places in these, (len(ids), offsets)
+            raise IchError(f"neighbours is {self.neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
+        self._known, self._places = self.ids, None  # all slices; of these the sample's and its neighbours' places
         if offsets != (0,):
             if slices is None:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
-            self.slices, self.neighbours = neighbours_in(slices, ids, offsets)
-        self._cached_slice = lru_cache(_CACHED)(self._slice)
+            self._known, self._places = neighbours_in(slices, self.ids, offsets)
 
     def all_ids(self) -> list:
         """Return the ids of all slices that are read, each once."""
-        return (self.ids if self.neighbours is None else self.slices[np.unique(self.neighbours)]).tolist()
+        return (self.ids if self._places is None else self._known[np.unique(self._places)]).tolist()
 
     def read(self, row: int, id: str) -> np.ndarray:
         """Return the image of a sample, shape (height, width, channels), or as the file or `reader` has it.
 
         Args:
-            row: of the sample.
-            id: the same sample's; pandas takes longer to look up one id than a batch of them.
+            id: of the same sample; pandas takes longer to look up one id than a batch of them.
 
         Raises:
             IchError: a file cannot be read, or images do not fit into the channels of one; the message names it.
         """
-        if self.neighbours is None:
+        if self._places is None:
             return self._image(id)
         try:
-            images = [self._cached_slice(place) for place in self.neighbours[row].tolist()]
+            images = [self._cached_slice(place) for place in self._places[row].tolist()]
         except IchError as error:
             raise IchError(f"{id} with its neighbours: {error}") from error
         return _join_channels(images, id)
 
     def read_or_replace(self, row: int, id: str, replacements: Iterable[int]) -> tuple[int, np.ndarray, list[int]]:
-        """Return the image of a sample or, if it cannot be read, of the first of its replacements that can.
+        """Return the image of a sample or, if it cannot be read, of the first of other rows that can.
 
         Returns:
             (row, image, unreadable): the row whose image it is, and the rows that could not be read.
@@ -105,8 +91,12 @@ class SampleReader:
                     unreadable.append(candidate[0])
         raise IchError(f"{id} and {tried} samples drawn in its place cannot be read; the last: {last}") from last
 
-    def _slice(self, place: int) -> np.ndarray:
-        return self._image(self.slices[place])
+    @cached_property
+    def _cached_slice(self) -> Callable[[int], np.ndarray]:
+        return lru_cache(_CACHED)(lambda place: self._image(self._known[place]))
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
 
     def _image(self, id: str) -> np.ndarray:
         """The image of a slice in the color and size asked for; of several files, their channels."""
@@ -116,7 +106,7 @@ class SampleReader:
             if self.reader is None:
                 image = reading.read(path, self.windows)
             else:
-                image = user_code.call_for_image("reader", path, self.reader, path)
+                image = user_code.as_image(user_code.call("reader", path, self.reader, path), "reader", path)
                 image = image[..., None] if image.ndim == 2 else image
             try:
                 if self.color_mode is not None:
@@ -128,13 +118,6 @@ class SampleReader:
                 raise IchError(f"{path}: {error}") from error
             images.append(image)
         return images[0] if len(images) == 1 else _join_channels(images, id)
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._cached_slice = lru_cache(_CACHED)(self._slice)
 
 
 def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
@@ -148,12 +131,7 @@ def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
 
 
 class SkipCounts:
-    """Counts how often each sample could not be read, in memory that forked workers share.
-
-    Args:
-        samples: how many there are.
-        counts: so far, by row.
-    """
+    """Counts by row how often each of so many samples could not be read, in memory that forked workers share."""
 
     def __init__(self, samples: int, counts: Mapping[int, int] | None = None):
         self._counts = np.frombuffer(mmap.mmap(-1, 4 * samples), np.uint32)
@@ -161,11 +139,11 @@ class SkipCounts:
             self._counts[row] = count
 
     def add(self, rows: list[int]) -> None:
-        """Count these rows, each of which is listed once."""
+        """Count rows, each of which is listed once."""
         self._counts[rows] += 1
 
     def counts(self) -> dict[int, int]:
-        """Return the counts above 0 by row."""
+        """Return the counts above 0."""
         rows = np.flatnonzero(self._counts)
         return dict(zip(rows.tolist(), self._counts[rows].tolist(), strict=True))
 

@@ -1,9 +1,8 @@
-"""Arrays that a worker process hands to its parent without a copy: in memory that both have.
+"""Arrays that a worker process hands to its parent without a copy, in memory that both have.
 
-Python pickles what a worker gives, sends it through a pipe and unpickles it; with a batch of images that takes as long
-as to make it. An array of `empty` is pickled as the place where it lies. That memory has no name and no file
-(memfd_create(2), on Linux): the 64 MB that containers give to /dev/shm do not bound it, and nothing of it is left when
-processes end, however they end.
+Python would pickle a worker's batch, send it through a pipe and unpickle it, which takes as long as to make it. An
+array of `empty` is pickled as the place where it lies. That memory has no name and no file (memfd_create(2), on Linux):
+the 64 MB that containers give to /dev/shm do not bound it, and it is freed when the processes end, however they end.
 """
 
 import math
@@ -19,25 +18,25 @@ import numpy as np
 from ich.errors import IchError, one_line
 
 _LEAST = 2**17  # bytes of an array; a smaller one goes through the pipe as fast
-_MOST = 32  # pieces of memory a worker has, each with two open files here and one in the parent
+_MOST = 32  # memories of a worker, each with two open files here and one in the parent
 _HEADER = 64  # bytes before an array, a multiple of what TensorFlow aligns to; the first is 1 while the parent has it
 
 
 class _Memory:
-    """What an array lies in, and then another: it goes to the parent and comes back."""
+    """Memory of an array; it goes to the parent, comes back, and holds another array."""
 
     def __init__(self, size: int):
         self.file = os.memfd_create("ich")  # open as long as this process lives: the parent opens it by this number
         os.ftruncate(self.file, size)
         self.map = mmap.mmap(self.file, size)
-        self.array: Any = lambda: None  # what lies here, or None if nothing in this process holds it
+        self.array: Any = lambda: None  # gives the array that lies here; None if nothing in this process holds it
 
     def is_free(self) -> bool:
         return self.map[0] == 0 and self.array() is None
 
 
 class _Shared(np.ndarray):
-    """An array in a `_Memory`; what is made of it, a part or a sum, is pickled like any other array."""
+    """An array in a `_Memory`; a part of it, or a sum, is pickled like any other array."""
 
     memory: _Memory | None = None
 
@@ -55,13 +54,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """In a worker process: an array, not filled, that goes to the parent without a copy.
+    """Return an empty array that goes from this worker process to its parent without a copy.
 
-    The parent can write to what it gets. It has the memory as long as it holds the array or a part of it; then the
-    worker has it for another array.
+    The parent can write to it. When it has dropped the array and all parts of it, the worker uses the memory again.
 
-    An ordinary array where this cannot be had: not in a worker, not on Linux, of less than 128 kB, where a process must
-    not look into another, or with 32 of them held.
+    It is an ordinary array outside of a worker or of Linux, below 128 kB, where a process must not look into another,
+    or while the parent holds 32 of them.
     """
     size = _HEADER + math.prod(shape) * dtype.itemsize
     if size < _LEAST or not _can_share():
@@ -81,7 +79,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _can_share() -> bool:
-    """Whether the parent can open what is ours in /proc: if we can what is the parent's (proc(5), /proc/pid/fd)."""
+    """Whether the parent can open our files in /proc: if we can open the parent's (proc(5), /proc/pid/fd)."""
     parent = parent_process()
     if parent is None or not hasattr(os, "memfd_create"):
         return False
@@ -93,10 +91,9 @@ def _can_share() -> bool:
 
 
 def _received(pid: int, file: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | IchError:
-    """What unpickling gives: the array.
+    """Return the array, for unpickling, or an error in its place, on which whoever takes batches fails.
 
-    Or an error in its place, which whoever takes batches stumbles over: raised here, it would end the thread that Keras
-    waits for, and Keras would wait for ever.
+    Raised here, it would end the thread that Keras waits for, and Keras would wait for ever.
     """
     try:
         with Path(f"/proc/{pid}/fd/{file}").open("r+b", buffering=0) as opened:

@@ -17,28 +17,21 @@ _EXACT = 2**24
 def labels_of(
     ids: pd.Index, labels: Any, num_classes: int | None = None
 ) -> tuple[np.ndarray | Callable | None, list[str] | None]:
-    """Return the labels of samples, and the names of their columns if they have names.
-
-    Args:
-        labels: a table as `as_table` takes it, a function of an id, or None; the last two are returned as they are.
-        num_classes: make a column of whole numbers from 0 one-hot labels of so many columns.
+    """Return the labels of a table in the order of the ids, and its columns' names; a function or None as it is.
 
     Raises:
-        IchError: as `as_table`, `array_of` and `one_hot`.
+        IchError: as `as_table`, `array_of` and, with num_classes, `one_hot`.
     """
-    table = labels if labels is None or callable(labels) else as_table(labels, "labels")
-    if isinstance(table, (pd.DataFrame, pd.Series)):
+    names = None
+    if labels is not None and not callable(labels):
+        table = as_table(labels, "labels")
         labels = array_of(ids, table, "labels")
-    names = [str(name) for name in table.columns] if isinstance(table, pd.DataFrame) else None
+        names = [str(name) for name in table.columns] if isinstance(table, pd.DataFrame) else None
     return labels if num_classes is None else one_hot(labels, num_classes), names
 
 
 def weights_of(ids: pd.Index, weights: Any) -> np.ndarray:
-    """Return the weights of samples in the loss, shape (len(ids),).
-
-    Raises:
-        IchError: as `as_table` and `array_of`, or several columns.
-    """
+    """Return the weights of samples in the loss, shape (len(ids),); raise IchError for several columns."""
     array = array_of(ids, as_table(weights, "weights"), "weights")
     if array.ndim != 1:
         raise IchError(f"weights have {array.shape[1]} columns, expected one number an id: a Series")
@@ -46,11 +39,7 @@ def weights_of(ids: pd.Index, weights: Any) -> np.ndarray:
 
 
 def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
-    """Return the inputs beside the image by the names of their columns, each of shape (len(ids), 1).
-
-    Raises:
-        IchError: as `as_table` and `array_of`, no names, or a column called image.
-    """
+    """Return the columns of a frame, shape (len(ids), 1); raise IchError for a Series or a column called image."""
     table = as_table(extra, "extra inputs")
     if isinstance(table, pd.Series):
         raise IchError("extra is a Series, expected a DataFrame: the names of its columns are those of the inputs")
@@ -73,24 +62,21 @@ def as_table(values: Any, what: str) -> pd.DataFrame | pd.Series:
     """
     if isinstance(values, Mapping):
         lists = (list, tuple, np.ndarray)
-        kinds = {
-            Mapping if isinstance(value, Mapping) else len(value) if isinstance(value, lists) else None
+        sizes = {
+            "named" if isinstance(value, Mapping) else len(value) if isinstance(value, lists) else "one"
             for value in values.values()
         }
-        if len(kinds) > 1:
+        if len(sizes) > 1:
             raise IchError(f"the {what} are a dict of values of several shapes; give each id as many numbers")
-        values = pd.Series(values) if kinds <= {None} else pd.DataFrame.from_dict(dict(values), orient="index")
+        values = pd.Series(values) if sizes <= {"one"} else pd.DataFrame.from_dict(dict(values), orient="index")
     if not isinstance(values, (pd.DataFrame, pd.Series)):
-        is_list = isinstance(values, (list, tuple, np.ndarray))
-        raise IchError(
-            f"the {what} are a {type(values).__name__}, "
-            + (
+        problem = "expected a DataFrame, Series or dict whose index is the ids"
+        if isinstance(values, (list, tuple, np.ndarray)):
+            problem = (
                 "which does not say which value is of which id; if they stand in the order of the ids, give"
                 " pd.Series(values, index=ids), or pd.DataFrame of several columns"
-                if is_list
-                else "expected a DataFrame, Series or dict whose index is the ids"
             )
-        )
+        raise IchError(f"the {what} are a {type(values).__name__}, {problem}")
     if isinstance(values, pd.DataFrame):
         names = pd.Index(map(str, values.columns))
         if not names.is_unique:

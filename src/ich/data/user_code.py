@@ -10,33 +10,20 @@ import numpy as np
 from ich.errors import IchError, one_line
 
 
-def call(name: str, sample: str | Path, function: Callable, *args, **kwargs) -> Any:
-    """Call a user's function; the error that it raises names the sample, which a worker's traceback does not.
-
-    Args:
-        name: of the argument that the function was given as, such as augment.
-        sample: the id or the file.
+def call(name: str, sample: str | Path, function: Callable, *args) -> Any:
+    """Call a user's function, given as the argument `name`, for a sample: a worker's traceback does not say which.
 
     Raises:
-        IchError: whatever the function raises.
+        IchError: whatever the function raises, with the sample.
     """
     try:
-        return function(*args, **kwargs)
+        return function(*args)
     except Exception as error:  # a user's code raises anything
         raise IchError(f"{sample}: {name} raised {one_line(error, named=True)}") from error
 
 
-def call_for_image(name: str, sample: str | Path, function: Callable, *args, min_axes: int = 2) -> np.ndarray:
-    """Call a user's function that gives an image.
-
-    Raises:
-        IchError: as `call`, or what it gives is no array of numbers of at least so many axes.
-    """
-    return as_image(call(name, sample, function, *args), name, sample, min_axes)
-
-
 def as_image(given: Any, name: str, sample: str | Path, min_axes: int = 2) -> np.ndarray:
-    """Return what a function gave as an array.
+    """Return what a user's function gave as an array.
 
     Raises:
         IchError: it is no array of numbers of at least so many axes.
@@ -44,8 +31,8 @@ def as_image(given: Any, name: str, sample: str | Path, min_axes: int = 2) -> np
     try:
         array = np.asarray(given)
     except ValueError:  # a list of arrays of several shapes
-        array = None
-    if array is None or array.dtype.kind not in "buif" or array.ndim < min_axes:
+        array = np.asarray(None)
+    if array.dtype.kind not in "buif" or array.ndim < min_axes:
         what = f"{given.dtype} of {given.shape}" if isinstance(given, np.ndarray) else type(given).__name__
         raise IchError(f"{sample}: {name} gave {what}, expected an image, an array of (height, width, channels)")
     return array

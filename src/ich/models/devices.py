@@ -1,4 +1,4 @@
-"""What Keras computes on, and how several devices of a machine share the work."""
+"""Devices that Keras computes on, and how several of a machine share the work."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,17 +10,17 @@ from ich.errors import IchError
 
 
 def names() -> list[str]:
-    """What Keras computes on, such as gpu:0."""
-    if keras.backend.backend() == "torch":  # for which Keras does not tell
+    """Return the devices that Keras computes on, such as gpu:0."""
+    if keras.backend.backend() == "torch":  # for which Keras lists none
         return [str(keras.ops.zeros(()).device)]
     return keras.distribution.list_devices()
 
 
 def steps_per_execution(steps: int) -> int:
-    """As many, if Keras's backend can.
+    """Return `steps`, unless Keras's backend takes one at a time.
 
     Raises:
-        IchError: PyTorch, and more than one.
+        IchError: more than one with PyTorch.
     """
     if steps > 1 and keras.backend.backend() == "torch":
         raise IchError(
@@ -31,12 +31,12 @@ def steps_per_execution(steps: int) -> int:
 
 
 def mirrored(**batch_sizes: int) -> Any:
-    """The tf.distribute.MirroredStrategy of all GPUs of this machine, or of its CPU devices if it has none.
+    """Return a MirroredStrategy of all GPUs of this machine, or of its CPU devices if it has none.
 
     Each device computes a part of each batch, and all keep the same weights.
 
     Args:
-        **batch_sizes: by the section of the config that says them.
+        **batch_sizes: by their section of the config.
 
     Raises:
         IchError: another backend than TensorFlow, or batches that the devices cannot share evenly.
@@ -59,10 +59,7 @@ def mirrored(**batch_sizes: int) -> Any:
 
 
 def scope(distribute: str | None) -> AbstractContextManager:
-    """Where a model is built or loaded that all devices share, or, for None, one that works on one of them.
-
-    Args:
-        distribute: as `machine.distribute` says.
+    """Return the scope to build or load a model in: for all devices, or for one if `machine.distribute` is None.
 
     Raises:
         IchError: as `mirrored`.
@@ -71,45 +68,45 @@ def scope(distribute: str | None) -> AbstractContextManager:
 
 
 def scope_of(model: keras.Model) -> AbstractContextManager:
-    """The scope that a model was built in, for one that is made of its layers."""
+    """Return the scope that a model was built in, for another one made of its layers."""
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models alone have one
     return nullcontext() if strategy is None else strategy.scope()
 
 
 def replicas(model: keras.Model) -> int:
-    """How many devices share the batches of a model."""
+    """Return how many devices share the batches of a model."""
     strategy = getattr(model, "distribute_strategy", None)
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
 @contextmanager
 def synchronized(model: keras.Model) -> Iterator[None]:
-    """Train a model in this context: its batch normalization takes mean and variance of whole batches, on all devices.
+    """Synchronize batch normalization over all devices while a model trains in this context.
 
-    Else each device takes those of its part, and keeps moving averages of its own: what is validated on all of them is
-    then another model than the one saved, which has the first one's. The layers are as before afterwards, as no other
-    backend loads such a layer.
+    Without it each device normalizes its part of a batch and keeps its own moving averages: the model that is validated
+    on all of them differs from the saved one, which has those of the first. Layers are as before afterwards, as no
+    other backend loads a synchronized one.
     """
     # A private method, as `layers` stops at a nested model or a layer made of others.
-    found = [one for one in model._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)]
-    if replicas(model) == 1:  # for which it would be another formula, rounded otherwise
-        found = []
-    before = [one.synchronized for one in found]
-    for one in found:
-        one.synchronized = True
+    normalizations = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    if replicas(model) == 1:  # the formula, and so the rounding, would be another one
+        normalizations = []
+    before = [layer.synchronized for layer in normalizations]
+    for layer in normalizations:
+        layer.synchronized = True
     try:
         yield
     finally:
-        for one, value in zip(found, before, strict=True):
-            one.synchronized = value
+        for layer, value in zip(normalizations, before, strict=True):
+            layer.synchronized = value
 
 
 def validation_batch_size(samples: int, most: int, devices: int) -> int:
-    """The largest batch size, of at most `most`, at which each device gets some of the last batch, and as much of the
-    first as every other.
+    """Return the largest batch size up to `most` that gives each device a part of the last batch, and equal parts of
+    the first.
 
-    TensorFlow shares a batch out in pieces of one size, rounded up: of 5 samples and 4 devices, the last gets none. Its
-    loss is NaN, or it fails. From the first batch, Keras takes the mean over the devices, to see its shape.
+    TensorFlow cuts a batch into parts of one size, rounded up: of 5 samples, the last of 4 devices gets none, and its
+    loss is NaN, or it fails. Keras takes the mean of the first batch over the devices, to see its shape.
 
     Raises:
         IchError: there is no such size.

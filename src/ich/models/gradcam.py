@@ -1,4 +1,4 @@
-"""Grad-CAM: which part of a slice speaks for a label (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
+"""Grad-CAM: where in a slice a network sees a label (Selvaraju et al., ICCV 2017, arXiv:1610.02391)."""
 
 import cv2
 import keras
@@ -9,19 +9,19 @@ from ich.images import reading
 
 
 def heatmaps(model: keras.Model, slices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Where the features lie that raise a label's logit.
+    """Return heatmaps of the features that raise a label's logit.
 
-    The last feature maps before global pooling, each weighted by the mean of the logit's gradient over it, summed;
-    what speaks against the label is cut off. The maps are coarse, 1/32 of the slice for most networks, and are
-    enlarged bilinearly. They tell what the network looked at, not where a bleed ends.
+    The last feature maps before global pooling are summed, each weighted by the mean of the logit's gradient over it;
+    negative values are cut off. The maps are coarse, 1/32 of the slice for most networks, and are enlarged bilinearly:
+    they show what the network looked at, not where a bleed ends.
 
     Args:
         model: of one input of images, as `ich.models.backbones.build_model` gives it.
         slices: what the model takes, shape (n, height, width, channels), 0 to 255.
-        labels: the place of the label in the model's output, for each slice, shape (n,).
+        labels: for each slice, the index of the label in the model's output, shape (n,).
 
     Returns:
-        float32, shape (n, height, width), the largest of each slice 1; all 0 where nothing speaks for the label.
+        float32, shape (n, height, width), the largest of each slice 1; all 0 if no feature raises the logit.
 
     Raises:
         IchError: the model has several inputs, no feature maps, or runs on another backend than TensorFlow.
@@ -40,35 +40,27 @@ def heatmaps(model: keras.Model, slices: np.ndarray, labels: np.ndarray) -> np.n
     heat = np.maximum((weights * keras.ops.convert_to_numpy(maps)).sum(axis=-1, keepdims=True), 0)
     peak = heat.max(axis=(1, 2, 3), keepdims=True)
     heat = np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
-    return np.stack([reading.resize(one, slices.shape[1:3], "bilinear")[..., 0] for one in heat])
+    return np.stack([reading.resize(coarse, slices.shape[1:3], "bilinear")[..., 0] for coarse in heat])
 
 
 def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A slice in grey and where it is hot in colour.
-
-    Args:
-        picture: uint8, shape (height, width).
-        heat: of 0 to 1, of any size, as `heatmaps` gives one.
-
-    Returns:
-        uint8, shape (height, width, 3), red first.
-    """
+    """Return a gray slice, uint8 (height, width), under a heatmap of any size, as uint8 RGB (height, width, 3)."""
     heat = cv2.resize(heat, picture.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    colors = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     share = 0.6 * heat[..., None]
-    return np.rint(picture[..., None] * (1 - share) + colours * share).astype(np.uint8)
+    return np.rint(picture[..., None] * (1 - share) + colors * share).astype(np.uint8)
 
 
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Two models, one after the other the same as this: up to the last feature maps, and from there on.
+    """Split a model at the last feature maps that are pooled; the two parts, one after the other, are the model.
 
     Raises:
         IchError: the model has several inputs, or no layer that pools feature maps.
     """
     if len(model.inputs) != 1:
         raise IchError(f"the model has {len(model.inputs)} inputs; Grad-CAM is of models of one image")
-    # Layers come in an order in which each follows what it needs: the last that are pooled feed the classifier, those
-    # before them a squeeze-and-excitation. Not the last layer with such an output: a nested model's is its own, inside.
+    # Layers are sorted by their inputs: the last maps that are pooled feed the classifier, earlier ones a squeeze-and-
+    # excitation. Not the last layer that gives maps: it may lie inside a nested model.
     maps = [
         layer.input
         for layer in model.layers

@@ -1,4 +1,4 @@
-"""Losses and metrics of multi-label logits: the competition's own, focal loss, AUC a label."""
+"""Losses and metrics from logits: the competition's weighted log loss, focal loss, AUC of each label."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ from ich.competition.labels import LABELS, METRIC_WEIGHTS
 from ich.errors import IchError
 
 
-def _checked(weights: Sequence[float] | None) -> list[float]:
-    weights = list(METRIC_WEIGHTS.values()) if weights is None else [float(w) for w in weights]
+def _checked(given: Sequence[float] | None) -> list[float]:
+    weights = METRIC_WEIGHTS.values() if given is None else given
+    weights = [float(weight) for weight in weights]
     if len(weights) != len(LABELS) or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
         raise IchError(
             f"expected {len(LABELS)} finite weights of at least 0, not all 0, in the order {', '.join(LABELS)},"
@@ -20,17 +21,18 @@ def _checked(weights: Sequence[float] | None) -> list[float]:
     return weights
 
 
-def _log_loss(y_true, logits):
-    """Log loss of each value, max(x, 0) - x·y + log(1 + exp(-|x|)), which no logit overflows.
+def _shares(weights: list[float], dtype):
+    return ops.convert_to_tensor([weight / sum(weights) for weight in weights], dtype=dtype)
 
-    By Keras's own function: written out, the gradient at a logit of exactly 0 is not 1/2 - y, but what each backend
-    takes for the slopes of max and abs there.
-    """
+
+def _log_loss(y_true, logits):
+    """Log loss of each value, max(x, 0) - x·y + log(1 + exp(-|x|)), which no logit overflows."""
+    # Written out, its gradient at a logit of 0 would be what the backend takes for the slopes of max and abs there.
     return ops.binary_crossentropy(y_true, logits, from_logits=True)
 
 
 def _softplus(x):
-    """log(1 + exp(x)), minus the log of the probability that the sigmoid of x leaves."""
+    """log(1 + exp(x)) = -log(1 - sigmoid(x))."""
     return _log_loss(ops.zeros_like(x), x)
 
 
@@ -38,11 +40,11 @@ def _softplus(x):
 class WeightedBinaryCrossentropy(keras.losses.Loss):
     """Binary cross-entropy from logits, as the weighted mean over the labels.
 
-    With the default weights it is the competition's metric, but for the metric's clipping at 1e-15.
+    With the default weights it is the competition's metric without its clipping at 1e-15.
 
     Args:
         weights: six numbers of at least 0; None takes the metric's, (1, 1, 1, 1, 1, 2).
-        label_smoothing: takes labels for less certain: y becomes y·(1 - s) + s/2, as in Keras's losses.
+        label_smoothing: s, which makes of a label y·(1 - s) + s/2, as in Keras's losses.
 
     Call:
         y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6). A sample's loss has shape (batch,).
@@ -65,12 +67,12 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
-        shares = ops.convert_to_tensor([w / sum(self.weights) for w in self.weights], dtype=y_pred.dtype)
+        shares = _shares(self.weights, y_pred.dtype)
         smooth = ops.cast(y_true, y_pred.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
         return ops.sum(self.of_labels(smooth, y_pred) * shares, axis=-1)
 
     def of_labels(self, y_true, logits):
-        """The loss of each label, unweighted; y_true, between 0 and 1, and logits have its shape."""
+        """Return the unweighted loss of each label, of the shape of y_true, between 0 and 1, and logits."""
         return _log_loss(y_true, logits)
 
     def get_config(self) -> dict:
@@ -81,16 +83,15 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
 class WeightedFocalLoss(WeightedBinaryCrossentropy):
     """Focal loss from logits (Lin et al., ICCV 2017, without its alpha), as the weighted mean over the labels.
 
-    The log loss of a label that has the probability p times (1 - p)^gamma: what is predicted well counts less. A smooth
-    label is the mean of the losses of 1 and of 0. keras.losses.BinaryFocalCrossentropy clips the probabilities at 1e-7,
-    beyond which a wrong prediction has no gradient any more.
+    The log loss of a label with predicted probability p times (1 - p)^gamma: good predictions count less. The loss of a
+    smoothed label is the mean of those of 1 and 0. keras.losses.BinaryFocalCrossentropy clips probabilities at 1e-7,
+    beyond which a wrong prediction has no gradient.
 
     Args:
-        gamma: at least 0, which is `WeightedBinaryCrossentropy`.
-        weights, label_smoothing: as there.
+        gamma: at least 0; 0 gives `WeightedBinaryCrossentropy`, whose other arguments and errors it has.
 
     Raises:
-        IchError: as there, or gamma is negative or not finite.
+        IchError: gamma is negative or not finite.
     """
 
     def __init__(
@@ -118,21 +119,16 @@ LOSSES: dict[str, Callable[[Sequence[float] | None, float, float], keras.losses.
     "weighted_bce": lambda weights, smoothing, gamma: WeightedBinaryCrossentropy(weights, smoothing),
     "focal": lambda weights, smoothing, gamma: WeightedFocalLoss(gamma, weights, smoothing),
 }
-"""A loss from train.label_weights, train.label_smoothing and train.focal_gamma of a config."""
+"""Makers of losses from train.label_weights, train.label_smoothing and train.focal_gamma of a config."""
 
 
 def build_loss(
     name: str, weights: Sequence[float] | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
 ) -> keras.losses.Loss:
-    """The loss of that name.
-
-    Args:
-        name: a key of `LOSSES`.
-        weights, label_smoothing: as `WeightedBinaryCrossentropy` takes them.
-        gamma: as `WeightedFocalLoss` takes it; the others do without.
+    """Build the loss of a name in `LOSSES`; gamma is that of `WeightedFocalLoss`, the others do without.
 
     Raises:
-        IchError: there is no such loss, and the message lists those that exist; or values that it does not take.
+        IchError: an unknown name (the message lists the known ones), or values that the loss does not take.
     """
     if name not in LOSSES:
         raise IchError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
@@ -141,12 +137,9 @@ def build_loss(
 
 @keras.saving.register_keras_serializable("ich")
 class WeightedLogLoss(keras.metrics.Metric):
-    """The competition's score over all samples since the last reset: the same for any cut into batches.
+    """The competition's score over all samples since the last reset, whatever the batches.
 
-    Takes logits, so that certain predictions lose nothing to rounding.
-
-    Args:
-        weights: as for `WeightedBinaryCrossentropy`.
+    It takes logits, as probabilities near 0 and 1 are rounded, and weights as `WeightedBinaryCrossentropy` does.
     """
 
     def __init__(self, weights: Sequence[float] | None = None, name: str = "weighted_log_loss", **kwargs):
@@ -165,8 +158,7 @@ class WeightedLogLoss(keras.metrics.Metric):
         self.count.assign_add(ops.sum(sample_weight))
 
     def result(self):
-        shares = ops.convert_to_tensor([w / sum(self.weights) for w in self.weights], dtype=self.dtype)
-        return ops.divide_no_nan(ops.sum(self.total * shares), self.count)
+        return ops.divide_no_nan(ops.sum(self.total * _shares(self.weights, self.dtype)), self.count)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "weights": self.weights}
@@ -174,15 +166,11 @@ class WeightedLogLoss(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("ich")
 class LabelAUC(keras.metrics.AUC):
-    """Area under the ROC curve of one label, from logits; named auc_<label>.
+    """Area under the ROC curve of one of `LABELS`, named auc_<label>.
 
-    NaN as long as no sample has the label, or all have it: Keras's own is 0 then, the worst that there is.
-
-    Its thresholds are even in the logit, from -12 to 12: Keras's own, 0.005 apart in the probability, see nothing of a
-    label as rare as epidural, most of whose probabilities are less than the first of them.
-
-    Args:
-        label: one of `ich.competition.labels.LABELS`.
+    NaN while no sample has the label, or all have it: Keras's own AUC is 0 then, the worst possible. Thresholds are
+    even in the logit, from -12 to 12: most probabilities of a label as rare as epidural lie below the first of Keras's
+    own, which are 0.005 apart.
 
     Call:
         y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6).

@@ -1,4 +1,4 @@
-"""The optimiser that both stages train with."""
+"""The optimizer that both stages train with."""
 
 import keras
 
@@ -12,14 +12,13 @@ def adamw(
     clip_norm: float,
     **options,
 ) -> keras.optimizers.Optimizer:
-    """AdamW, whose learning rate rises on a line during the warm-up and then falls to 0 on a cosine.
+    """Build AdamW with a linear warm-up to `learning_rate`, then cosine decay to 0.
 
-    Biases and the scales of normalisation do not decay.
+    Biases and the scales of normalization do not decay.
 
     Args:
-        learning_rate: at the top.
-        clip_norm: the gradient's norm over all weights is at most this.
-        options: more of `keras.optimizers.AdamW`.
+        clip_norm: the largest norm of the gradient over all weights.
+        **options: others of `keras.optimizers.AdamW`.
     """
     steps = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)

@@ -1,4 +1,4 @@
-"""Predictions of a network that was trained on more positive samples than there are, brought back to what there is."""
+"""Correct the predictions of a network that was trained on oversampled positives to the true prevalence."""
 
 import math
 
@@ -13,16 +13,16 @@ _ANY = LABELS.index("any")
 
 @keras.saving.register_keras_serializable("ich")
 class PriorCorrection(keras.layers.Layer):
-    """Logits as they would be without a sampling that prefers samples with `any`; in training, logits as they are.
+    """Take the oversampling of samples with `any` out of logits; in training, leave them as they are.
 
-    Let an epoch show a sample with `any` r times as often as one without, and let q be the probability of `any` that
-    the network learns from it, p that of a label. By Bayes' rule (Elkan, IJCAI 2001, theorem 2; Saerens et al., Neural
-    Computation 14, 2002), for what is sampled by `any` alone:
+    Let an epoch show a sample with `any` r times as often as one without, and let the network learn the probability q
+    of `any` and p of a label from it. By Bayes' rule (Elkan, IJCAI 2001, theorem 2; Saerens et al., Neural Computation
+    14, 2002), if sampling depends on `any` alone:
 
         P(label) = p / (q + r (1 - q)),    as a sample with the label has `any`,
 
-    so that odds are p / (1 - p) · 1 / (1 + (r - 1) t) with t = (1 - q) / (1 - p). Of `any` itself t is 1, and log r is
-    taken from the logit. Where the network gives a label more than it gives `any`, q is taken for p.
+    so that the odds are p / (1 - p) · 1 / (1 + (r - 1) t) with t = (1 - q) / (1 - p). For `any` itself t is 1, and the
+    logit falls by log r. Where the network predicts a label with more than q, q is raised to p.
 
     Args:
         oversampling: r, more than 0.
@@ -56,5 +56,5 @@ class PriorCorrection(keras.layers.Layer):
 
 
 def corrected(model: keras.Model, oversampling: float) -> keras.Model:
-    """The same classifier with a `PriorCorrection` behind it."""
+    """Return the classifier with a `PriorCorrection` behind it."""
     return keras.Model(model.inputs, PriorCorrection(oversampling)(model.outputs[0]), name=model.name)
