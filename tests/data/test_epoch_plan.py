@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich.data.epoch_plan import plan_epoch, seed_of
+from ich.errors import IchError
+
+
+def plan(epoch=0, samples=10, batch_size=4, seed=0, shuffle=True, sampling=None):
+    return plan_epoch(epoch, samples, batch_size, seed, shuffle, sampling)
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5), st.booleans())
+def test_batches_are_the_epoch_cut_in_order(samples, batch_size, epoch, shuffle):
+    made = plan(epoch, samples, batch_size, shuffle=shuffle)
+    batches = [made.batch(index)[0].tolist() for index in range(len(made))]
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    shown = sum(batches, [])
+    assert shown == made.rows.tolist()
+    assert sorted(shown) == list(range(samples))
+    assert made.is_in_order is not shuffle
+    assert shuffle or shown == sorted(shown)
+    for index in (-1, len(made)):
+        with pytest.raises(IndexError, match=f"batch {index} of {len(made)}"):
+            made.batch(index)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    orders = {(seed, epoch): tuple(plan(epoch, seed=seed).rows) for seed in range(3) for epoch in range(3)}
+    assert len(set(orders.values())) == 9
+    assert all(tuple(plan(epoch, 10, 7, seed).rows) == order for (seed, epoch), order in orders.items())
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.booleans())
+def test_repeats_count_how_often_a_row_was_shown_before(rows, shuffle):
+    made = plan(samples=5, shuffle=shuffle, sampling=lambda rng: rows)
+    assert sorted(made.rows) == sorted(rows)
+    shown = made.rows.tolist()
+    assert made.repeats.tolist() == [shown[:place].count(row) for place, row in enumerate(shown)]
+    assert not made.is_in_order
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "0", None])
+def test_what_is_no_epoch_is_refused(epoch):
+    with pytest.raises(IchError, match="expected a whole number from 0"):
+        plan(epoch)
+
+
+@pytest.mark.parametrize("rows", [[], [[0]], [0.5], [10], [-1]])
+def test_what_are_no_rows_is_refused(rows):
+    with pytest.raises(IchError, match="the sampling (gave|chose places)"):
+        plan(sampling=lambda rng: np.array(rows))
+
+
+def test_seeds_are_of_128_bits_and_of_every_part():
+    assert seed_of(0, 3, 1, "ID_1") == seed_of(np.int64(0), 3, np.int64(1), "ID_1")
+    seeds = {
+        seed_of(seed, epoch, repeat, id) for seed in (0, 1) for epoch in (0, 1) for repeat in (0, 1) for id in "ab"
+    }
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**128 for seed in seeds)
+    assert seed_of(0, 0, 0, "a") == 0x0 + seed_of(*[0] * 3, "a")

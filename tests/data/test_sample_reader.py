@@ -1,0 +1,104 @@
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich.data.sample_reader import SampleReader, SkipCounts
+from ich.errors import IchError
+from ich.images.slice_table import to_frame
+
+IDS = pd.Index([f"ID_{number}" for number in range(6)])
+TABLE = to_frame(
+    [
+        {"SOPInstanceUID": id, "SeriesInstanceUID": "s", "split": "train", "order": order, "status": "ok"}
+        for order, id in enumerate(IDS)
+    ]
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images whose pixels are the sample's number, and in a second file that plus 100."""
+    for number, id in enumerate(IDS):
+        np.save(tmp_path / f"{id}.npy", np.full((4, 6), number, np.uint8))
+        np.save(tmp_path / f"{id}.b.npy", np.full((4, 6, 2), number + 100, np.uint8))
+    return tmp_path
+
+
+def pixels(reader, row):
+    image = reader.read(row, IDS[row])
+    assert image.shape[:2] == (4, 6)
+    return image[0, 0].tolist()
+
+
+def test_channels_of_files_and_of_neighbours_stand_one_after_the_other(folder):
+    assert pixels(SampleReader(IDS, folder, (".npy",)), 3) == [3]
+    both = SampleReader(IDS, folder, (".npy", ".b.npy"), (-1, 0, 2), TABLE)
+    for reader in (both, pickle.loads(pickle.dumps(both))):
+        assert pixels(reader, 1) == [0, 100, 100, 1, 101, 101, 3, 103, 103]
+        assert pixels(reader, 5) == [4, 104, 104, 5, 105, 105, 5, 105, 105]
+
+
+def test_a_slice_that_samples_share_is_read_once(folder):
+    read = []
+
+    def reader(path):
+        read.append(path.name)
+        return np.load(path)
+
+    samples = SampleReader(IDS, folder, (".npy",), (-1, 0, 1), TABLE, reader=reader)
+    assert [pixels(samples, row) for row in (2, 3)] == [[1, 2, 3], [2, 3, 4]]
+    assert read == [f"ID_{number}.npy" for number in (1, 2, 3, 4)]
+
+
+def test_all_ids_are_those_of_the_samples_and_their_neighbours():
+    assert SampleReader(IDS[:2], Path()).all_ids() == ["ID_0", "ID_1"]
+    assert SampleReader(IDS[2:3], Path(), neighbours=(0, 1), slices=TABLE).all_ids() == ["ID_2", "ID_3"]
+
+
+def test_the_first_replacement_that_can_be_read_is_taken(folder):
+    for number in (0, 2):
+        (folder / f"ID_{number}.npy").unlink()
+    reader = SampleReader(IDS, folder, (".npy",))
+    row, image, unreadable = reader.read_or_replace(0, "ID_0", iter([2, 0, 4, 1]))
+    assert (row, image[0, 0, 0], unreadable) == (4, 4, [0, 2])
+    row, _, unreadable = reader.read_or_replace(1, "ID_1", iter([2]))
+    assert (row, unreadable) == (1, [])
+    with pytest.raises(IchError, match=r"ID_0 and 2 samples drawn in its place cannot be read; the last: .*ID_0.npy"):
+        reader.read_or_replace(0, "ID_0", [2, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"neighbours": (0.5,)}, r"neighbours is \(0.5,\), expected offsets"),
+        ({"neighbours": (0, 1)}, "neighbours need the slice table"),
+        ({"color_mode": "bgr"}, "color_mode is 'bgr'"),
+    ],
+)
+def test_what_cannot_be_read_so_is_refused_at_once(options, message):
+    with pytest.raises(IchError, match=message):
+        SampleReader(IDS, Path(), **options)
+
+
+def add(rows):
+    counts.add(rows)
+
+
+counts = SkipCounts(4)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_skips_of_forked_processes_are_counted_and_a_copy_counts_alone():
+    counts.add([1, 3])
+    process = multiprocessing.get_context("fork").Process(target=add, args=([3],))
+    process.start()
+    process.join()
+    assert counts.counts() == {1: 1, 3: 2}
+    copy = pickle.loads(pickle.dumps(counts))
+    copy.add([0])
+    assert copy.counts() == {0: 1, 1: 1, 3: 2}
+    assert counts.counts() == {1: 1, 3: 2}
