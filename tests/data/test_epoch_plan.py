@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ def test_batches_are_the_epoch_cut_in_order(samples, batch_size, epoch, shuffle)
     made = plan(epoch, samples, batch_size, shuffle=shuffle)
     batches = [made.batch(index)[0].tolist() for index in range(len(made))]
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    shown = sum(batches, [])
+    shown = [row for batch in batches for row in batch]
     assert shown == made.rows.tolist()
     assert sorted(shown) == list(range(samples))
     assert made.is_in_order is not shuffle
@@ -49,15 +51,12 @@ def test_what_is_no_epoch_is_refused(epoch):
 
 @pytest.mark.parametrize("rows", [[], [[0]], [0.5], [10], [-1]])
 def test_what_are_no_rows_is_refused(rows):
-    with pytest.raises(IchError, match="the sampling (gave|chose places)"):
+    with pytest.raises(IchError, match=r"the sampling (gave|chose places)"):
         plan(sampling=lambda rng: np.array(rows))
 
 
 def test_seeds_are_of_128_bits_and_of_every_part():
     assert seed_of(0, 3, 1, "ID_1") == seed_of(np.int64(0), 3, np.int64(1), "ID_1")
-    seeds = {
-        seed_of(seed, epoch, repeat, id) for seed in (0, 1) for epoch in (0, 1) for repeat in (0, 1) for id in "ab"
-    }
+    seeds = {seed_of(*parts) for parts in itertools.product((0, 1), (0, 1), (0, 1), "ab")}
     assert len(seeds) == 16
     assert all(0 <= seed < 2**128 for seed in seeds)
-    assert seed_of(0, 0, 0, "a") == 0x0 + seed_of(*[0] * 3, "a")

@@ -18,7 +18,7 @@ class Own(A.ImageOnlyTransform):
 
 def test_an_error_names_the_argument_and_the_sample():
     assert user_code.call("reader", "ID_1", divmod, 7, 2) == (3, 1)
-    with pytest.raises(IchError, match="^ID_1: reader raised ZeroDivisionError: "):
+    with pytest.raises(IchError, match=r"^ID_1: reader raised ZeroDivisionError: "):
         user_code.call("reader", "ID_1", divmod, 7, 0)
     with pytest.raises(KeyboardInterrupt):
         user_code.call("reader", "ID_1", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
