@@ -1,5 +1,8 @@
+import io
 import math
 import os
+import sys
+from contextlib import closing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -10,7 +13,15 @@ import pytest
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
 from ich.models.losses import LabelAUC, WeightedBinaryCrossentropy
-from ich.training.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables, write_variables
+from ich.training.callbacks import (
+    Checkpoint,
+    EpochLine,
+    FiniteLoss,
+    KeepBest,
+    ValidationAUC,
+    read_variables,
+    write_variables,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -193,22 +204,83 @@ def test_the_note_comes_back(tmp_path):
     assert read_variables(tmp_path / "c.npz", []) == '{"ä": 1e-17}'
 
 
-def test_an_auc_that_does_not_exist_is_kept_and_not_printed(tmp_path, capsys):
-    metrics = [LabelAUC("epidural"), LabelAUC("any")]
+@pytest.fixture
+def of_labels():
+    """A model of six labels, compiled with the AUCs of two; no sample has the first."""
+    keras.utils.set_random_seed(0)
+    aucs = [LabelAUC("epidural"), LabelAUC("any")]
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
-    model.compile("sgd", WeightedBinaryCrossentropy(), metrics=metrics)
+    model.compile("sgd", WeightedBinaryCrossentropy(), metrics=aucs)
     x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     y = (x > 0).astype(np.float32)
     y[:, 0] = 0
-    checkpoint = Checkpoint(tmp_path / "c.npz")
-    for verbose in (1, 2):
-        model.fit(x, y, validation_data=(x, y), verbose=verbose, callbacks=[checkpoint, HideMissingAUC()])
-        printed = capsys.readouterr().out
-        assert "nan" not in printed
-        assert "auc_any" in printed
-        assert "auc_epidural" not in printed
+    return model, aucs, x, y
+
+
+def test_aucs_are_computed_in_validation_alone_and_change_nothing_else(of_labels, tmp_path):
+    model, aucs, x, y = of_labels
+    start = model.get_weights()
+    options = {"batch_size": 6, "validation_data": (x, y), "epochs": 2, "shuffle": False, "verbose": 0}
+    expected, weights = model.fit(x, y, **options).history, model.get_weights()
+    assert np.isfinite(expected["auc_any"]).all()
+    model.compile("sgd", WeightedBinaryCrossentropy(), metrics=aucs)
+    model.set_weights(start)
+    checkpoint, counted = Checkpoint(tmp_path / "c.npz"), []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: counted.append(float(keras.ops.sum(aucs[1].true_positives)))
+    )
+    model.fit(x, y, callbacks=[ValidationAUC(aucs), checkpoint, look], **options)
+    assert checkpoint.history.keys() == expected.keys() - {"auc_any", "auc_epidural"}
+    for name, values_of_epochs in checkpoint.history.items():
+        np.testing.assert_array_equal(values_of_epochs, expected[name], err_msg=name)
+    for one, other in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(set(counted[:4])) == 1  # in the first epoch, before any validation
     assert np.isnan(checkpoint.history["val_auc_epidural"]).all()
-    assert len(checkpoint.history["val_auc_any"]) == len(checkpoint.history["auc_epidural"]) == 2
-    logs = {"val_loss": math.nan, "auc_any": math.nan}
-    HideMissingAUC().on_epoch_end(0, logs)
-    assert list(logs) == ["val_loss"]  # a loss that is NaN is never hidden
+    assert np.isfinite(model.evaluate(x, y, verbose=0, return_dict=True)["auc_any"])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_epoch_is_one_line_in_a_log(of_labels, capfd, steps):
+    model, aucs, x, y = of_labels
+    model.steps_per_execution = steps
+    line, after = EpochLine("fold 3"), []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: after.append(dict(logs)))
+    options = {"epochs": 3, "initial_epoch": 1, "validation_data": (x, y), "verbose": 0, "batch_size": 6}
+    history = model.fit(x, y, callbacks=[ValidationAUC(aucs), line, note], **options).history
+    printed, bar = capfd.readouterr()
+    assert bar == ""
+    lines = printed.splitlines()
+    assert len(lines) == 2
+    for number, text in enumerate(lines):
+        assert len(text) <= 120
+        loss, validation, auc = (history[name][number] for name in ("loss", "val_loss", "val_auc_any"))
+        assert text == (
+            f"fold 3, epoch {number + 2}/3: loss {loss:.4f}, validation loss {validation:.4f}, AUC of any {auc:.4f},"
+            f" {after[number]['seconds']:.1f} s"
+        )
+
+
+def test_an_auc_that_does_not_exist_is_n_a(capfd):
+    line = EpochLine("fold 0")
+    line.set_params({"epochs": 1, "steps": 1})
+    line.on_epoch_begin(0)
+    line.on_epoch_end(0, {"loss": math.nan, "val_loss": 123456.7, "val_auc_any": math.nan})
+    assert "loss nan, validation loss 123456.7000, AUC of any n/a, 0.0 s" in capfd.readouterr().out
+
+
+def test_a_bar_in_a_terminal_is_replaced_by_the_line(of_labels, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    model, aucs, x, y = of_labels
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with closing(EpochLine("fold 0")) as line:
+        model.fit(x, y, validation_data=(x, y), verbose=0, batch_size=2, callbacks=[ValidationAUC(aucs), line])
+    *bars, last = screen.getvalue().split("\r")
+    assert any("fold 0, epoch 1/1:   0%" in bar for bar in bars)
+    assert last.startswith("fold 0, epoch 1/1: loss ")
+    assert bars[-1].strip() == ""  # what wipes the bar

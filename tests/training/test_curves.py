@@ -7,8 +7,8 @@ from ich.training import curves
 
 
 def history(epochs):
-    names = ["loss", "weighted_log_loss", *(f"auc_{label}" for label in LABELS)]
-    columns = [prefix + name for prefix in ("", "val_") for name in names]
+    columns = [prefix + name for prefix in ("", "val_") for name in ("loss", "weighted_log_loss")]
+    columns += [f"val_auc_{label}" for label in LABELS]
     values = np.linspace(0.9, 0.1, epochs)[:, None] * np.ones(len(columns))
     return pd.DataFrame(values, columns=columns).rename_axis("epoch")
 

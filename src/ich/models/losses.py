@@ -174,18 +174,26 @@ class LabelAUC(keras.metrics.AUC):
 
     Call:
         y_true: 0 or 1, shape (batch, 6). y_pred: logits, shape (batch, 6).
+
+    Attributes:
+        paused: whether a step that Keras compiles now leaves the metric out, which is NaN then.
     """
 
     def __init__(self, label: str, name: str | None = None, dtype=None):
         thresholds = [1 / (1 + math.exp(-step / 10)) for step in range(-120, 121)]
         super().__init__(thresholds=thresholds, from_logits=True, name=name or f"auc_{label}", dtype=dtype)
         self.label = label
+        self.paused = False
 
     def update_state(self, y_true, y_pred, sample_weight=None):
+        if self.paused:
+            return
         place = LABELS.index(self.label)
         super().update_state(y_true[:, place], ops.cast(y_pred[:, place], self.dtype), sample_weight)
 
     def result(self):
+        if self.paused:
+            return ops.convert_to_tensor(math.nan, dtype=self.dtype)
         positives = self.true_positives[0] + self.false_negatives[0]
         negatives = self.true_negatives[0] + self.false_positives[0]
         return ops.where(ops.minimum(positives, negatives) > 0, super().result(), math.nan)

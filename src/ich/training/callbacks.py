@@ -2,15 +2,18 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from ich.data.generator import DataGenerator
-from ich.errors import IchError, one_line
+from ich.errors import IchError, one_line, or_na
 from ich.files import replacing
+from ich.models.losses import LabelAUC
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -78,22 +81,82 @@ class KeepBest(keras.callbacks.Callback):
             self.best = logs[self.monitor]
 
 
-class HideMissingAUC(keras.callbacks.Callback):
-    """Takes AUCs that are NaN out of what Keras prints: those of labels that no slice has yet, or all have.
+class ValidationAUC(keras.callbacks.Callback):
+    """Computes AUCs in validation alone: in a small training step they take longer than the network.
 
-    Stands last: callbacks share the dictionary, and Keras adds its progress bar behind those that it is given.
+    Keras compiles the steps of training and of validation apart, each with what is not paused then.
+
+    Args:
+        metrics: of those that the model is compiled with.
     """
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._hide(logs)
+    def __init__(self, metrics: Sequence[LabelAUC]):
+        super().__init__()
+        self.metrics = metrics
+
+    def on_train_begin(self, logs=None):
+        self._pause(True)
+
+    def on_test_begin(self, logs=None):
+        self._pause(False)
+
+    def on_test_end(self, logs=None):
+        self._pause(True)
+
+    def on_train_end(self, logs=None):
+        self._pause(False)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._hide(logs)
+        for metric in self.metrics:  # the training's; those of validation begin with val_
+            del logs[metric.name]
 
-    @staticmethod
-    def _hide(logs: dict) -> None:
-        for name in [name for name, value in logs.items() if "auc" in name and math.isnan(value)]:
-            del logs[name]
+    def _pause(self, paused: bool) -> None:
+        for metric in self.metrics:
+            metric.paused = paused
+
+
+class EpochLine(keras.callbacks.Callback):
+    """Prints a line for each epoch; in a terminal, shows a bar for the running one, which the line replaces.
+
+    Adds the epoch's seconds, validation included, to what the callbacks behind it are given.
+
+    Args:
+        title: what is trained, such as "fold 0".
+    """
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title = title
+        self._bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+        self._name = f"{self.title}, epoch {epoch + 1}/{self.params['epochs']}"
+        # Without `disable` it would write into logs too.
+        self._bar = tqdm(total=self.params["steps"], desc=self._name, unit="batch", leave=False, disable=None)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+        self._bar.update(batch + 1 - self._bar.n)  # of several steps in one execution, the last
+
+    def on_test_begin(self, logs=None):
+        if self._bar is not None:
+            self._bar.set_postfix_str("validating")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.close()
+        logs["seconds"] = time.perf_counter() - self._start
+        print(
+            f"{self._name}: loss {logs['loss']:.4f}, validation loss {logs['val_loss']:.4f}, AUC of any"
+            f" {or_na(logs['val_auc_any'], '.4f')}, {logs['seconds']:.1f} s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
 
 
 class FiniteLoss(keras.callbacks.Callback):

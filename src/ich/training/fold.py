@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
 from signal import SIGKILL
@@ -22,14 +22,14 @@ from ich.config import Config, Train
 from ich.data import augment, sampling
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
-from ich.files import remove, replacing, sweep
+from ich.files import remove, replacing, sweep, write_json
 from ich.images import slice_table
 from ich.models import backbones, devices, prior
 from ich.models.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.results.predictions import read_predictions
 from ich.training import curves, run_directory
-from ich.training.callbacks import Checkpoint, FiniteLoss, HideMissingAUC, KeepBest, read_variables
+from ich.training.callbacks import Checkpoint, EpochLine, FiniteLoss, KeepBest, ValidationAUC, read_variables
 from ich.training.chunked_inference import unwrapped
 from ich.training.inference import generator_options, load_model, predict_held_out
 from ich.training.run_directory import Run
@@ -101,7 +101,8 @@ def train_fold(run: Run, k: int) -> None:
     would choose them on the patients whose predictions are then scored, and the out-of-fold score would be better than
     any on new patients.
 
-    Writes model.keras, history.csv, curves.png and, last, oof.parquet into `run.fold(k)`; before that, the checkpoint.
+    Writes model.keras, history.csv, training.json, curves.png and, last, oof.parquet into `run.fold(k)`; before that,
+    the checkpoint.
 
     Raises:
         IchError: there is no such fold, another process trains it, slices of folds.csv have no image, the loss is no
@@ -146,6 +147,7 @@ def _train_fold(run: Run, k: int) -> None:
     train, held_out = _generators(config, table, k, multiple=strategy.num_replicas_in_sync if strategy else 1)
     first = train[0]
     with strategy.scope() if strategy else nullcontext():
+        aucs = [LabelAUC(label) for label in LABELS]
         model = backbones.build_model(
             config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
         )
@@ -155,7 +157,7 @@ def _train_fold(run: Run, k: int) -> None:
         model.compile(
             optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
             loss=_loss(config.train),
-            metrics=[WeightedLogLoss(), *(LabelAUC(label) for label in LABELS)],
+            metrics=[WeightedLogLoss(), *aucs],
             steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
         )
         # Else `fit` builds these from a batch that it draws, and on JAX and PyTorch each epoch then begins with what
@@ -174,11 +176,12 @@ def _train_fold(run: Run, k: int) -> None:
     if config.train.precision != "float32" and all(name.startswith("cpu") for name in names):
         print(f"warning: no GPU was found, and {config.train.precision} is slow on a CPU", file=sys.stderr)
     with strategy.scope() if strategy else nullcontext():
-        history = _fit(run, k, model, train, held_out)
+        history, seconds = _fit(run, k, model, train, held_out, aucs)
     with replacing(run.fold(k) / "model.keras") as temporary:
         model.save(temporary)
     with replacing(run.fold(k) / "history.csv") as temporary:
         history.to_csv(temporary)
+    write_json(run.fold(k) / "training.json", {"epochs": len(history), "seconds": round(seconds, 1)})
     curves.draw(history, run.fold(k) / "curves.png", f"{config.name}, fold {k}")
     # Of what was saved, so that nothing else can be scored than what will predict.
     predict_held_out(run, k, cache(partial(load_model, run, k, config.machine.distribute)))
@@ -209,11 +212,13 @@ def _tell_shift(run: Run, k: int, table: pd.DataFrame) -> None:
     )
 
 
-def _fit(run: Run, k: int, model: keras.Model, train: DataGenerator, held_out: DataGenerator) -> pd.DataFrame:
+def _fit(
+    run: Run, k: int, model: keras.Model, train: DataGenerator, held_out: DataGenerator, aucs: list[LabelAUC]
+) -> tuple[pd.DataFrame, float]:
     """Train from the last checkpoint on, if there is one; the weights to keep are in the model then.
 
     Returns:
-        The history, a row an epoch.
+        (history, seconds): a row for each epoch, and how long all of them took.
     """
     section = run.config.train
     checkpoint = Checkpoint(run.fold(k) / CHECKPOINT)
@@ -221,7 +226,8 @@ def _fit(run: Run, k: int, model: keras.Model, train: DataGenerator, held_out: D
     if done:
         print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
     advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
-    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice)]
+    line = EpochLine(f"fold {k}")
+    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice), ValidationAUC(aucs), line]
     if section.keep == "best":
         before = checkpoint.history.get("val_weighted_log_loss", ())
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
@@ -229,29 +235,27 @@ def _fit(run: Run, k: int, model: keras.Model, train: DataGenerator, held_out: D
         watching.append(keras.callbacks.SwapEMAWeights())
     if run.config.machine.tensorboard:
         watching.append(keras.callbacks.TensorBoard(run.fold(k) / "tensorboard", write_graph=False))
-    with unwrapped(), devices.synchronized(model):
+    with unwrapped(), devices.synchronized(model), closing(line):
         model.fit(
             train,
             validation_data=held_out,
             initial_epoch=done,
             epochs=section.epochs,
             shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
-            callbacks=[*watching, checkpoint, HideMissingAUC()],
-            verbose=_verbose(),
+            callbacks=[*watching, checkpoint],
+            verbose=0,
         )
     if section.keep == "best":
         read_variables(run.fold(k) / BEST, model.weights)
-    return pd.DataFrame(checkpoint.history).rename_axis("epoch")
+    seconds = sum(checkpoint.history.pop("seconds", ()))
+    # A checkpoint of an earlier version has columns that this one does not go on with.
+    whole = {name: values for name, values in checkpoint.history.items() if len(values) == section.epochs}
+    return pd.DataFrame(whole).rename_axis("epoch"), seconds
 
 
 def _forget(run: Run, k: int) -> None:
     """Remove what only an unfinished fold needs."""
     remove(run.fold(k) / CHECKPOINT, run.fold(k) / BEST)
-
-
-def _verbose() -> str | int:
-    """Keras's progress bar in a terminal; in a log, a line an epoch."""
-    return "auto" if sys.stderr.isatty() else 2
 
 
 def _generators(config: Config, table: pd.DataFrame, k: int, multiple: int) -> tuple[DataGenerator, DataGenerator]:
