@@ -22,9 +22,8 @@ demo: install
 	$(BIN)/python scripts/train_kfold.py configs/demo.yaml
 	$(BIN)/python scripts/predict.py runs/demo
 	$(BIN)/python scripts/train_sequence.py runs/demo
-	$(BIN)/python scripts/make_submission.py runs/demo
-	$(BIN)/python scripts/report.py runs/demo
-	$(BIN)/python scripts/report.py runs/demo-sequence
+	$(BIN)/python scripts/make_submission.py runs/demo runs/demo-sequence --name demo  # the better of the two
+	$(BIN)/python scripts/report.py runs/demo runs/demo-sequence
 
 # On what `make demo` left, from top to bottom; the outputs are thrown away.
 notebooks: $(VENV)/notebooks

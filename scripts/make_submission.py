@@ -2,15 +2,17 @@
 
     python scripts/make_submission.py runs/baseline
     python scripts/make_submission.py runs/baseline --missing series_mean --missing prevalence
+    python scripts/make_submission.py runs/baseline runs/baseline-sequence
 
 Writes submissions/<name>.csv in the order of the sample submission, and submissions/<name>.json, which says where it
-comes from. A test slice that could not be read has no prediction, and without one no submission is written, unless a
-policy is named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of
-several, the first that can. The manifest lists the slices of each.
+comes from. Of several results of the same folds it submits the one with the best out-of-fold score.
 
-More: docs/competition.md
+A test slice that could not be read has no prediction, and without one no submission is written, unless a policy is
+named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of several, the
+first that can. The manifest lists the slices of each.
 """
 
+import shlex
 from pathlib import Path
 
 from ich import cli
@@ -18,8 +20,14 @@ from ich import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("result", type=Path, help="a directory of runs/, of a run, a second stage or a blend")
-    cli.add_overrides(parser, "make_submission", "the result's config")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="RESULT",
+        help="a directory of runs/, of a run, a second stage or a blend; of several, the best is submitted",
+    )
+    cli.add_overrides(parser, "make_submission", "the submitted result's config")
     parser.add_argument(
         "--sample-submission", type=Path, help="default: data.sample_submission, or that of data.sources"
     )
@@ -42,9 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     from ich.competition import labels, submission
     from ich.dicom import archive
     from ich.images import slice_table
-    from ich.results import commands, predictions, result_directory
+    from ich.results import commands, overview, predictions, result_directory
 
-    result = arguments.result
+    result = overview.best(arguments.results)
     provenance = result_directory.describe(result)
     score = result_directory.read_score(result)
     cli.warn(provenance["warnings"])
@@ -64,16 +72,26 @@ def main(argv: list[str] | None = None) -> None:
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
     missing = {policy: {"count": len(ids), "slices": ids} for policy, ids in filled.items()}
-    made = [one["command"] for one in commands.read(result)] + [commands.told("make_submission", argv)]
+    made = [one["command"] for one in commands.read(*arguments.results)] + [commands.told("make_submission", argv)]
     how = {"missing": {"policies": policies, "filled": missing}, "commands": made}
     submission.write_submission(long, path, how | provenance)
     for policy, ids in filled.items():
         print(f"filled in by {policy}: {len(ids):,} slice(s)")
-    print(f"""
-result         {result}
-out-of-fold    weighted log loss {score["weighted_log_loss"]:.4f}; prevalence alone scores {score["of_prevalence"]:.4f}
-submission     {path} ({len(long):,} rows, checked against the sample submission)
-provenance     {path.with_suffix(".json")}""")
+    if len(arguments.results) > 1:
+        for one in arguments.results:
+            loss = result_directory.read_score(one)["weighted_log_loss"]
+            print(f"  {one}  log loss {loss:.4f}{'  the best, submitted' if one == result else ''}")
+    print(
+        f"submitted: {result}, out-of-fold weighted log loss {score['weighted_log_loss']:.4f}; the prevalence baseline"
+        f" scores {score['of_prevalence']:.4f}"
+    )
+    competition = "rsna-intracranial-hemorrhage-detection"
+    upload = ["kaggle", "competitions", "submit", "-c", competition, "-f", str(path), "-m", path.stem]
+    cli.wrote(
+        f"{path}, {path.with_suffix('.json')}: {len(long):,} rows, checked against the sample submission",
+        shlex.join(upload),
+        cli.command("report", result),
+    )
 
 
 if __name__ == "__main__":

@@ -345,6 +345,26 @@ def test_images_of_other_slices_never_replace_a_runs_own_predictions(home):
     script("predict")(["runs/tiny", "--set", "data.images=moved"])
 
 
+def test_of_several_results_the_best_is_submitted(further, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(further)
+    results = ["runs/tiny", "runs/tiny-sequence", "runs/blend"]
+    best = min(results, key=lambda path: json.loads(Path(path, "score.json").read_text())["weighted_log_loss"])
+    script("make_submission")([*results, "--name", "best", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert f"submitted: {best}, " in printed
+    assert (
+        f"next:  kaggle competitions submit -c rsna-intracranial-hemorrhage-detection -f {tmp_path}/best.csv" in printed
+    )
+    manifest = json.loads((tmp_path / "best.json").read_text())
+    assert manifest["run"] == best
+    assert manifest["commands"][-1].startswith(f"python scripts/make_submission.py {' '.join(results)} --name best")
+    assert any("blend.py" in command for command in manifest["commands"])  # on which the choice depends
+    probabilities = read_predictions(Path(best, "predictions_test.parquet"))
+    made = pd.read_csv(tmp_path / "best.csv", index_col="ID")["Label"]
+    for id, row in probabilities.iterrows():
+        assert made[f"{id}_any"] == pytest.approx(row["any"], abs=1e-6)
+
+
 def commands_of(report: Path) -> list[list[str]]:
     """Those that a report lists: the script's name, and what it is given."""
     text = re.search(r"<h3>Commands that make it</h3>\s*<pre>(.*?)</pre>", report.read_text(), re.DOTALL)[1]

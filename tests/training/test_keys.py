@@ -277,7 +277,7 @@ def prediction_of(config, patch, path):
 PREDICTION = {
     "predict.batch_size": arrives(6, lambda seen: seen.sizes, [6]),
     "predict.tta": arrives(["none", "flip"], lambda seen: len(set(seen.images)), 2),
-    "predict.mean": arrives("logit", lambda seen: seen.oof, predict__test_time=["none", "flip"]),
+    "predict.mean": arrives("logit", lambda seen: seen.oof, predict__tta=["none", "flip"]),
 }
 
 
