@@ -54,9 +54,14 @@ def test_a_slice_that_samples_share_is_read_once(folder):
     assert read == [f"ID_{number}.npy" for number in (1, 2, 3, 4)]
 
 
-def test_all_ids_are_those_of_the_samples_and_their_neighbours():
-    assert SampleReader(IDS[:2], Path()).all_ids() == ["ID_0", "ID_1"]
-    assert SampleReader(IDS[2:3], Path(), neighbours=(0, 1), slices=TABLE).all_ids() == ["ID_2", "ID_3"]
+def test_files_of_the_samples_and_their_neighbours_are_looked_for(folder):
+    (folder / "ID_3.npy").unlink()
+    SampleReader(IDS[:3], folder, (".npy", ".b.npy")).check_files(may_lack=False)
+    reader = SampleReader(IDS[2:3], folder, (".npy",), neighbours=(0, 1), slices=TABLE)
+    with pytest.raises(IchError, match=r"1 of 2 samples lack .*/<id>.npy: ID_3; were they converted"):
+        reader.check_files(may_lack=False)
+    with pytest.warns(UserWarning, match=r"1 of 2 samples lack .*: ID_3; others will be shown in their place"):
+        reader.check_files(may_lack=True)
 
 
 def test_the_first_replacement_that_can_be_read_is_taken(folder):

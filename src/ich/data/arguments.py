@@ -69,8 +69,8 @@ def checked(function: Callable) -> Callable:
     @functools.wraps(function)
     def method(first, *args, **kwargs):
         bases = (first if isinstance(first, type) else type(first)).__mro__[:-1]
-        signatures = [inspect.signature(one) for one in (function, *(base.__init__ for base in bases))]
-        parameters = [parameter for signature in signatures for parameter in signature.parameters.values()]
+        callables = (function, *(base.__init__ for base in bases))
+        parameters = [parameter for call in callables for parameter in inspect.signature(call).parameters.values()]
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         known = dict.fromkeys(p.name for p in parameters if p.kind in named and p.name not in ("self", "cls"))
         unknown = [name for name in kwargs if name not in known]

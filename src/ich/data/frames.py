@@ -1,7 +1,10 @@
-"""Samples from the rows of a frame, as Keras's flow_from_dataframe had them."""
+"""Samples from a frame or from folders, as Keras's flow_from_dataframe and flow_from_directory had them."""
 
+import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pandas as pd
 from ich.data import arguments
 from ich.data.targets import value_and_type
 from ich.errors import IchError, name_some
+from ich.images.reading import SUFFIXES
 
 CLASS_MODES = ("raw", "binary", "categorical", "sparse", None)
 """Keras's: the columns as they are, a class as 0 or 1, one-hot, its index, no labels."""
@@ -19,13 +23,7 @@ _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
 
 
 def samples_of(
-    frame: Any,
-    x_col: Any,
-    y_col: Any,
-    class_mode: str | None,
-    classes: Sequence[Hashable] | None,
-    weight_col: str | None,
-    extra: Sequence[str] | None,
+    frame, x_col, y_col, class_mode, classes, weight_col, extra
 ) -> tuple[dict[str, Any], dict[Hashable, int] | None]:
     """Return arguments of `DataGenerator`, and the index of each class if the labels are classes.
 
@@ -46,11 +44,8 @@ def samples_of(
     if twice:
         raise IchError(f"the frame has several columns {name_some(twice)}; give each a name of its own")
     if class_mode not in CLASS_MODES:
-        instead = arguments.CLASS_MODES.get(class_mode)
-        raise IchError(
-            f"class_mode is {class_mode!r}, expected one of {', '.join(map(str, CLASS_MODES))}"
-            + (f"; write {instead}" if instead else "")
-        )
+        advice = f"; write {arguments.CLASS_MODES[class_mode]}" if class_mode in arguments.CLASS_MODES else ""
+        raise IchError(f"class_mode is {class_mode!r}, expected one of {', '.join(map(str, CLASS_MODES))}{advice}")
     if class_mode is not None and not y_cols:
         raise IchError(f"class_mode {class_mode} needs a column of labels: y_col=…; class_mode=None has no labels")
     frame = frame.set_index(x_col, drop=False)
@@ -128,3 +123,66 @@ def class_labels(
         hot[rows, codes] = 1
         return pd.DataFrame(hot, index=column.index, columns=known)[kept], indices, kept
     return pd.Series(codes, index=column.index[rows]), indices, kept
+
+
+def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the images in the folders of a folder, each of which is a class, however deep.
+
+    A warning counts what is left out: files without a reader, names that begin with a dot, images beside the classes'
+    folders, links to folders.
+
+    Args:
+        classes: the folders to look into; None for all, sorted.
+
+    Returns:
+        (path within `path`, class) of each image, sorted by class, then folder, then file; and the classes.
+
+    Raises:
+        IchError: no such folder, one that cannot be listed, no images, or a name of one that is not UTF-8.
+    """
+    if not path.is_dir():
+        raise IchError(f"{path} is no folder; expected one with a folder of images for each class")
+    if isinstance(classes, str):
+        raise IchError(f"classes is {classes!r}, expected a list of folders")
+    _, folders, files = next(os.walk(path, onerror=_refuse))
+    left_out = Counter({"image(s) beside the folders of classes": len(_images(files))})
+    if classes is None:
+        classes = sorted(name for name in folders if not name.startswith("."))
+        left_out["hidden folder(s)"] += len(folders) - len(classes)
+    images: list[tuple[str, str]] = []
+    for name in classes:
+        if not (path / name).is_dir():
+            raise IchError(f"{path} has no folder of the class {name}")
+        walked = []
+        for folder, folders, files in os.walk(path / name, onerror=_refuse):
+            visible = [inner for inner in folders if not inner.startswith(".")]
+            left_out["hidden folder(s)"] += len(folders) - len(visible)
+            left_out["link(s) to folders"] += sum(Path(folder, inner).is_symlink() for inner in visible)
+            folders[:] = visible
+            walked.append((folder, files))
+        for folder, files in sorted(walked):
+            inside, own = Path(folder).relative_to(path).as_posix(), _images(files)
+            images.extend((f"{inside}/{file}", name) for file in sorted(own))
+            for file in set(files).difference(own):
+                suffix = Path(file).suffix.lower() or "without suffix"
+                left_out["hidden file(s)" if file.startswith(".") else suffix] += 1
+    for file, _ in images:
+        if not file.isascii() and file.encode(errors="replace").decode() != file:
+            raise IchError(f"the name {file!r} is not UTF-8; rename it")
+    counts = ", ".join(f"{count:,} {what}" for what, count in sorted(left_out.items()) if count)
+    if not images:
+        raise IchError(
+            f"{path} has no images ({', '.join(SUFFIXES)}) in folders of {name_some(classes) or 'classes'}; there are:"
+            f" {counts or 'no files at all'}"
+        )
+    if counts:
+        warnings.warn(f"{path}: left out are {counts}; read are {', '.join(SUFFIXES)}", stacklevel=3)
+    return images, list(classes)
+
+
+def _images(files: Iterable[str]) -> list[str]:
+    return [file for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
+
+
+def _refuse(error: OSError) -> None:
+    raise IchError(f"{error.filename} cannot be listed: {error.strerror}; give it rights to read") from error

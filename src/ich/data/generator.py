@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ich.data import arguments, batch, frames, image_files, targets, user_code
+from ich.data import arguments, batch, frames, targets, user_code
 from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
@@ -153,7 +153,7 @@ class DataGenerator(EpochDataset):
         look = (color_mode, target_size, interpolation, None if window is None else windows_of(window), reader)
         self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look)
         if reader is None:
-            image_files.check(folder, self._reader.all_ids(), suffixes, window is not None, on_error == "skip")
+            self._reader.check_files(may_lack=on_error == "skip")
         self._augmenter, self.preprocess, self.tta = Augmenter(augment), preprocess, tta
         self.on_error, self._skips = on_error, SkipCounts(len(self.ids))
         self.batch_size, self.sampling = batch_size, sampling
@@ -214,7 +214,7 @@ class DataGenerator(EpochDataset):
         """Make a generator of the folders of a folder, each of which is a class, as Keras's flow_from_directory did.
 
         Ids are `<class>/<file>`, sorted by class, then folder, then file. A warning counts the files that are left out;
-        see `image_files.in_folders`.
+        see `frames.in_folders`.
 
         Args:
             path: of folders whose names are the classes; all files in them of `ich.images.reading.SUFFIXES` are
@@ -229,7 +229,7 @@ class DataGenerator(EpochDataset):
             raise IchError(
                 "class_mode raw needs columns of numbers; folders are classes: categorical, binary or sparse"
             )
-        images, classes = image_files.in_folders(Path(path), classes)
+        images, classes = frames.in_folders(Path(path), classes)
         frame = pd.DataFrame(images, columns=["filename", "class"])
         generator = cls.from_dataframe(frame, image_dir=path, class_mode=class_mode, classes=classes, **kwargs)
         generator.class_indices = {name: index for index, name in enumerate(classes)}
@@ -250,10 +250,11 @@ class DataGenerator(EpochDataset):
         After `fit` the epoch is the next one, after `evaluate` the one that was shown. With on_error="skip" the ids are
         those of the samples that are shown; to know them, their images are read.
         """
-        rows, repeats = self._plan.batch(index)
+        plan = self._plan
+        rows, repeats = plan.batch(index)
         if self.on_error == "skip":
             samples = zip(rows, self.ids[rows], repeats, strict=True)
-            rows = np.array([self._read(row, id, self.epoch, repeat)[0] for row, id, repeat in samples], np.int64)
+            rows = np.array([self._read(row, id, plan.epoch, repeat)[0] for row, id, repeat in samples], np.int64)
         return self.ids[rows]
 
     def plan_of(self, epoch: int) -> EpochPlan:

@@ -1,7 +1,11 @@
 """Reading a sample: from its files and those of its neighbours in the scan to one array."""
 
 import mmap
+import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import InitVar, dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -13,11 +17,12 @@ import pandas as pd
 
 from ich.data import user_code
 from ich.dicom.windows import Window
-from ich.errors import IchError
+from ich.errors import IchError, name_some
 from ich.images import reading
 from ich.images.slice_table import neighbours as neighbours_in
 
 _CACHED = 96  # decoded images kept for samples that share them as neighbours
+_FEW = 64  # files of a folder that are asked for one by one, and the folder not listed
 
 
 @dataclass(eq=False)
@@ -50,9 +55,36 @@ class SampleReader:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
             self._known, self._places = neighbours_in(slices, self.ids, offsets)
 
-    def all_ids(self) -> list:
-        """Return the ids of all slices that are read, each once."""
-        return (self.ids if self._places is None else self._known[np.unique(self._places)]).tolist()
+    def check_files(self, may_lack: bool) -> None:
+        """Check before the first epoch that all files are there and have a reader.
+
+        Args:
+            may_lack: whether missing files give a warning and no error.
+
+        Raises:
+            IchError: a suffix without a reader, DICOM files without a window, or missing files.
+        """
+        ids = (self.ids if self._places is None else self._known[np.unique(self._places)]).tolist()
+        readable = ", ".join(reading.SUFFIXES)
+        names = [*self.suffixes, *(ids if "" in self.suffixes else [])]
+        if self.windows is None and any(str(name).lower().endswith(".dcm") for name in names):
+            raise IchError("DICOM files are read through a window; say which, such as window='brain'")
+        for suffix in self.suffixes:
+            if suffix and not suffix.lower().endswith(reading.SUFFIXES):
+                raise IchError(f"there are readers for {readable}, none for {suffix!r}; give reader=")
+            unreadable = [] if suffix else [id for id in ids if not str(id).lower().endswith(reading.SUFFIXES)]
+            if unreadable:
+                raise IchError(
+                    f"{len(unreadable):,} of {len(ids):,} names of files end in none of {readable}, of which there are"
+                    f" readers: {name_some(unreadable)}; say suffix='.png' if the names lack it, or give reader="
+                )
+        lost = _missing(self.image_dir, ids, self.suffixes)
+        if lost:
+            files = " or ".join(f"{self.image_dir}/<id>{suffix}" for suffix in self.suffixes)
+            message = f"{len(lost):,} of {len(ids):,} samples lack {files}: {name_some(lost)}"
+            if not may_lack:
+                raise IchError(f"{message}; were they converted? Leave them out, or correct image_dir and suffix")
+            warnings.warn(f"{message}; others will be shown in their place", stacklevel=4)
 
     def read(self, row: int, id: str) -> np.ndarray:
         """Return the image of a sample, shape (height, width, channels), or as the file or `reader` has it.
@@ -128,6 +160,23 @@ def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
         merged = cv2.merge(images)  # a tenth of the time
         return merged if merged.ndim == 3 else merged[..., None]  # of one image with one channel, cv2 drops it
     return np.concatenate(images, axis=-1)
+
+
+def _missing(folder: Path, ids: list, suffixes: Sequence[str]) -> list:
+    """The ids that lack a file `folder/<id><suffix>`."""
+    names = list(map(str, ids))
+    listed: dict[str, set[str]] = {}  # folders with many files: a quarter of the time of asking for each file
+    for inner, count in Counter(name.rpartition("/")[0] for name in names).items():
+        if count > _FEW:
+            with suppress(OSError):  # where it cannot be listed, each of its files is asked for
+                listed[inner] = set(os.listdir(folder / inner))  # noqa: PTH208  (iterdir makes a Path of each)
+
+    def is_there(name: str, suffix: str) -> bool:
+        inner, _, last = name.rpartition("/")
+        # What the list lacks may still be found: in a file system that ignores case, or a folder in the suffix.
+        return f"{last}{suffix}" in listed.get(inner, ()) or Path(folder, f"{name}{suffix}").exists()
+
+    return [id for id, name in zip(ids, names, strict=True) if not all(is_there(name, suffix) for suffix in suffixes)]
 
 
 class SkipCounts:

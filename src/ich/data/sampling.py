@@ -17,7 +17,7 @@ from ich.errors import IchError, name_some
 class PerSeries:
     """Choose some slices of each series anew each epoch, none twice in an epoch; all of a series that has no more.
 
-    The 1st place showed its network a few slices a scan in each epoch: neighbouring slices tell it little that is new.
+    The 1st place showed its network a few slices a scan in each epoch: neighboring slices tell it little that is new.
 
     Args:
         series: a series for each sample, in the order of the generator's ids; if `centre_weighted`, samples of a series

@@ -61,33 +61,23 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     It is an ordinary array outside of a worker or of Linux, below 128 kB, where a process must not look into another,
     or while the parent holds 32 of them.
     """
-    size = _HEADER + math.prod(shape) * dtype.itemsize
-    if size < _LEAST or not _can_share():
+    size, parent = _HEADER + math.prod(shape) * dtype.itemsize, parent_process()
+    if size < _LEAST or parent is None or not hasattr(os, "memfd_create"):
         return np.empty(shape, dtype)
     memory = next((memory for memory in _memories if len(memory.map) >= size and memory.is_free()), None)
-    if memory is None:
-        if len(_memories) == _MOST:
-            return np.empty(shape, dtype)
-        try:
+    try:
+        # The parent can open our files in /proc if we can open its (proc(5), /proc/pid/fd).
+        Path(f"/proc/{parent.pid}/exe").readlink()
+        if memory is None and len(_memories) < _MOST:
             memory = _Memory(size)
-        except OSError:  # no more files, or no memory: the pipe needs neither
-            return np.empty(shape, dtype)
-        _memories.append(memory)
+            _memories.append(memory)
+    except OSError:  # no rights, no more files, or no memory: the pipe needs none of them
+        memory = None
+    if memory is None:
+        return np.empty(shape, dtype)
     array = _Shared(shape, dtype, memory.map, _HEADER)
     array.memory, memory.array = memory, weakref.ref(array)
     return array
-
-
-def _can_share() -> bool:
-    """Whether the parent can open our files in /proc: if we can open the parent's (proc(5), /proc/pid/fd)."""
-    parent = parent_process()
-    if parent is None or not hasattr(os, "memfd_create"):
-        return False
-    try:
-        Path(f"/proc/{parent.pid}/exe").readlink()
-    except OSError:
-        return False
-    return True
 
 
 def _received(pid: int, file: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | IchError:

@@ -38,7 +38,7 @@ def small_cnn(images: keras.KerasTensor, weights: str | None) -> keras.KerasTens
 
 
 # How each family of keras.applications scales 0 to 255, as (scale, offset). The means and deviations of its color
-# channels are replaced by their averages: our channels are windows or neighbouring slices, not colors.
+# channels are replaced by their averages: our channels are windows or neighboring slices, not colors.
 _TF = (1 / 127.5, -1.0)
 _TORCH = (1 / (255 * 0.226), -0.449 / 0.226)
 _CAFFE = (1.0, -114.8)
