@@ -80,7 +80,7 @@ def against_boosting(path: Path, seeds: list[int], overrides: list[str]) -> dict
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"folds.n={FOLDS}", f"folds.seed={seed}", f"sequence.seed={1000 * seed}", *overrides]
-            stage = inputs.of_table(path, overrides=options, root=Path(folder))
+            stage = inputs.inputs_from_table(path, overrides=options, root=Path(folder))
             start = time.perf_counter()
             _, facts = train.train(stage, Path(folder))
             seconds = time.perf_counter() - start
@@ -145,8 +145,6 @@ def demo(seeds: list[int], overrides: list[str]) -> dict:
 
 def scale() -> dict:
     """One epoch of the network over as many series as the competition has, of 32 slices with 6 + 256 features."""
-    from dataclasses import fields
-
     from ich.competition.labels import LABELS
     from ich.config import Sequence
     from ich.second_stage import rnn
@@ -163,9 +161,8 @@ def scale() -> dict:
     scans = Scans(pd.RangeIndex(rows), np.arange(0, rows + 1, slices), z, logits, embeddings)
     labels = (logits > 0).astype(np.int8)
     section = Sequence(features="embeddings", shuffle_kinds=0, epochs=1, warmup_epochs=0)
-    network = rnn.Network(**section.model_dump(include={field.name for field in fields(rnn.Network)}))
     start = time.perf_counter()
-    rnn.train(scans, labels, network, 0)
+    rnn.train(scans, labels, section, 0)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from ich.second_stage import inputs, train
 
-        stage = inputs.of_second_stage(run)
+        stage = inputs.inputs_from_second_stage(run)
         work = commands.Work(run.path, *_MADE, made_of=commands.read(*stage.sources))
         run, score = train.train(stage, run.path.parent)
         work.done("predict", argv)

@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     from ich.second_stage import inputs, train
 
     if arguments.table:
-        stage = inputs.of_table(arguments.table, arguments.name, arguments.overrides)
+        stage = inputs.inputs_from_table(arguments.table, arguments.name, arguments.overrides)
     else:
-        stage = inputs.of_runs(arguments.runs, arguments.name, arguments.overrides)
+        stage = inputs.inputs_from_runs(arguments.runs, arguments.name, arguments.overrides)
     made_of = commands.read(*(path for path in stage.sources if path.is_dir()))
     made = ("oof.parquet", "predictions_test.parquet")
     work = commands.Work(run_directory.RUNS / stage.config.name, *made, made_of=made_of)

@@ -71,7 +71,7 @@ def finished(tmp_path_factory):
     inference.predict_test(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train.train(inputs.of_runs([Path("runs/tiny")], overrides=FAST))
+        train.train(inputs.inputs_from_runs([Path("runs/tiny")], overrides=FAST))
         script("blend.py", "runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed", "--by-label")
     return folder
 

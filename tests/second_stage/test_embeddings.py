@@ -158,7 +158,8 @@ def test_logits_and_embeddings_are_the_models_own(trained, tmp_path, names, mean
     embeddings.extract(run, embeddings=True)
     for k in range(2):
         for part, expected in members(run, k).items():
-            logits, vectors, made = embeddings.read(run.features(k), part)
+            logits, vectors = embeddings.read(run.features(k), part)
+            made = read_provenance(run.features(k) / f"{part}.parquet")
             assert set(logits.index) == expected
             assert (vectors.dtype, vectors.shape) == (np.float16, (len(expected), 256))
             assert isinstance(vectors, np.memmap)
@@ -181,14 +182,14 @@ def test_slices_lie_in_scan_order(extracted):
     assert first == [TRAIN[3], TRAIN[1], TRAIN[2], TRAIN[0]]  # z falls as numbers rise, two are at one z
     for k in range(2):
         for part in ("oof", "seen", "test"):
-            logits, vectors, _ = embeddings.read(extracted.features(k), part)
+            logits, vectors = embeddings.read(extracted.features(k), part)
             arranged = inputs.scans.arrange(table, logits, vectors)
             assert list(arranged.ids) == list(logits.index)
             assert arranged.embeddings is vectors  # not a copy: it may be larger than the memory
 
 
 def test_predictions_of_odd_scans_are_all_there(extracted):
-    stage = inputs.of_runs([extracted.path], overrides=FAST)
+    stage = inputs.inputs_from_runs([extracted.path], overrides=FAST)
     for k in range(2):
         seen, held_out, test = stage.embedded(k)
         assert len(test.ids) == len(TEST)
@@ -218,10 +219,10 @@ def test_a_scan_of_four_hundred_slices_goes_through_both_stages(tmp_path):
     run = predicted(tmp_path)
     embeddings.extract(run, embeddings=True)
     for k in range(2):
-        logits, vectors, _ = embeddings.read(run.features(k), "test")
+        logits, vectors = embeddings.read(run.features(k), "test")
         assert [id for id in logits.index if "long" in id] == [f"ID_long{n:03}" for n in np.argsort(places)]
         assert len(vectors) == len(logits) == 400 + len(TEST)
-    told, _ = train.train(inputs.of_runs([run.path], overrides=FAST), tmp_path / "runs")
+    told, _ = train.train(inputs.inputs_from_runs([run.path], overrides=FAST), tmp_path / "runs")
     predictions = read_predictions(told.predictions_path)
     assert sorted(predictions.index) == sorted([*TEST, *(row["SOPInstanceUID"] for row in rows)])
     # A network that has hardly learned gives nearly what the first stage gave of the same slice.
@@ -240,7 +241,7 @@ def test_logits_alone_are_those_of_the_predictions_and_cost_no_model(trained, tm
             found = read_predictions(run.features(k) / f"{part}.parquet")
             told = read_predictions(run.passes(k) / f"{part}-none.parquet")
             pd.testing.assert_frame_equal(found.sort_index(), told.sort_index())
-    with pytest.raises(IchError, match=r"oof.parquet is missing or tells of no embeddings; run scripts/extract_feat"):
+    with pytest.raises(IchError, match=r"oof.parquet is missing or has no embeddings; run scripts/extract_feat"):
         embeddings.read(run.features(0), "oof")
 
 
@@ -292,7 +293,7 @@ def test_features_go_elsewhere(trained, tmp_path):
     results = run.elsewhere(tmp_path / "out")
     embeddings.extract(run, embeddings=True, results=results)
     assert contents(run.path) == before
-    inputs.of_runs([tmp_path / "out"], overrides=FAST)
+    inputs.inputs_from_runs([tmp_path / "out"], overrides=FAST)
 
 
 # ------------------------------------------------------------------------------------------------ stopped
@@ -319,9 +320,9 @@ def test_stopped_it_goes_on_with_the_parts_that_are_there(trained, extracted, tm
     changed["embedding"] = 7
     np.save(part, changed)
     embeddings.extract(run, embeddings=True)
-    _, vectors, _ = embeddings.read(run.features(0), "seen")
+    _, vectors = embeddings.read(run.features(0), "seen")
     assert (vectors[:5] == 7).all()
-    _, expected, _ = embeddings.read(extracted.features(0), "seen")
+    _, expected = embeddings.read(extracted.features(0), "seen")
     np.testing.assert_array_equal(vectors[5:], expected[5:])
     assert contents(run.features(1)) == contents(extracted.features(1))
 
@@ -385,7 +386,7 @@ def test_embeddings_beyond_float16(trained, tmp_path):
     norm = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)][-1]
     norm.gamma.assign(norm.gamma * 1e7)
     model.save(run.fold(0) / "model.keras")
-    with pytest.raises(IchError, match=r"fold 0's model gives embeddings that are no numbers of float16"):
+    with pytest.raises(IchError, match=r"fold 0's model gives embeddings beyond float16"):
         embeddings.extract(run, embeddings=True)
 
 
@@ -408,7 +409,7 @@ def test_files_that_are_damaged_or_of_each_other(extracted, tmp_path):
     with pytest.raises(IchError, match=r"seen.npy is damaged, or not of the slices that .*seen.parquet lists; delete"):
         embeddings.read(run.features(0), "seen")
     file.unlink()
-    with pytest.raises(IchError, match=r"seen.npy cannot be read \(No such file or directory\); delete .*--embeddings"):
+    with pytest.raises(IchError, match=r"seen.npy is missing; delete .*--embeddings"):
         embeddings.read(run.features(0), "seen")
 
 
@@ -417,7 +418,7 @@ def test_files_that_are_damaged_or_of_each_other(extracted, tmp_path):
 
 def refused(run, match):
     with pytest.raises(IchError, match=match):
-        inputs.of_runs([run.path], overrides=FAST)
+        inputs.inputs_from_runs([run.path], overrides=FAST)
 
 
 def test_features_of_a_model_that_may_have_seen_the_patients_are_refused(extracted, tmp_path):
@@ -425,9 +426,7 @@ def test_features_of_a_model_that_may_have_seen_the_patients_are_refused(extract
     run = copy(extracted, tmp_path)
     shutil.copy(run.fold(1) / "model.keras", run.fold(0) / "model.keras")
     embeddings.extract(run, embeddings=True)
-    refused(
-        run, r"fold0/features/oof.parquet is of another model than .*fold0/oof.parquet, so that nothing tells whose"
-    )
+    refused(run, r"fold0/features/oof.parquet is by another model than .*fold0/oof.parquet, so that it may have seen")
 
 
 def test_features_of_the_other_fold_are_refused(extracted, tmp_path):
@@ -436,7 +435,7 @@ def test_features_of_the_other_fold_are_refused(extracted, tmp_path):
     one.rename(aside)
     other.rename(one)
     aside.rename(other)
-    refused(run, "is of another model than")
+    refused(run, "is by another model than")
 
 
 def test_folds_drawn_anew_after_the_training_are_refused(extracted, tmp_path):
@@ -452,7 +451,7 @@ def test_folds_drawn_anew_after_the_training_are_refused(extracted, tmp_path):
         write_predictions(told.loc[now.index[now == k]], path, read_provenance(path))
     overrides = [*FAST, f"data.images={config.data.images}", f"data.folds={config.data.folds_path}"]
     with pytest.raises(IchError, match=r"was (made with|trained on) other folds than"):
-        inputs.of_runs([run.path], overrides=overrides)
+        inputs.inputs_from_runs([run.path], overrides=overrides)
 
 
 def test_features_of_other_slices_or_made_in_two_ways_are_refused(extracted, tmp_path):
@@ -470,7 +469,7 @@ def test_features_of_other_slices_or_made_in_two_ways_are_refused(extracted, tmp
 
     run = copy(extracted, tmp_path / "none")
     (run.features(1) / "seen.parquet").unlink()
-    refused(run, r"fold1/features/seen.parquet is missing or tells of no embeddings")
+    refused(run, r"fold1/features/seen.parquet is missing or has no embeddings")
     run = copy(extracted, tmp_path / "test")
     (run.features(0) / "test.parquet").unlink()
     refused(run, r"fold0/features/test.parquet is missing")
@@ -487,7 +486,7 @@ def test_each_network_learns_and_predicts_by_one_models_features_of_its_own_pati
     monkeypatch.setattr(train.rnn, "train", spy("train", bare_train))
     monkeypatch.setattr(train.rnn, "predict", spy("predict", bare_predict))
     overrides = [*(one for one in FAST if "rounds" not in one), "sequence.kind=recurrent"]
-    train.train(inputs.of_runs([run.path], overrides=overrides), tmp_path / "runs")
+    train.train(inputs.inputs_from_runs([run.path], overrides=overrides), tmp_path / "runs")
     assert [call[0] for call in calls] == ["train", "predict", "predict"] * 2
     for k in range(2):
         trained, held_out, test = calls[3 * k], calls[3 * k + 1], calls[3 * k + 2]
@@ -504,14 +503,14 @@ def test_each_network_learns_and_predicts_by_one_models_features_of_its_own_pati
 
 def test_what_does_not_go_with_embeddings(extracted, tmp_path):
     with pytest.raises(IchError, match="embeddings are of one run's models, and 2 runs were given"):
-        inputs.of_runs([extracted.path] * 2, overrides=FAST)
+        inputs.inputs_from_runs([extracted.path] * 2, overrides=FAST)
     ids = [f"ID_{number}" for number in range(8)]
     table = pd.DataFrame({"SOPInstanceUID": ids, "PatientID": ids, "SeriesInstanceUID": ids, "z": 0.0})
     table[[*LABELS, *(f"score_{label}" for label in LABELS)]] = 0
     table.to_csv(tmp_path / "scores.csv", index=False)
     with pytest.raises(IchError, match=r"scores.csv is a table of scores, which has no embeddings"):
-        inputs.of_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path)
-    stage = inputs.of_table(tmp_path / "scores.csv", overrides=["folds.n=2"], root=tmp_path)
+        inputs.inputs_from_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path)
+    stage = inputs.inputs_from_table(tmp_path / "scores.csv", overrides=["folds.n=2"], root=tmp_path)
     assert stage.embedded is None
     assert stage.train.embeddings.shape == (8, 0)
 
@@ -567,7 +566,7 @@ def test_features_that_changed_are_refused(second, tmp_path):
     changed = Run(tmp_path / "runs/tiny", first.config)
     embeddings.extract(asking(changed, tta="flip"), embeddings=True)
     with pytest.raises(IchError, match="was trained with another section sequence, other folds or other scores"):
-        train.train(inputs.of_runs([changed.path], overrides=FAST), tmp_path / "runs")
+        train.train(inputs.inputs_from_runs([changed.path], overrides=FAST), tmp_path / "runs")
 
 
 def test_a_test_set_that_comes_later_is_predicted_by_the_networks_that_are_there(second, tmp_path, monkeypatch):
@@ -604,5 +603,5 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
     told = (path / "environment.json").read_text()
     Path("scores.csv").touch()
     (path / "environment.json").write_text(told.replace('"runs/tiny"', '"scores.csv"'))
-    with pytest.raises(IchError, match=r"was trained on the table scores.csv, which tells of no test set"):
+    with pytest.raises(IchError, match=r"was trained on the table scores.csv, which has no test set"):
         script("predict", path)

@@ -141,19 +141,19 @@ def oracle(logits, z, reach):
 
 
 @pytest.mark.parametrize("reach", [0, 1, 7])
-def test_neighbour_features_are_those_of_the_slow_way(reach):
+def test_neighbor_features_are_those_of_the_slow_way(reach):
     several = some_scans((5, 1, 9, 2))
-    found = scan_features.neighbour_features(several, reach)
+    found = scan_features.neighbor_features(several, reach)
     for a, b in zip(several.starts[:-1], several.starts[1:], strict=True):
         np.testing.assert_allclose(found[a:b], oracle(several.logits[a:b], several.z[a:b], reach), rtol=1e-4, atol=1e-4)
 
 
-def test_neighbour_features_of_a_scan_are_the_same_alone_and_beside_others():
+def test_neighbor_features_of_a_scan_are_the_same_alone_and_beside_others():
     several = some_scans()
-    found = scan_features.neighbour_features(several, 7)
+    found = scan_features.neighbor_features(several, 7)
     for k in range(len(several)):
-        alone = scan_features.neighbour_features(several.take(np.array([k])), 7)
-        np.testing.assert_allclose(found[several.rows([k])], alone, rtol=1e-5, atol=1e-5)
+        alone = scan_features.neighbor_features(several.take(np.array([k])), 7)
+        np.testing.assert_allclose(found[several.rows(k)], alone, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- scale of embeddings

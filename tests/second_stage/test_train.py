@@ -17,7 +17,7 @@ from ich.config import Config
 from ich.errors import IchError
 from ich.images import convert, slice_table
 from ich.results.result_directory import check_alike
-from ich.second_stage import inputs, train
+from ich.second_stage import inputs, scans, train
 from ich.training import run_directory
 from ich.training.run_directory import Run
 
@@ -70,7 +70,7 @@ def blended(tmp_path_factory):
     """A second stage of kind blend on a first stage with test predictions; its root, run and facts."""
     folder = tmp_path_factory.mktemp("blend")
     run = first_stage(folder)
-    second, facts = train.train(inputs.of_runs([run.path], overrides=FAST), folder / "runs")
+    second, facts = train.train(inputs.inputs_from_runs([run.path], overrides=FAST), folder / "runs")
     return run, second, facts
 
 
@@ -111,13 +111,15 @@ def test_the_weights_are_fitted_on_other_patients_than_they_are_judged_on(blende
     table = folds.read_folds(second.config.data.folds_path)
     kinds = ("recurrent", "boosting", "linear")
     parts = [
-        pd.concat([inputs.read_logits(second.fold(k) / f"{kind}.parquet") for k in (0, 1)]).loc[table.index]
+        pd.concat(
+            [scans.logits_of(run_directory.read_predictions(second.fold(k) / f"{kind}.parquet")) for k in (0, 1)]
+        ).loc[table.index]
         for kind in kinds
     ]
     for k in (0, 1):
         others = (table["fold"] != k).to_numpy()
         y = table.loc[others, list(LABELS)].to_numpy()
-        weights = train._weights(y, [part[others] for part in parts])
+        weights = train._fit_weights(y, [part[others] for part in parts])
         assert dict(zip(kinds, weights, strict=True)) == pytest.approx(facts["weights"]["folds"][k], abs=1e-6)
         mixed = expit(sum(weight * part[~others] for weight, part in zip(weights, parts, strict=True)))
         told = run_directory.read_predictions(second.fold(k) / "oof.parquet")
@@ -130,14 +132,14 @@ def test_the_weights_are_the_best_there_are():
     y = rng.integers(0, 2, (200, 6))
     truth = pd.DataFrame((2 * y - 1) * 2.0)
     parts = [truth + rng.normal(0, scale, truth.shape) for scale in (1.5, 2.0, 9.0)]
-    found = train._weights(y, parts)
+    found = train._fit_weights(y, parts)
     assert found.sum() == pytest.approx(1)
     assert (found >= 0).all()
     tenths = [np.array([i, j, 10 - i - j]) / 10 for i in range(11) for j in range(11 - i)]
-    losses = [train._loss(y, train._mixed_logits(parts, one)) for one in tenths]
-    assert train._loss(y, train._mixed_logits(parts, found)) <= min(losses)
+    losses = [train._loss(y, train._mix(parts, one)) for one in tenths]
+    assert train._loss(y, train._mix(parts, found)) <= min(losses)
     assert found[2] < 0.1
-    np.testing.assert_array_equal(train._weights(y, parts[:1]), [1])
+    np.testing.assert_array_equal(train._fit_weights(y, parts[:1]), [1])
 
 
 def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch):
@@ -146,7 +148,7 @@ def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch)
     monkeypatch.setattr(train.boosting, "fit_predict", None)
     monkeypatch.setattr(train.logistic, "fit_predict", None)
     before = second.oof_path.read_bytes()
-    _, again = train.train(inputs.of_runs([first.path], overrides=FAST), first.path.parent)
+    _, again = train.train(inputs.inputs_from_runs([first.path], overrides=FAST), first.path.parent)
     assert again == facts
     assert second.oof_path.read_bytes() == before
 
@@ -154,7 +156,7 @@ def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch)
 def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, monkeypatch):
     first = first_stage(tmp_path, test=False)
     overrides = [*(one for one in FAST if "rounds" not in one and "tree_rate" not in one), "sequence.kind=recurrent"]
-    second, facts = train.train(inputs.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+    second, facts = train.train(inputs.inputs_from_runs([first.path], overrides=overrides), tmp_path / "runs")
     assert not second.predictions_path.exists()
     monkeypatch.setattr(train.rnn, "train", None)
     told = []
@@ -162,7 +164,7 @@ def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, 
         unseen = table_of_scores(6, seed=1)
         unseen["score_any"] += seed
         run_directory.write_predictions(probabilities(unseen), first.predictions_path)
-        _, again = train.train(inputs.of_runs([first.path], overrides=overrides), tmp_path / "runs")
+        _, again = train.train(inputs.inputs_from_runs([first.path], overrides=overrides), tmp_path / "runs")
         assert again == facts
         told.append(run_directory.read_predictions(second.predictions_path))
     assert not told[0].equals(told[1])
@@ -172,8 +174,8 @@ def test_another_section_or_other_scores_are_refused(blended):
     first, _, _ = blended
     root = first.path.parent
     with pytest.raises(IchError, match=r"was trained with another section sequence, other folds or other scores"):
-        train.train(inputs.of_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
-    stage = inputs.of_runs([first.path], overrides=FAST)
+        train.train(inputs.inputs_from_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
+    stage = inputs.inputs_from_runs([first.path], overrides=FAST)
     stage.digests["train"][0] = "another"
     with pytest.raises(IchError, match="give this one another name"):
         train.train(stage, root)
@@ -208,7 +210,7 @@ def test_a_fold_is_predicted_by_a_model_that_saw_none_of_its_patients(tmp_path, 
     table["score_epidural"] = table["PatientID"].str.removeprefix("ID_p").astype(float) / 2
     table.to_csv(tmp_path / "scores.csv", index=False)
     overrides = ["folds.n=3", "sequence.kind=boosting", "sequence.reach=0"]
-    train.train(inputs.of_table(tmp_path / "scores.csv", overrides=overrides, root=tmp_path), tmp_path)
+    train.train(inputs.inputs_from_table(tmp_path / "scores.csv", overrides=overrides, root=tmp_path), tmp_path)
     assert len(seen) == 3
     everybody = set(table["score_epidural"])
     for features, held_out in seen:
@@ -222,7 +224,7 @@ def test_a_scan_of_patients_in_two_folds_is_refused(tmp_path):
     table["SeriesInstanceUID"] = "one"
     table.to_csv(tmp_path / "scores.csv", index=False)
     with pytest.raises(IchError, match="scans have slices of patients in two folds"):
-        train.train(inputs.of_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path), tmp_path)
+        train.train(inputs.inputs_from_table(tmp_path / "scores.csv", overrides=FAST, root=tmp_path), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- what it works on
@@ -235,21 +237,21 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     home.mkdir()
     (home / ".viminfo.1").write_text("somebody's")
     for make in (
-        lambda: inputs.of_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path),
-        lambda: train.train(inputs.of_runs([first.path], "home", FAST), tmp_path),
+        lambda: inputs.inputs_from_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path),
+        lambda: train.train(inputs.inputs_from_runs([first.path], "home", FAST), tmp_path),
     ):
         with pytest.raises(IchError, match=r"home holds \.viminfo\.1 and lacks a readable environment\.json of a run"):
             make()
         assert [path.name for path in home.iterdir()] == [".viminfo.1"]
     (home / ".viminfo.1").rename(home / "folds.csv")  # of others, though of a name of ours
     with pytest.raises(IchError, match=r"folds\.csv"):
-        inputs.of_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path)
+        inputs.inputs_from_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path)
     assert (home / "folds.csv").read_text() == "somebody's"
 
 
 def test_a_second_process_is_refused(tmp_path):
     first = first_stage(tmp_path)
-    stage = inputs.of_runs([first.path], "second", FAST)
+    stage = inputs.inputs_from_runs([first.path], "second", FAST)
     with in_use(tmp_path / "second"), pytest.raises(IchError, match=r"second is in use by process \d+"):
         train.train(stage, tmp_path)
     assert not (tmp_path / "second").exists()
@@ -262,17 +264,17 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
         run_directory.write_predictions(run_directory.read_predictions(path) / 2, other / path.relative_to(first.path))
     for name in ("config.yaml", "environment.json"):
         shutil.copy(first.path / name, other)
-    one, two, both = (inputs.of_runs(paths) for paths in ([first.path], [other], [first.path, other]))
+    one, two, both = (inputs.inputs_from_runs(paths) for paths in ([first.path], [other], [first.path, other]))
     assert both.train.ids.equals(one.train.ids)
     np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
     np.testing.assert_allclose(both.test.logits, (one.test.logits + two.test.logits) / 2, atol=1e-5)
     short = run_directory.read_predictions(other / "predictions_test.parquet").iloc[1:]
     run_directory.write_predictions(short, other / "predictions_test.parquet")
     with pytest.raises(IchError, match=r"are of other slices: ID_1"):
-        inputs.of_runs([first.path, other])
+        inputs.inputs_from_runs([first.path, other])
     (other / "environment.json").write_text(json.dumps(first.environment() | {"folds_sha256": "another"}))
     with pytest.raises(IchError, match=r"other was made with other folds than .*folds.csv holds; give runs of these"):
-        inputs.of_runs([first.path, other])
+        inputs.inputs_from_runs([first.path, other])
 
 
 def test_a_blend_is_a_first_stage_as_a_run_is(blended, tmp_path):
@@ -280,7 +282,7 @@ def test_a_blend_is_a_first_stage_as_a_run_is(blended, tmp_path):
     shutil.copytree(second.path, tmp_path / "other")
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "blend.py"))
     script["main"]([*map(str, [second.path, tmp_path / "other"]), "--out", str(tmp_path / "both"), "--method", "mean"])
-    of_blend, of_run = (inputs.of_runs([path], overrides=FAST) for path in (tmp_path / "both", second.path))
+    of_blend, of_run = (inputs.inputs_from_runs([path], overrides=FAST) for path in (tmp_path / "both", second.path))
     assert of_blend.config.name == "both-sequence"
     assert of_blend.config.sequence == of_run.config.sequence
     for part in ("train", "test"):
@@ -289,19 +291,19 @@ def test_a_blend_is_a_first_stage_as_a_run_is(blended, tmp_path):
 
 def test_a_table_makes_its_folds_and_keeps_them(tmp_path):
     table_of_scores().to_parquet(tmp_path / "scores.parquet")
-    stage = inputs.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
+    stage = inputs.inputs_from_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
     assert stage.config.name == "mine"
     assert folds.read_folds(tmp_path / "runs" / "mine" / "folds.csv").equals(stage.folds)
     assert stage.folds["fold"].max() == 2
     assert stage.test is None
     with pytest.raises(IchError, match=r"sequence.kind is 'none'"):
-        inputs.of_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
+        inputs.inputs_from_table(tmp_path / "scores.parquet", "mine", ["sequence.kind=none"], root=tmp_path / "runs")
     before = stage.config.data.folds_path.read_bytes()
-    again = inputs.of_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
+    again = inputs.inputs_from_table(tmp_path / "scores.parquet", "mine", ["folds.n=3"], root=tmp_path / "runs")
     assert again.folds.equals(stage.folds)
     for overrides in (["folds.n=2"], ["folds.n=3", "folds.seed=9"]):
         with pytest.raises(IchError, match=r"mine has other folds than .*; give this one another name \(--name\), or"):
-            inputs.of_table(tmp_path / "scores.parquet", "mine", overrides, root=tmp_path / "runs")
+            inputs.inputs_from_table(tmp_path / "scores.parquet", "mine", overrides, root=tmp_path / "runs")
     assert stage.config.data.folds_path.read_bytes() == before
 
 
@@ -309,7 +311,7 @@ def test_a_name_that_could_not_be_opened_again_is_refused_before_the_training(bl
     first, _, _ = blended
     for name in ("my stage", "../out", "x" * 65):
         with pytest.raises(IchError, match="the second stage: name is "):
-            inputs.of_runs([first.path], name)
+            inputs.inputs_from_runs([first.path], name)
 
 
 def test_a_copy_of_a_fold_beside_the_folds_is_no_fold(blended, tmp_path):
@@ -317,4 +319,4 @@ def test_a_copy_of_a_fold_beside_the_folds_is_no_fold(blended, tmp_path):
     shutil.copytree(first.path, tmp_path / "first")
     for name in ("fold0_backup", "fold0_1"):
         shutil.copytree(first.fold(0), tmp_path / "first" / name)
-    inputs.of_runs([tmp_path / "first"])
+    inputs.inputs_from_runs([tmp_path / "first"])

@@ -345,7 +345,7 @@ def second_stage_of(config, patch, path):
     patch.setattr(rnn, "predict", lambda model, scans, size: [seen.read.append(size), scans.logits][1])
     patch.setattr(keras.Model, "fit", fit)
     overrides = ["folds.n=2", f"sequence={json.dumps(config.sequence.model_dump(mode='json'))}"]
-    stage = inputs.of_table(path.parent.parent / "scores.parquet", "second", overrides, root=path)
+    stage = inputs.inputs_from_table(path.parent.parent / "scores.parquet", "second", overrides, root=path)
     with pytest.raises(Captured):
         train.train(stage, path)
     seen.network = seen.fits[0] if seen.fits else None
@@ -416,7 +416,7 @@ def test_the_features_of_the_second_stage_are_those_asked_for(scores, tmp_path):
     """tests/test_features.py sees that the network reads them."""
     asked = ["sequence.features=embeddings", "sequence.shuffle_kinds=0"]
     with pytest.raises(IchError, match="is a table of scores, which has no embeddings"):
-        inputs.of_table(scores / "scores.parquet", "second", asked, root=tmp_path)
+        inputs.inputs_from_table(scores / "scores.parquet", "second", asked, root=tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- all of them

@@ -23,6 +23,7 @@ import pyarrow.csv
 from ich.errors import IchError, name_some, one_line
 
 LABELS: tuple[str, ...] = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+ANY = len(LABELS) - 1  # the place of `any`; the five subtypes of bleeding come before it
 
 METRIC_WEIGHTS: dict[str, int] = {
     "epidural": 1,

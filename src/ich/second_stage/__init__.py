@@ -1,1 +1,1 @@
-"""The scan as a sequence: models that read the first stage's predictions; read `train` first."""
+"""The second stage, which reads a scan as a sequence of the first stage's predictions; read `train` first."""

@@ -1,8 +1,8 @@
-"""Logistic regression on the scores of a scan: the second stage that a few scans are enough for.
+"""Logistic regression on the scores of a scan: the second stage for few scans.
 
-Fifty numbers are learned where trees and networks learn thousands. What it reads is chosen to be enough for a line: the
-scores smoothed along the scan, the scan's own level, and above all which kind the classifier sees where it sees blood,
-averaged over the whole bleed. The five kinds share their weights, but for what each is worth to begin with.
+It has fifty weights where trees and networks have thousands, on features chosen for a linear model: scores smoothed
+along the scan, the scan's level, and above all the subtype that the classifier sees where it sees blood, averaged over
+the whole bleed. The five subtypes share all weights but the intercept.
 """
 
 from collections.abc import Callable
@@ -13,61 +13,59 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ich.competition.labels import LABELS
+from ich.competition.labels import ANY, LABELS
 from ich.second_stage.boosting import logit_of_share
 from ich.second_stage.scans import Scans
 
-_KINDS = len(LABELS) - 1  # `any` is the last label, and no kind
-_ANY = _KINDS
-_WIDTHS = (0.8, 1.6, 4.0)  # slices; deviations of the bells that smooth
+_WIDTHS = (0.8, 1.6, 4.0)  # slices; standard deviations of the Gaussians that smooth
 _C = 0.15  # of scikit-learn's LogisticRegression
-_ENOUGH = 50_000  # slices to fit so few weights on
+_ENOUGH = 50_000  # slices that suffice to fit so few weights
 
 
 def features(scans: Scans) -> np.ndarray:
-    """What the regression reads of each slice and label.
+    """Compute the features of each slice and label.
 
-    Of ten rows of numbers along the scan (see `_rows`): the label's own, those of `any` (for `any`, the largest of the
-    five kinds'), the largest of the other kinds', and its lead over these; then the slice's place, its square, and four
-    products.
+    Of ten curves along the scan (see `_curves`): the label's own, those of `any` (for `any`, the largest of the five
+    subtypes'), the largest of the other subtypes', and its lead over these; then the slice's place, its square, and
+    four products.
 
     Returns:
         float32, (n, 6, 46).
     """
     out = np.empty((len(scans.ids), len(LABELS), 46), np.float32)
-    others = [[j for j in range(_KINDS) if j != k] for k in range(len(LABELS))]
+    others = [[j for j in range(ANY) if j != k] for k in range(len(LABELS))]
     for start, end in zip(scans.starts[:-1], scans.starts[1:], strict=True):
-        rows = _rows(scans.logits[start:end].astype(np.float64))
+        curves = _curves(scans.logits[start:end].astype(np.float64))
         n = end - start
         place = ((2 * np.arange(n) + 1) / n - 1)[:, None]
         for k in range(len(LABELS)):
-            own, rival = rows[:, k], rows[:, others[k]].max(axis=1)
-            lead, blood = own - rival, rival if k == _ANY else rows[:, _ANY]
+            own, rival = curves[:, k], curves[:, others[k]].max(axis=1)
+            lead, blood = own - rival, rival if k == ANY else curves[:, ANY]
             smooth, peak = own[:, 2:3], own[:, 4:5]
-            products = [smooth * peak, smooth * lead[:, 4:5], smooth**2, own[:, :1] * rows[:, _ANY, 2:3]]
+            products = [smooth * peak, smooth * lead[:, 4:5], smooth**2, own[:, :1] * curves[:, ANY, 2:3]]
             out[start:end, k] = np.concatenate([own, blood, rival, lead, place, place**2, *products], axis=1)
     return out
 
 
-def _rows(logits: np.ndarray) -> np.ndarray:
-    """Ten numbers of each slice and label of one scan: (n, 6) to (n, 6, 10).
+def _curves(logits: np.ndarray) -> np.ndarray:
+    """Compute ten numbers for each slice and label of one scan: (n, 6) to (n, 6, 10).
 
     The score; its means over one, two and four slices around; the scan's maximum, mean, sum of probabilities and
-    maximum of the first of these means; and the mean where there seems to be blood, that is weighted by the probability
-    of `any`, over the scan and around the slice. Scores are inverse hyperbolic sines, as logarithms with a sign.
+    maximum of the first of these means; and the mean weighted by the probability of `any`, over the scan and around the
+    slice. Scores are inverse hyperbolic sines of logits, signed logarithms.
     """
     score, probability = np.arcsinh(logits / 0.3), expit(logits)
-    blood = probability[:, _ANY:]
+    blood = probability[:, ANY:]
     near = [_smoothed(score, width) for width in _WIDTHS]
     where_blood = (blood * score).sum(axis=0) / (blood.sum() + 0.3)
     of_scan = [score.max(axis=0), score.mean(axis=0), np.log(probability.sum(axis=0) + 0.1), near[0].max(axis=0)]
     around = _smoothed(blood * score, 2.0) / (_smoothed(blood, 2.0) + 0.05)
-    told = [score, *near, *(np.broadcast_to(one, score.shape) for one in (*of_scan, where_blood)), around]
-    return np.stack(told, axis=2)
+    constant = (np.broadcast_to(row, score.shape) for row in (*of_scan, where_blood))
+    return np.stack([score, *near, *constant, around], axis=2)
 
 
 def _smoothed(values: np.ndarray, width: float) -> np.ndarray:
-    """Means along the scan, weighted by a bell of this deviation in slices; beyond the ends there is nothing."""
+    """Smooth along the scan by a Gaussian of this deviation in slices, normalized at the ends."""
     place = np.arange(len(values))
     weights = np.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
     return weights @ values / weights.sum(axis=1, keepdims=True)
@@ -86,22 +84,22 @@ def fit_predict(features: np.ndarray, labels: np.ndarray, others: list[np.ndarra
     """
     step = -(-len(features) // _ENOUGH)
     features, labels = features[::step], labels[::step]
-    kinds = np.concatenate([_of_kind(features, k) for k in range(_KINDS)])
-    of_kinds = _fit(kinds, labels[:, :_KINDS].T.ravel())
-    of_any = _fit(features[:, _ANY], labels[:, _ANY])
+    stacked = np.concatenate([_with_one_hot(features, k) for k in range(ANY)])
+    of_subtypes = _fit(stacked, labels[:, :ANY].T.ravel())
+    of_any = _fit(features[:, ANY], labels[:, ANY])
     return [
-        np.stack([*(of_kinds(_of_kind(other, k)) for k in range(_KINDS)), of_any(other[:, _ANY])], axis=1)
+        np.stack([*(of_subtypes(_with_one_hot(other, k)) for k in range(ANY)), of_any(other[:, ANY])], axis=1)
         for other in others
     ]
 
 
-def _of_kind(features: np.ndarray, k: int) -> np.ndarray:
-    """A kind's features, and which kind it is; (n, f + 5)."""
-    return np.column_stack([features[:, k], np.tile(np.eye(_KINDS, dtype=np.float32)[k], (len(features), 1))])
+def _with_one_hot(features: np.ndarray, k: int) -> np.ndarray:
+    """Return a subtype's features with its one-hot code; (n, f + 5)."""
+    return np.column_stack([features[:, k], np.tile(np.eye(ANY, dtype=np.float32)[k], (len(features), 1))])
 
 
 def _fit(features: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from features to logits."""
+    """Return a function from features to logits."""
     if y.min() == y.max():
         return lambda rows: np.full(len(rows), logit_of_share(y))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=_C, solver="newton-cholesky"))

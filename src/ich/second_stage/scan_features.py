@@ -1,20 +1,18 @@
-"""What a second stage is told of each slice of a scan: inputs of the network and of the boosting, and augmentation."""
+"""Features of each slice for the network and the boosting, and augmentation of scans."""
 
 import numpy as np
 
-from ich.competition.labels import LABELS
+from ich.competition.labels import ANY, LABELS
 from ich.second_stage.scans import Scans, batches, padded
 
 SQUASH = 6.0
-"""Logits of this size are squashed by a quarter; ten times as large ones are hardly told from each other."""
+"""Scale of the tanh that squashes logits: 6 becomes 4.6; logits ten times as large are hardly distinguishable."""
 
-_ANY = LABELS.index("any")
-# mm of a usual step between slices: gaps are told as multiples of it, at most four.
-_STEP = 5.0
+_STEP = 5.0  # mm between slices in a usual scan, the unit of gaps
 
 
 def places(z: np.ndarray) -> np.ndarray:
-    """Where each slice of one scan lies in it.
+    """Compute the position features of each slice of one scan.
 
     Args:
         z: mm, (n,), ascending or descending; NaN for a slice alone.
@@ -33,11 +31,11 @@ def places(z: np.ndarray) -> np.ndarray:
 
 
 def slice_inputs(logits: np.ndarray, z: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """What a network is told of each slice of one scan.
+    """Compute the network's inputs for each slice of one scan.
 
-    Logits are squashed to ±1, so that a first stage which is sure of a mistake does not outshout its neighbours; and
-    told once more by their inverse hyperbolic sine, a logarithm with a sign, which keeps the ratios of large ones: how
-    far within a bleed a slice is shows in its share of the bleed's highest.
+    Logits enter twice: squashed to ±1, so that a confident mistake of the first stage does not dominate its neighbors;
+    and as their inverse hyperbolic sine, a signed logarithm, which keeps the ratios of large ones: how deep within a
+    bleed a slice lies shows in its logit relative to the bleed's highest.
 
     Args:
         logits: (n, 6). z: (n,). embeddings: (n, e).
@@ -56,23 +54,23 @@ def slice_inputs(logits: np.ndarray, z: np.ndarray, embeddings: np.ndarray) -> n
 
 
 def embedding_scale(embeddings: np.ndarray, rows: int = 2**14) -> tuple[np.ndarray, np.ndarray]:
-    """What brings embeddings to a mean of 0 and a variance of 1.
+    """Compute means and variances that standardize embeddings.
 
-    A unit that hardly ever speaks is not raised to the others' height: of a patient not seen, it might shout.
+    Floor the variance of near-constant features: scaled up, they could dominate on an unseen patient.
 
     Args:
         embeddings: float16, (n, e), e at least 1; may be mapped from a file.
-        rows: that are looked at at once.
+        rows: number read at once.
 
     Returns:
         Means and variances, float64, (e,); no variance is below a ten-thousandth of the largest.
     """
     total, squares = np.zeros(embeddings.shape[1]), np.zeros(embeddings.shape[1])
     for start in range(0, len(embeddings), rows):
-        # About the first row: sums of squares of what lies far from 0 would lose the digits.
-        some = embeddings[start : start + rows].astype(np.float64) - embeddings[0].astype(np.float64)
-        total += some.sum(axis=0)
-        squares += (some**2).sum(axis=0)
+        # Relative to the first row: sums of squares of values far from 0 would lose digits.
+        chunk = embeddings[start : start + rows].astype(np.float64) - embeddings[0].astype(np.float64)
+        total += chunk.sum(axis=0)
+        squares += (chunk**2).sum(axis=0)
     mean = total / len(embeddings)
     variance = np.maximum(squares / len(embeddings) - mean**2, 0)
     return mean + embeddings[0], np.maximum(variance, 1e-4 * variance.max()) if variance.any() else np.ones_like(mean)
@@ -85,19 +83,19 @@ def _with_differences(values: np.ndarray) -> list[np.ndarray]:
 
 
 def drawn_rows(n: int, window: int, rng: np.random.Generator) -> np.ndarray:
-    """Some slices of a scan of n, in order or in reversed order: a sample to train on.
+    """Draw rows of a scan of n slices, in order or reversed, as a training sample.
 
-    One scan in ten keeps every other slice, two in ten lose a tenth of their slices, three in ten are cut to a window
-    of half their length or more; half of all are reversed. None is longer than `window`.
+    One scan in ten keeps every other slice, two in ten lose a tenth of their slices, three in ten are cropped to
+    half their length or more; half of all are reversed. None is longer than `window`.
 
     Returns:
-        int64, from 1 to `window` places.
+        int64, 1 to `window` rows.
     """
     rows = np.arange(n)
-    kind = rng.random()
-    if kind < 0.1 and n >= 16:
+    case = rng.random()
+    if case < 0.1 and n >= 16:
         rows = rows[rng.integers(2) :: 2]
-    elif kind < 0.3:
+    elif case < 0.3:
         keep = rng.random(n) >= 0.1
         keep[rng.integers(n)] = True
         rows = rows[keep]
@@ -111,59 +109,59 @@ def drawn_rows(n: int, window: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawn_kinds(share: float, rng: np.random.Generator) -> np.ndarray:
-    """The labels in their order, or, of this share of samples, the five kinds of bleeding in any.
+    """Draw an order of the labels: with probability `share` the five subtypes are permuted, `any` stays last.
 
-    How a bleed runs through slices, and how a classifier errs there, is much alike for all kinds: so each learns from
-    the others' scans. `any` stays in its place.
+    How a bleed extends over slices, and how a classifier errs there, is similar for all subtypes: so each learns from
+    the others' scans.
     """
-    kinds = np.arange(len(LABELS))
+    order = np.arange(len(LABELS))
     if rng.random() < share:
-        kinds[:_ANY] = rng.permutation(_ANY)
-    return kinds
+        order[:ANY] = rng.permutation(ANY)
+    return order
 
 
 def noisy(logits: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Logits of one scan with three normal errors of this deviation: of the scan, of a label in it, of each value."""
+    """Add normal noise of this deviation to one scan's logits, thrice: to the scan, to each label, to each value."""
     shapes = ((1, 1), (1, logits.shape[1]), logits.shape)
-    return logits + sum(rng.normal(0, scale, shape) for shape in shapes).astype(np.float32)
+    of_scan, of_label, of_value = (rng.normal(0, scale, shape) for shape in shapes)
+    return logits + (of_scan + of_label + of_value).astype(np.float32)
 
 
-def neighbour_features(scans: Scans, reach: int) -> np.ndarray:
-    """What a classifier without a memory is told of a slice and one label, from the whole scan.
+def neighbor_features(scans: Scans, reach: int) -> np.ndarray:
+    """Compute the features of a classifier without memory for each slice and label, from the whole scan.
 
-    Of the label, of `any` and of the strongest other label: the logits of the neighbours (the label's to ±reach, the
+    Of the label, of `any` and of the strongest other label: the logits of the neighbors (the label's to ±reach, the
     others' to half of that) and the mean, maximum, minimum and deviation over the scan. Of the label alone: its median,
     the sum of its probabilities, its maximum and exponential mean up to here and from here. Of the slice: the other
     labels' logits by size, and its place in the scan.
 
     Returns:
-        float32, (n, 6, features), NaN for neighbours beyond the ends.
+        float32, (n, 6, features), NaN for neighbors beyond the ends.
     """
-    out = None
-    for which in batches(scans, 256):
-        pieces = [slice(scans.starts[i], scans.starts[i + 1]) for i in which]
-        values = _label_features(padded([scans.logits[p] for p in pieces], scans.lengths[which].max(), np.nan), reach)
-        if out is None:
-            out = np.empty((len(scans.ids), len(LABELS), values.shape[-1] + 5), np.float32)
-        for row, piece in zip(values, pieces, strict=True):
-            n = piece.stop - piece.start
-            ends = np.minimum(np.arange(n), np.arange(n)[::-1])
-            out[piece, :, :-5] = row[:n]
-            out[piece, :, -5:] = np.column_stack([places(scans.z[piece]), ends])[:, None]
-    return out
+    n_features = _label_features(np.zeros((1, 1, len(LABELS)), np.float32), reach).shape[-1] + 5
+    features = np.empty((len(scans.ids), len(LABELS), n_features), np.float32)
+    for batch in batches(scans, 256):
+        rows = [scans.rows(i) for i in batch]
+        logits = padded([scans.logits[of_scan] for of_scan in rows], scans.lengths[batch].max(), np.nan)
+        for of_scan, values in zip(rows, _label_features(logits, reach), strict=True):
+            n = len(of_scan)
+            to_end = np.minimum(np.arange(n), np.arange(n)[::-1])
+            features[of_scan, :, :-5] = values[:n]
+            features[of_scan, :, -5:] = np.column_stack([places(scans.z[of_scan]), to_end])[:, None]
+    return features
 
 
 def _label_features(logits: np.ndarray, reach: int) -> np.ndarray:
-    """The features of padded scans, without places: (scans, length, 6) to (scans, length, 6, features)."""
-    others = np.stack([np.delete(logits[..., :_ANY], k, axis=-1) for k in range(_ANY)], axis=2)
-    # Of `any`, the others are the four strongest of the five that it is made of.
-    ranked = np.sort(np.concatenate([others, np.sort(logits[..., None, :_ANY], axis=-1)[..., 1:]], axis=2), axis=-1)
-    kinds = [logits, np.repeat(logits[..., _ANY:], len(LABELS), axis=-1), ranked[..., -1].copy()]
-    kinds[2][..., _ANY] = logits[..., :_ANY].max(axis=-1)
-    columns = [shifted(kind, k) for kind, far in zip(kinds, (reach, reach // 2, reach // 2), strict=True)
+    """Compute the features of padded scans but for the places: (scans, length, 6) to (scans, length, 6, features)."""
+    others = np.stack([np.delete(logits[..., :ANY], k, axis=-1) for k in range(ANY)], axis=2)
+    # For `any`, the others are the four strongest of the five subtypes.
+    ranked = np.sort(np.concatenate([others, np.sort(logits[..., None, :ANY], axis=-1)[..., 1:]], axis=2), axis=-1)
+    scores = [logits, np.repeat(logits[..., ANY:], len(LABELS), axis=-1), ranked[..., -1].copy()]
+    scores[2][..., ANY] = logits[..., :ANY].max(axis=-1)
+    columns = [shifted(score, k) for score, far in zip(scores, (reach, reach // 2, reach // 2), strict=True)
                for k in range(-far, far + 1)]  # fmt: skip
-    for kind in kinds:
-        columns += [np.broadcast_to(f(kind, axis=1, keepdims=True), kind.shape) for f in
+    for score in scores:
+        columns += [np.broadcast_to(f(score, axis=1, keepdims=True), score.shape) for f in
                     (np.nanmean, np.nanmax, np.nanmin, np.nanstd)]  # fmt: skip
     columns.append(np.broadcast_to(np.nanmedian(logits, axis=1, keepdims=True), logits.shape))
     columns.append(np.broadcast_to(np.nansum(1 / (1 + np.exp(-logits)), axis=1, keepdims=True), logits.shape))
@@ -174,7 +172,7 @@ def _label_features(logits: np.ndarray, reach: int) -> np.ndarray:
 
 
 def shifted(values: np.ndarray, k: int) -> np.ndarray:
-    """What lies k slices farther on, NaN beyond the ends; (scans, length, ...)."""
+    """Shift values by k slices, NaN beyond the ends; (scans, length, ...)."""
     out = np.full_like(values, np.nan)
     length = values.shape[1]
     if abs(k) < length:
@@ -183,7 +181,7 @@ def shifted(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def _exponential_mean(values: np.ndarray, alpha: float = 0.4) -> np.ndarray:
-    """The mean of this slice and those before, each weighing 1 - alpha of the one after it."""
+    """Compute the mean of each slice and those before, each weighing 1 - alpha of the one after it."""
     total, weight = np.zeros_like(values[:, 0]), np.zeros_like(values[:, 0])
     out = np.empty_like(values)
     for k in range(values.shape[1]):

@@ -1,7 +1,7 @@
 """Scans as sequences: a first stage's scores in scan order.
 
-All scans lie behind one another in flat arrays, scan `i` in the rows `starts[i]` to `starts[i + 1]`: the competition's
-752,803 slices with embeddings of 256 numbers are 0.4 GB this way. Only what is worked on is padded.
+All scans are concatenated in flat arrays, scan `i` in the rows `starts[i]` to `starts[i + 1]`: the competition's
+752,803 slices with embeddings of 256 numbers take 0.4 GB this way. Padding is added only to the scans of a batch.
 """
 
 import zlib
@@ -20,7 +20,7 @@ from ich.errors import IchError, name_some, one_line
 _IDS = (INDEX_NAME, "PatientID", "SeriesInstanceUID")
 
 LIMIT = 15.0
-"""Logits are clipped to ±LIMIT: float32 probabilities, as they are stored, tell nothing beyond."""
+"""Logits are clipped to ±LIMIT: stored float32 probabilities carry no information beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +48,31 @@ class Scans:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
-    def take(self, which: np.ndarray) -> "Scans":
-        """Some scans, in the order given."""
-        rows = self.rows(which)
-        starts = np.concatenate([[0], np.cumsum(self.lengths[which])])
-        return Scans(self.ids[rows], starts, self.z[rows], self.logits[rows], self.embeddings[rows])
+    def rows(self, scan: int) -> np.ndarray:
+        """The rows of one scan's slices; int64."""
+        return np.arange(self.starts[scan], self.starts[scan + 1])
 
-    def rows(self, which: np.ndarray) -> np.ndarray:
-        """The places of these scans' slices, scan by scan; int64."""
-        parts = [np.arange(self.starts[i], self.starts[i + 1]) for i in which]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    def take(self, chosen: np.ndarray) -> "Scans":
+        """Select scans, in the order given; int64, (scans,)."""
+        rows = np.concatenate([np.zeros(0, np.int64), *map(self.rows, chosen)])
+        starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])])
+        return Scans(self.ids[rows], starts, self.z[rows], self.logits[rows], self.embeddings[rows])
 
 
 def arrange(table: pd.DataFrame, logits: pd.DataFrame, embeddings: np.ndarray | None = None) -> Scans:
     """Put scored slices into scan order.
 
-    A slice of a scan that has no score (it could not be read) is left out: the gap in mm tells of it. Slices at one z
-    are ordered by SOPInstanceUID. A slice without a z or a series is read alone.
+    A slice without a score (it could not be read) is left out, and shows as a gap in z. Slices at the same z are
+    ordered by SOPInstanceUID. A slice without a z or a series is a scan of its own.
 
     Args:
-        table: index SOPInstanceUID; columns SeriesInstanceUID (null if unknown) and z (mm, NaN if unknown); more rows
-            than there are scores are no matter.
+        table: index SOPInstanceUID; columns SeriesInstanceUID (null if unknown) and z (mm, NaN if unknown); rows
+            without scores are ignored.
         logits: six columns, indexed by SOPInstanceUID.
         embeddings: float16, (len(logits), e), in the order of `logits`.
 
     Raises:
-        IchError: a score without a row of the table, an id twice, a score that is no number.
+        IchError: a score without a row of the table, a duplicate id, a NaN score.
     """
     for frame, what in ((table, "slice table"), (logits, "scores")):
         if not frame.index.is_unique:
@@ -87,7 +86,7 @@ def arrange(table: pd.DataFrame, logits: pd.DataFrame, embeddings: np.ndarray | 
     values = logits[list(LABELS)].to_numpy(np.float32)
     wrong = np.isnan(values).any(axis=1)
     if wrong.any():
-        raise IchError(f"the scores of {name_some(logits.index[wrong])} are no numbers; predict these slices again")
+        raise IchError(f"the scores of {name_some(logits.index[wrong])} are NaN; predict these slices again")
     if embeddings is None:
         embeddings = np.zeros((len(logits), 0), np.float16)
     if len(embeddings) != len(logits):
@@ -105,20 +104,20 @@ def arrange(table: pd.DataFrame, logits: pd.DataFrame, embeddings: np.ndarray | 
         starts=np.append(starts, len(order)),
         z=np.where(alone, np.nan, z).astype(np.float32)[order],
         logits=values[order].clip(-LIMIT, LIMIT),
-        # As they are, if they can be: extracted ones lie in scan order, in a file that may be larger than the memory.
+        # Not copied if in scan order already: extracted ones are, and their file may be larger than the memory.
         embeddings=embeddings if (np.diff(order) == 1).all() else embeddings[order],
     )
 
 
 def batches(scans: Scans, size: int) -> Iterator[np.ndarray]:
-    """The scans in batches of like lengths, so that little is padded."""
+    """Yield the numbers of the scans in batches of similar lengths, so that little is padded."""
     order = np.argsort(scans.lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def padded(parts: list[np.ndarray], length: int, value: float = 0.0) -> np.ndarray:
-    """Arrays of shape (n_i, ...) as one of shape (parts, length, ...), `value` behind each."""
+    """Stack arrays of shape (n_i, ...) into one of shape (parts, length, ...), each padded at its end with `value`."""
     out = np.full((len(parts), length, *parts[0].shape[1:]), value, parts[0].dtype)
     for row, part in zip(out, parts, strict=True):
         row[: len(part)] = part
@@ -126,12 +125,12 @@ def padded(parts: list[np.ndarray], length: int, value: float = 0.0) -> np.ndarr
 
 
 def logits_of(probabilities: pd.DataFrame) -> pd.DataFrame:
-    """Predictions as float64 logits, clipped to ±`LIMIT`."""
+    """Convert probabilities to float64 logits, clipped to ±`LIMIT`."""
     return logit(probabilities.astype("float64")).clip(-LIMIT, LIMIT)
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read slices with their labels and a first stage's scores, of which there need be no images.
+    """Read a table of slices with their labels and a first stage's scores; no images are needed.
 
     Args:
         path: CSV, compressed or not, or Parquet, a row a slice: SOPInstanceUID, PatientID, SeriesInstanceUID, z (mm,
@@ -141,16 +140,16 @@ def read_scores(path: Path) -> pd.DataFrame:
         These columns, indexed by SOPInstanceUID; labels int8.
 
     Raises:
-        IchError: the file cannot be read, lacks a column, or has a label that is neither 0 nor 1, a score or z that is
-            no number, or a slice without a patient.
+        IchError: the file cannot be read, lacks a column, or has a label that is neither 0 nor 1, text in place
+            of a score or z, or a slice without a patient.
     """
-    numbers = ["z", *(f"score_{label}" for label in LABELS)]
-    columns = [*_IDS, *LABELS, *numbers]
+    numeric = ["z", *(f"score_{label}" for label in LABELS)]
+    columns = [*_IDS, *LABELS, *numeric]
     try:
         table = (
             pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=dict.fromkeys(_IDS, str))
         )
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's own are kinds of the first two
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and Arrow's derive from the first two
         raise IchError(f"{path} cannot be read as a table ({one_line(error)}); give CSV or Parquet") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
@@ -158,7 +157,7 @@ def read_scores(path: Path) -> pd.DataFrame:
     labels = table[list(LABELS)]
     if not labels.isin([0, 1]).all(axis=None):
         raise IchError(f"{path} holds labels other than 0 and 1")
-    text = [column for column in numbers if not is_numeric_dtype(table[column])]
+    text = [column for column in numeric if not is_numeric_dtype(table[column])]
     if text:
         raise IchError(f"{path} holds other things than numbers in the columns {', '.join(text)}; correct them")
     if (unknown := table["PatientID"].isna()).any():
