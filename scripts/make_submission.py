@@ -10,6 +10,8 @@ comes from. Of several results of the same folds it submits the one with the bes
 A test slice that could not be read has no prediction, and without one no submission is written, unless a policy is
 named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of several, the
 first that can. The manifest lists the slices of each.
+
+More: docs/competition.md
 """
 
 import shlex

@@ -145,7 +145,7 @@ FIRST = {"data.sources", "data.split"}
 PLACES = {"data.images", "data.folds"}
 READERS = {"machine.workers", "machine.processes"}
 MACHINE = {"machine.jobs", "machine.backend", "machine.scheduler", *READERS}
-MACHINE |= {"machine.steps_per_execution", "machine.distribute", "machine.tensorboard"}
+MACHINE |= {"machine.steps_per_execution", "machine.distribute", "machine.log_to"}
 
 
 # The schema, key by key: a new key belongs in here and, if a script is to take it, in PLACED below and in cli.USES.
@@ -165,7 +165,7 @@ KEYS = {
         "kind features seed seeds width dilations units dropout epochs batch_size learning_rate warmup_epochs "
         "weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
     ),
-    "machine": "jobs backend scheduler workers processes steps_per_execution distribute tensorboard",
+    "machine": "jobs backend scheduler workers processes steps_per_execution distribute log_to",
 }
 
 
@@ -180,7 +180,7 @@ TRAINING = {"name", *PLACES, *SETTINGS, *keys_of("model", "train", "predict")} |
 # What each script's --set takes.
 PLACED = {
     "preprocess": {*FIRST, "data.images", *keys_of("preprocess")}
-    | MACHINE - READERS - {"machine.steps_per_execution", "machine.distribute", "machine.tensorboard"},
+    | MACHINE - READERS - {"machine.steps_per_execution", "machine.distribute", "machine.log_to"},
     "make_folds": {"data.sources", "data.labels", *PLACES, *SETTINGS},
     "train": TRAINING - {"machine.backend", "machine.scheduler"},
     "train_kfold": TRAINING,

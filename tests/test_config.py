@@ -276,6 +276,10 @@ def test_a_set_of_an_unknown_key_is_refused(written):
     [
         ({"trian": {}}, "trian is no known key; there are name, data, preprocess, folds, model, train, predict"),
         ({"predict": {"test_time": "flip"}}, "predict.test_time is now called predict.tta; rename it"),
+        (
+            {"machine": {"tensorboard": True}},
+            "machine.tensorboard is now a value of machine.log_to: tensorboard; set that",
+        ),
         ({"train": {"lr": 1}}, "train.lr is no known key; there are seed, epochs"),
         ({"preprocess": {"window": "brain"}}, "preprocess.window is no known key; there are windows, size, fit"),
         (

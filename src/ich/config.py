@@ -322,8 +322,9 @@ class Machine(_Section):
     steps_per_execution: int = Field(1, ge=1)
     # mirrored: divide each batch among all GPUs of the machine (TensorFlow only).
     distribute: Literal["mirrored"] | None = None
-    # Logs for TensorBoard, in the folds' directories; needs the package tensorboard.
-    tensorboard: bool = False
+    # Where each fold's training is logged: tensorboard (into the fold's directory), wandb (Weights & Biases), mlflow;
+    # each needs its package (pip install 'ich[wandb]').
+    log_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)] = []
 
     @field_validator("scheduler")
     @classmethod
@@ -364,8 +365,11 @@ def overrides_of(section: str, values: dict[str, Any]) -> list[str]:
     return [f"{section}.{key}={json.dumps(value)}" for key, value in values.items()]  # JSON is YAML
 
 
-_RENAMED = {"predict.test_time": "predict.tta"}
-"""Keys that configs of earlier versions have, and what they are called now."""
+_RENAMED = {
+    "predict.test_time": "is now called predict.tta; rename it",
+    "machine.tensorboard": "is now a value of machine.log_to: tensorboard; set that",
+}
+"""Keys that configs of earlier versions have, and what became of them."""
 
 
 class _AnyConfig(BaseModel):
@@ -493,7 +497,7 @@ def _complaint(error: dict) -> str:
     where = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
         if where in _RENAMED:
-            return f"{where} is now called {_RENAMED[where]}; rename it"
+            return f"{where} {_RENAMED[where]}"
         section = Config
         for part in loc[:-1]:
             if isinstance(part, str):  # else it is a place in a list

@@ -268,21 +268,6 @@ def test_the_loss_is_the_configs(data):
     assert (type(plain), plain.weights) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6])
 
 
-def test_logs_for_tensorboard_need_its_package(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(fold, "find_spec", lambda name: None)
-    with pytest.raises(IchError, match=r"needs the package tensorboard: pip install 'ich\[tensorboard\]'"):
-        trained(data, tmp_path, 0, machine={"tensorboard": True})
-    assert not (tmp_path / "tiny").exists()
-
-
-def test_logs_for_tensorboard_on_request(data, tmp_path):
-    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    run = trained(data, tmp_path, 0, machine={"tensorboard": True})
-    events = [path for path in (run.fold(0) / "tensorboard").rglob("*tfevents*") if path.is_file()]
-    assert {path.parent.name for path in events} == {"train", "validation"}
-    assert b"epoch_weighted_log_loss" in b"".join(path.read_bytes() for path in events)
-
-
 def test_a_fold_that_does_not_exist(data, tmp_path):
     for k in (-1, 2):
         with pytest.raises(IchError, match=rf"there is no fold {k}; the config has folds 0 to 1"):

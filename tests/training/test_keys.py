@@ -27,7 +27,7 @@ from ich.images.render import render
 from ich.models import backbones, devices
 from ich.results.predictions import read_predictions
 from ich.second_stage import boosting, inputs, rnn, scan_features, train
-from ich.training import fold, inference
+from ich.training import fold, inference, trackers
 from ich.training.run_directory import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -113,7 +113,7 @@ def training_of(config, patch, path):
 
     patch.setattr(backbones, "BUILDERS", {"least": builder("least"), "other": builder("other")})
     patch.setattr(devices, "mirrored", lambda **sizes: tf.distribute.MirroredStrategy(["CPU:0"]))
-    patch.setattr(fold, "find_spec", lambda name: True)
+    patch.setattr(trackers, "find_spec", lambda name: True)
     patch.setattr(keras.callbacks, "TensorBoard", type("TensorBoard", (keras.callbacks.Callback,), {"__init__": _any}))
     patch.setattr(keras.Model, "fit", fit)
     patch.setattr(keras.Model, "test_on_batch", lambda *arguments: None)
@@ -170,7 +170,7 @@ TRAINING = {
     "machine.distribute": arrives(
         "mirrored", lambda seen: type(seen.model.distribute_strategy).__name__, "MirroredStrategy"
     ),
-    "machine.tensorboard": arrives(True, lambda seen: "TensorBoard" in seen.callbacks, True),
+    "machine.log_to": arrives(["tensorboard"], lambda seen: "TensorBoard" in seen.callbacks, True),
 }
 
 

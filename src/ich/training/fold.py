@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import cache, partial
-from importlib.util import find_spec
 from signal import SIGKILL
 from threading import Lock
 
@@ -28,7 +27,7 @@ from ich.models import backbones, devices, prior
 from ich.models.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.results.predictions import read_predictions
-from ich.training import curves, run_directory
+from ich.training import curves, run_directory, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, FiniteLoss, KeepBest, ValidationAUC, read_variables
 from ich.training.chunked_inference import unwrapped
 from ich.training.inference import generator_options, load_model, predict_held_out
@@ -113,8 +112,7 @@ def train_fold(run: Run, k: int) -> None:
         raise IchError(f"training reads images of preprocess.files=channels, not {config.preprocess.files}")
     if not 0 <= k < config.folds.n:
         raise IchError(f"there is no fold {k}; the config has folds 0 to {config.folds.n - 1}")
-    if config.machine.tensorboard and find_spec("tensorboard") is None:
-        raise IchError("machine.tensorboard needs the package tensorboard: pip install 'ich[tensorboard]'")
+    trackers.check_installed(config.machine.log_to)
     if k in run.finished_folds():
         _forget(run, k)  # if it was killed between the last two steps
         return
@@ -233,16 +231,17 @@ def _fit(
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
     if section.ema_momentum is not None:
         watching.append(keras.callbacks.SwapEMAWeights())
-    if run.config.machine.tensorboard:
-        watching.append(keras.callbacks.TensorBoard(run.fold(k) / "tensorboard", write_graph=False))
-    with unwrapped(), devices.synchronized(model), closing(line):
+    log_to = run.config.machine.log_to
+    config = run.config.model_dump(mode="json")
+    training = trackers.Training(run.fold(k), run.config.name, k, config, steps=done * len(train))
+    with unwrapped(), devices.synchronized(model), closing(line), trackers.callbacks(log_to, training) as tracking:
         model.fit(
             train,
             validation_data=held_out,
             initial_epoch=done,
             epochs=section.epochs,
             shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
-            callbacks=[*watching, checkpoint],
+            callbacks=[*watching, *tracking, checkpoint],
             verbose=0,
         )
     if section.keep == "best":
