@@ -11,8 +11,7 @@ from ich.errors import IchError
 
 
 def _checked(given: Sequence[float] | None) -> list[float]:
-    weights = METRIC_WEIGHTS.values() if given is None else given
-    weights = [float(weight) for weight in weights]
+    weights: list[float] = [*METRIC_WEIGHTS.values()] if given is None else [float(weight) for weight in given]
     if len(weights) != len(LABELS) or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
         raise IchError(
             f"expected {len(LABELS)} finite weights of at least 0, not all 0, in the order {', '.join(LABELS)},"
