@@ -13,7 +13,7 @@
 # results go to `/tmp`, which is larger and not kept: 121,232 test slices take 2 GB at 256 × 256 and one window, some
 # 13 GB at 512 × 512 and three. The training's images are neither converted nor read.
 #
-# Stopped in a running session, each step goes on where it was when its cell is run again.
+# To resume after an interruption in a running session, run the cell again.
 
 # %%
 import importlib
@@ -31,39 +31,39 @@ OUT = Path(os.environ.get("ICH_OUT", "/kaggle/working"))  # submission.csv and s
 
 # Which result to submit: its name, as in runs/. None takes the last one that was packed.
 RESULT = os.environ.get("ICH_RESULT")
-# Test slices that cannot be read: how many are no failure, and what stands for them, such as ["series_mean"].
+# Unreadable test slices: how many are no failure, and how they are filled in, such as ["series_mean"].
 MAX_FAILURES = 0
 MISSING = []
 
 # %% [markdown]
 # ## The data set
 #
-# It is found by its manifest, wherever Kaggle mounts it. Python runs the code from there; only the wheels are
-# installed, of which pip takes those for this Python.
+# It is found by its manifest, wherever Kaggle mounts it. Python runs the code from there; only wheels are installed:
+# pip takes those for this Python.
 
 # %%
-found = [path.parent for depth in ("", "*/", "*/*/", "*/*/*/") for path in INPUT.glob(f"{depth}ich-manifest.json")]
-if len(found) != 1:
-    raise FileNotFoundError(f"expected one data set of pack_for_kaggle.py below {INPUT}, found {found or 'none'}")
-root = found[0]
+roots = [path.parent for depth in ("", "*/", "*/*/", "*/*/*/") for path in INPUT.glob(f"{depth}ich-manifest.json")]
+if len(roots) != 1:
+    raise FileNotFoundError(f"expected one data set of pack_for_kaggle.py below {INPUT}, found {roots or 'none'}")
+root = roots[0]
 
 wheels = sorted({wheel.name.split("-")[0] for wheel in (root / "wheels").glob("*.whl")})
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-if wheels:  # whatever version is there: models want the Keras that wrote them
+if wheels:  # over any installed version: an older Keras cannot read the models
     pip += ["--no-index", "--no-deps", "--force-reinstall", "--find-links", str(root / "wheels")]
     subprocess.run([*pip, *wheels], check=True)
 print(f"data set {root}; installed: {', '.join(wheels) or 'nothing'}")
 
 # %% [markdown]
-# Every file must be what was packed, and every package there. A package of another version than the tests ran with is
-# named: should something fail below, look there first, and pack again with `--lack NAME`.
+# Every file must be as packed, and every package installed. Packages outside the tested versions are listed: if
+# something fails below, look there first, and pack again with `--lack NAME`.
 
 # %%
 sys.path.insert(0, str(root / "code/src"))
-kaggle = importlib.import_module("ich.kaggle.notebook")  # which was not to be found before
+kaggle = importlib.import_module("ich.kaggle.notebook")  # importable only now
 
 pack = kaggle.open_pack(root)
-result = RESULT or pack.wanted[-1]
+result = RESULT or pack.requested[-1]
 print(f"results: {', '.join(pack.results)}; to submit: {result}")
 for line in kaggle.check_packages(root / "code/requirements.txt"):
     print(f"note: {line}")
@@ -81,10 +81,9 @@ print(f"free for images: {shutil.disk_usage(WORK).free / 1e9:,.0f} GB in {WORK}"
 # %% [markdown]
 # ## Conversion, prediction, submission
 #
-# The scripts are those of the repository, each with its command. Settings are the run's own, and so are the passes at
-# test time. Held-out slices were predicted before, by the same models in the same passes, so that they are not asked
-# for again. A second stage's networks predict as they are; the other kinds are fitted anew, and a blend's weights too,
-# from the out-of-fold predictions that were packed.
+# These are the repository's scripts, each shown with its command, with the run's own settings and TTA passes. Held-out
+# slices were predicted before packing and are not predicted again. A second stage's networks predict as they were
+# saved; its other kinds and a blend's weights are fitted again on the packed out-of-fold predictions.
 
 # %%
 for step in kaggle.steps(pack, result, competition, WORK, OUT, MISSING, MAX_FAILURES):

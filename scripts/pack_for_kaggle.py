@@ -3,13 +3,13 @@
     python scripts/pack_for_kaggle.py runs/baseline --id jane/ich-baseline --out kaggle/baseline
     kaggle datasets create -p kaggle/baseline --dir-mode zip --keep-tabular
 
-RUN is a run, a second stage or a blend; what it is made of is packed with it. OUT gets the code as its source tree
-(nothing has to be built, and it can be read there), the wheels of what Kaggle's image lacks, Keras as it wrote the
-models (an older one cannot read them), and of each run what predicting takes: models, config, environment, out-of-fold
-predictions and score. Stopped and started again, it goes on; given other runs, it changes the folder to hold those.
+RUN is a run, a second stage or a blend; what it is made of is packed with it. OUT gets the code as its source tree, the
+wheels that Kaggle's image lacks, the Keras that wrote the models (an older one cannot read them), and the models,
+config, environment, out-of-fold predictions and score of each run. Rerun the same command to resume; with other runs,
+the folder is changed to hold those.
 
-The last run named is what the notebook submits, unless it is told another. Second stages and blends bring the folds and
-the places of the training's slices, which are the competition's: keep the data set private, as Kaggle makes it.
+The notebook submits the last run named, unless RESULT is set. Second stages and blends bring the folds and the slice
+table of the training set, which are the competition's: keep the data set private, as Kaggle makes it.
 
 More: docs/kaggle.md
 """
@@ -28,27 +28,27 @@ HAVE = (
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--id", default="", help="OWNER/SLUG of the data set on Kaggle")
     parser.add_argument("--title", help="of the data set, 6 to 50 characters (default: the slug)")
-    parser.add_argument("--licence", default="other", help="as Kaggle names it (default: other)")
-    parser.add_argument("--wheels", type=Path, help="a folder to take wheels from; pip's index if none is named")
+    parser.add_argument("--license", "--licence", default="other", help="as Kaggle names it (default: other)")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to use instead of pip's index")
     parser.add_argument(
         "--python", default="3.11,3.12,3.13", help="the Pythons that Kaggle's image may have (default: %(default)s)"
     )
     parser.add_argument("--have", default=HAVE, help=f"what Kaggle's image has, of requirements.txt (default: {HAVE})")
     parser.add_argument(
-        "--lack", default="", help="what it lacks, or has in a version that will not do: matplotlib,albucore==0.0.24"
+        "--lack", default="", help="what it lacks, or has in an unsuitable version: matplotlib,albucore==0.0.24"
     )
     arguments = parser.parse_args(argv)
 
     from ich.kaggle import packing, wheels
 
     root, out = Path(__file__).resolve().parents[1], arguments.out
-    facts = packing.metadata(arguments.id, arguments.title, arguments.licence)
+    facts = packing.metadata(arguments.id, arguments.title, arguments.license)
     contents = packing.Contents()
     contents.add_code(root)
-    wanted = [contents.add(path) for path in arguments.runs]
+    requested = [contents.add(path) for path in arguments.runs]
     have, lack, pythons = (
         [part for part in text.split(",") if part] for text in (arguments.have, arguments.lack, arguments.python)
     )
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
     with packing.working_in(out, facts):
         fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", arguments.wheels)
-        files = packing.write(contents, fetched, out, wanted)
+        files = packing.write(contents, fetched, out, requested)
     size = sum((out / name).stat().st_size for name in files)
     print(f"results: {', '.join(contents.results)}")
     print(f"wheels: {', '.join(path.name for path in fetched) or 'none'}")

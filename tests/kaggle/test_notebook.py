@@ -22,6 +22,7 @@ from test_wheels import write_wheel
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
+from ich.files import sha256_of
 from ich.images import slice_table
 from ich.kaggle import notebook, packing
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
@@ -130,7 +131,7 @@ def test_a_blend_brings_what_it_is_made_of(copied):
         "tiny-sequence": ["tiny"],
         "mixed": ["tiny", "tiny-sequence"],
     }
-    assert packed.wanted == ["mixed", "tiny"]
+    assert packed.requested == ["mixed", "tiny"]
     table = slice_table.read_table(Path("out/scans/tiny-sequence/slices.parquet"))
     assert set(table["split"]) == {"train"}
 
@@ -156,7 +157,7 @@ def test_the_script_packs_with_wheels_of_a_folder(copied, capsys):
         (["ich-tiny"], r"--id 'ich-tiny' is no id"),
         (["jane/Ich Tiny"], r"--id 'jane/Ich Tiny' is no id"),
         (["jane/ich"], r"the title 'ich' has 3 characters; Kaggle wants 6 to 50 \(--title\)"),
-        (["jane/ich", "A title", "mine"], r"Kaggle knows no licence 'mine'; there are CC0-1.0, "),
+        (["jane/ich", "A title", "mine"], r"Kaggle knows no license 'mine'; there are CC0-1.0, "),
     ],
 )
 def test_what_kaggle_would_refuse_is_told_before(arguments, message):
@@ -233,9 +234,9 @@ def spoil_oof(path):
             r"fold1 are not of its model, .* run scr",
         ),
         ("tiny", lambda: spoil_oof(Path("runs/tiny/fold1/oof.parquet")), r"fold1 are not of its model, or not made as"),
-        ("tiny", lambda: rewrite("tiny", packages={}), r"environment.json does not tell the version of Keras"),
+        ("tiny", lambda: rewrite("tiny", packages={}), r"environment.json lacks the version of Keras"),
         ("tiny-sequence", lambda: spoil_oof(Path("runs/tiny/oof.parquet")), r"not those that runs/tiny-sequence was t"),
-        ("tiny-sequence", lambda: Path("runs/tiny/oof.parquet").unlink(), r"oof.parquet cannot be read"),
+        ("tiny-sequence", lambda: Path("runs/tiny/oof.parquet").unlink(), r"cannot read runs/tiny/oof.parquet"),
         ("tiny-sequence", lambda: shutil.rmtree("runs/tiny"), r"is made of runs/tiny, which is not there"),
         (
             "tiny-sequence",
@@ -249,7 +250,7 @@ def spoil_oof(path):
                     "features: logits", "features: embeddings"
                 )
             ),
-            r"runs/tiny-sequence reads embeddings, which cannot be extracted there; pack a second stage with",
+            r"runs/tiny-sequence reads embeddings, which cannot be extracted on Kaggle; pack a second stage with",
         ),
         (
             "mixed",
@@ -278,7 +279,7 @@ def test_results_that_cannot_share_a_data_set_are_told(copied):
     table = Path("folds.csv").read_text()
     Path("other.csv").write_text(table + "\n")
     shutil.copytree("runs/mixed", "runs/other")
-    rewrite("other", folds_sha256=notebook.digest(Path("other.csv")))
+    rewrite("other", folds_sha256=sha256_of(Path("other.csv")))
     config = yaml.safe_load(Path("runs/other/config.yaml").read_text())
     config["data"]["folds"] = "other.csv"
     Path("runs/other/config.yaml").write_text(yaml.safe_dump(config))
@@ -358,7 +359,7 @@ def test_a_damaged_data_set_is_told(copied):
     with pytest.raises(IchError, match=r"is of another version \(KeyError: 'results'\); pack the data set again"):
         notebook.open_pack(Path("out"))
     Path("out", notebook.MANIFEST).unlink()
-    with pytest.raises(IchError, match=r"which tells what the data set holds, cannot be read"):
+    with pytest.raises(IchError, match=r"which lists the content of the data set, cannot be read"):
         notebook.open_pack(Path("out"))
 
 
@@ -413,7 +414,7 @@ def test_a_step_runs_with_the_packed_code_in_the_working_folder(tmp_path, capsys
 
 def test_a_step_that_fails_ends_the_notebook(tmp_path):
     packed = write_script(tmp_path, "import sys; sys.exit(3)")
-    with pytest.raises(IchError, match=r"a.py ended with status 3; what it said stands above"):
+    with pytest.raises(IchError, match=r"a.py ended with status 3; its error stands above"):
         notebook.run(notebook.Step("a.py", []), packed, tmp_path)
 
 

@@ -75,8 +75,8 @@ def test_a_wheel_that_is_not_to_be_had_is_told(tmp_path):
     source = tmp_path / "source"
     write_wheel(source, "each", "1.0", "cp311-cp311-manylinux_2_28_x86_64")
     with pytest.raises(
-        IchError, match=r"no wheel of each for Python 3.12 \(.*each.*\); lay one into a folder and name"
+        IchError, match=r"no wheel of each for Python 3.12 \(.*each.*\); put one into a folder and name"
     ):
         wheels.fetch([Requirement("each")], ["3.11", "3.12"], tmp_path / "wheels", source=source)
-    with pytest.raises(IchError, match=r"'3,12' is no version of Python such as 3.12"):
+    with pytest.raises(IchError, match=r"no wheel of each for Python 3,12 \(version part must be an integer\)"):
         wheels.fetch([Requirement("each")], ["3,12"], tmp_path / "wheels", source=source)

@@ -1,4 +1,4 @@
-"""In a Kaggle notebook: the data set that `ich.kaggle.packing` made, the competition's files, and what to run on them.
+"""In a Kaggle notebook: open the data set of `ich.kaggle.packing`, find the competition's files, run the scripts.
 
 Kaggle mounts what is attached below /kaggle/input, read-only, under names and at depths that have changed over the
 years: nothing here relies on them.
@@ -11,8 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from hashlib import file_digest
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import copyfile
@@ -21,13 +21,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from ich.errors import IchError, name_some, one_line
-from ich.files import replacing
+from ich.files import replacing, sha256_of
 from ich.images import slice_table
 from ich.kaggle.wheels import read_requirements
 from ich.results.result_directory import read_mapping
 
 MANIFEST = "ich-manifest.json"
-"""The file of a data set that tells what is in it, and by whose name a notebook finds it."""
+"""The file that lists a data set's content; a notebook finds the data set by its name."""
 
 _SLICES = re.compile(r"stage_\d_(train|test)(_images)?")
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
@@ -38,26 +38,26 @@ class Pack(NamedTuple):
 
     Args:
         root: where it is mounted.
-        results: name -> what is told of it; what it is made of stands before it.
+        results: name -> what `steps` needs to know of it, after those that it is made of.
         files: path within the data set -> SHA-256.
-        wanted: the results that were asked for, in their order.
+        requested: the results that were asked for, in their order.
     """
 
     root: Path
     results: dict[str, dict]
     files: dict[str, str]
-    wanted: list[str]
+    requested: list[str]
 
 
 class Competition(NamedTuple):
-    """Where the competition's files are: the folder of the test slices, and the sample submission."""
+    """The competition's folder of test slices and its sample submission."""
 
     test: Path
     sample: Path
 
 
 class Step(NamedTuple):
-    """A script to run, in the working folder; and what must be laid ready before it."""
+    """A script to run in the working folder, and a function to call before it."""
 
     script: str
     arguments: list[str]
@@ -65,65 +65,53 @@ class Step(NamedTuple):
 
 
 def open_pack(root: Path) -> Pack:
-    """Read what a data set holds, and compare every file with it.
+    """Read a data set's manifest and check every file against it.
 
     Raises:
-        IchError: there is no manifest, or files are missing or are not what was packed.
+        IchError: there is no manifest, or files are missing or differ from what was packed.
     """
-    told = read_mapping(root / MANIFEST, "tells what the data set holds")
+    manifest = read_mapping(root / MANIFEST, "lists the content of the data set")
     try:
-        pack = Pack(root, dict(told["results"]), dict(told["files"]), list(told["wanted"]))
+        pack = Pack(root, dict(manifest["results"]), dict(manifest["files"]), list(manifest["wanted"]))
     except (KeyError, TypeError, ValueError) as error:
         raise IchError(
             f"{root / MANIFEST} is of another version ({one_line(error)}); pack the data set again"
         ) from error
     missing = [name for name in pack.files if not (root / name).is_file()]
-    changed = [name for name in pack.files if name not in missing and digest(root / name) != pack.files[name]]
+    changed = [name for name in pack.files if name not in missing and sha256_of(root / name) != pack.files[name]]
     if missing or changed:
-        what = [f"{name_some(files)} {how}" for files, how in ((missing, "missing"), (changed, "changed")) if files]
+        wrong = [f"{name_some(files)} {how}" for files, how in ((missing, "missing"), (changed, "changed")) if files]
         raise IchError(
-            f"the data set {root} is not what was packed ({'; '.join(what)}); upload it again, with --dir-mode zip"
+            f"the data set {root} is not what was packed ({'; '.join(wrong)}); upload it again, with --dir-mode zip"
             " and --keep-tabular"
         )
     return pack
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        IchError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise IchError(f"{path} cannot be read ({one_line(error)}); restore it, then run again") from error
-
-
 def check_packages(path: Path) -> list[str]:
-    """Compare what is installed with what a requirements.txt lists.
+    """Compare the installed packages with a requirements.txt.
 
     Returns:
-        A line for each that is of a version outside the tested range, which may work all the same.
+        A line for each whose version is outside the tested range, which may work all the same.
 
     Raises:
         IchError: one is not installed at all.
     """
-    missing, other = [], []
-    for one in read_requirements(path):
-        names = _OPENCV if one.name in _OPENCV else (one.name,)  # they are one package, built with and without a screen
-        found = next(filter(None, map(_installed, names)), None)
-        if found is None:
-            missing.append(one.name)
-        elif not one.specifier.contains(found, prereleases=True):
-            other.append(f"{one.name} {found} is installed, {one.specifier} is tested")
+    missing, untested = [], []
+    for requirement in read_requirements(path):
+        # OpenCV's distributions are one package, built with and without a GUI.
+        names = _OPENCV if requirement.name in _OPENCV else (requirement.name,)
+        installed = next(filter(None, map(_installed, names)), None)
+        if installed is None:
+            missing.append(requirement.name)
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            untested.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is tested")
     if missing:
         raise IchError(
             f"this machine lacks {', '.join(missing)}; pack the data set again with --lack {','.join(missing)}, so that"
             " it brings their wheels"
         )
-    return other
+    return untested
 
 
 def _installed(name: str) -> str | None:
@@ -134,22 +122,22 @@ def _installed(name: str) -> str | None:
 
 
 def find_competition(root: Path) -> Competition:
-    """Look for the competition's test slices and sample submission below a folder, at any depth.
+    """Find the competition's test slices and sample submission below a folder, at any depth.
 
-    The folders of slices are not listed: they hold 870,000 files, on a disk that is far away.
+    The folders of slices are not listed: they hold 870,000 files, on a remote disk.
 
     Raises:
-        IchError: they are not there, or more than once.
+        IchError: they are missing, or there more than once.
     """
     tests, samples = [], []
     for folder, folders, files in os.walk(root, followlinks=True):
         tests += [Path(folder, name) for name in folders if name in ("stage_2_test", "stage_2_test_images")]
         folders[:] = [name for name in folders if not _SLICES.fullmatch(name)]
         samples += [Path(folder, name) for name in files if name.endswith("stage_2_sample_submission.csv")]
-    for found, what in ((tests, "a folder stage_2_test"), (samples, "a file stage_2_sample_submission.csv")):
-        if len(found) != 1:
+    for paths, what in ((tests, "a folder stage_2_test"), (samples, "a file stage_2_sample_submission.csv")):
+        if len(paths) != 1:
             raise IchError(
-                f"expected {what} below {root}, found {name_some(found) or 'none'}; attach the competition's data"
+                f"expected {what} below {root}, found {name_some(paths) or 'none'}; attach the competition's data"
                 " (Add Input, Competition Datasets), once"
             )
     return Competition(tests[0], samples[0])
@@ -164,18 +152,18 @@ def steps(
     missing: Sequence[str] = (),
     max_failures: int = 0,
 ) -> list[Step]:
-    """What to run, in this order, for a submission of a result: conversion and prediction by each of its runs, then
-    what was made of them.
+    """List the scripts that end in a submission of a result: conversion and prediction for each run that it is made
+    of, then second stages, blends and the submission.
 
-    A second stage's networks predict as they were stored; its trees, which no file holds, grow anew from the
-    out-of-fold predictions of the data set. A blend's weights are fitted anew in the same way, in seconds.
+    A second stage's networks predict as they were saved; its other kinds, which are in no file, are fitted again on the
+    packed out-of-fold predictions, and so are a blend's weights, in seconds.
 
     Args:
         result: one of the pack.
         work: the folder of images and results.
         out: the folder for submission.csv and submission.json.
-        missing: policies for slices that could not be read, as `ich.competition.submission.fill_missing` takes them.
-        max_failures: how many such slices are no failure.
+        missing: policies for unreadable slices, as `ich.competition.submission.fill_missing` takes them.
+        max_failures: how many unreadable slices are no failure.
 
     Raises:
         IchError: the pack has no such result.
@@ -188,8 +176,8 @@ def steps(
     arguments += ["--out", str(out)]
     for policy in missing:
         arguments += ["--missing", policy]
-    if set(missing) - {"refuse"}:  # whose slices the table of the images knows
-        arguments += _set([f"data.images={_value(images)}"])
+    if set(missing) - {"refuse"}:  # they read the slice table of the images
+        arguments += _set({"data.images": images})
     return [*todo.values(), Step("make_submission.py", arguments)]
 
 
@@ -201,54 +189,43 @@ def _add_steps(
     Returns:
         The folder of the test slices' images and table.
     """
-    told, source = pack.results[name], pack.root / "runs" / name
-    folds = pack.root / "scans/folds.csv"
-    folds_told = [f"data.folds={_value(folds)}"] if "scans/folds.csv" in pack.files else []
-    below = [_add_steps(todo, pack, one, competition, work, max_failures) for one in told["of"]]
-    if told["kind"] == "run":
-        images = work / "images" / told["images"]
-        convert = [f"data.sources=[{_value(competition.test)}]", "data.split=test", f"data.images={_value(images)}"]
-        convert += ["machine.backend=processes", "machine.scheduler=null"]
-        more = ["--max-failures", str(max_failures)]
-        todo.setdefault(
-            f"images {told['images']}", Step("preprocess.py", [str(source / "config.yaml"), *_set(convert), *more])
-        )
-        predict = [f"data.images={_value(images)}", *folds_told]
-        predict += [f"predict.{key}={_value(value)}" for key, value in told["predict"].items()]
-        predict += [f"machine.workers={os.cpu_count() or 1}"]
+    facts, source, folds = pack.results[name], pack.root / "runs" / name, pack.root / "scans/folds.csv"
+    packed_folds = {"data.folds": folds} if "scans/folds.csv" in pack.files else {}
+    if facts["kind"] == "run":
+        images = work / "images" / facts["images"]
+        convert = {"data.sources": [str(competition.test)], "data.split": "test", "data.images": images}
+        convert |= {"machine.backend": "processes", "machine.scheduler": None}
+        arguments = [str(source / "config.yaml"), *_set(convert), "--max-failures", str(max_failures)]
+        todo.setdefault(f"images {facts['images']}", Step("preprocess.py", arguments))
+        predict = {"data.images": images, **packed_folds}
+        predict |= {f"predict.{key}": value for key, value in facts["predict"].items()}
+        predict["machine.workers"] = os.cpu_count() or 1
         todo.setdefault(name, Step("predict.py", [str(source), "--out", f"runs/{name}", *_set(predict)]))
         return images
-    members = [f"runs/{one}" for one in told["of"]]
-    if told["kind"] == "sequence":
-        scans = work / "scans" / name
-        train = [f"data.images={_value(scans)}", *folds_told]
-        train += [f"sequence.{key}={_value(value)}" for key, value in told["sequence"].items()]
-
-        def prepare() -> None:
-            lay_second_stage(pack, name, below[0], work)
-
-        todo.setdefault(name, Step("train_sequence.py", [*members, "--name", name, *_set(train)], prepare))
+    images, *_ = [_add_steps(todo, pack, part, competition, work, max_failures) for part in facts["of"]]
+    parts = [f"runs/{part}" for part in facts["of"]]
+    if facts["kind"] == "sequence":
+        train = {"data.images": work / "scans" / name, **packed_folds}
+        train |= {f"sequence.{key}": value for key, value in facts["sequence"].items()}
+        prepare = partial(_copy_second_stage, pack, name, images, work)
+        todo.setdefault(name, Step("train_sequence.py", [*parts, "--name", name, *_set(train)], prepare))
     else:
-        recipe = told["recipe"]
-        arguments = [*members, "--out", f"runs/{name}", "--folds", str(folds), "--method", recipe["method"]]
+        recipe = facts["recipe"]
+        arguments = [*parts, "--out", f"runs/{name}", "--folds", str(folds), "--method", recipe["method"]]
         arguments += ["--calibrate", recipe["calibration"]] if recipe["calibration"] else []
         arguments += [f"--{key.replace('_', '-')}" for key in ("by_label", "any_at_least_max") if recipe[key]]
         todo.setdefault(name, Step("blend.py", arguments))
-    return below[0]
+    return images
 
 
-def _value(value: object) -> str:
-    """As `--set` reads it: JSON is YAML, whatever stands in a path."""
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+def _set(values: dict) -> list[str]:
+    """Return config values as options --set; JSON is YAML, whatever characters a path has."""
+    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value, default=str)}")]
 
 
-def _set(values: Iterable[str]) -> list[str]:
-    return [part for value in values for part in ("--set", value)]
-
-
-def lay_second_stage(pack: Pack, name: str, images: Path, work: Path) -> None:
-    """Lay a second stage into the working folder: its own files, and a slice table of both its training's slices, which
-    the data set brings, and the test slices, which were converted here.
+def _copy_second_stage(pack: Pack, name: str, images: Path, work: Path) -> None:
+    """Copy a second stage's files into the working folder, and write one slice table of its training's slices, which
+    are packed, and the test slices, which were converted here.
 
     Args:
         images: the folder of the test slices' table.
@@ -259,37 +236,40 @@ def lay_second_stage(pack: Pack, name: str, images: Path, work: Path) -> None:
     source, scans = pack.root / "scans" / name, work / "scans" / name
     tables = [slice_table.read_table(folder / "slices.parquet") for folder in (source, images)]
     slice_table.write_table(pd.concat(tables, ignore_index=True), scans / "slices.parquet")
-    with replacing(scans / "settings.json") as temporary:
-        copyfile(source / "settings.json", temporary)
+    _copy(source / "settings.json", scans / "settings.json")
     for file in sorted((pack.root / "runs" / name).rglob("*")):
         target = work / file.relative_to(pack.root)
-        if file.is_file() and not target.exists():  # what is there may be of a later step
-            with replacing(target) as temporary:
-                copyfile(file, temporary)
+        if file.is_file() and not target.exists():  # a file that is there may be of a later step
+            _copy(file, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        copyfile(source, temporary)
 
 
 def run(step: Step, pack: Pack, work: Path) -> None:
-    """Run a step; what it prints is printed. Stopped and run again, a step goes on where it was.
+    """Run a step and print its output; a step that was stopped resumes when it is run again.
 
     Raises:
-        IchError: the script says that it failed.
+        IchError: the script failed.
     """
     work.mkdir(parents=True, exist_ok=True)
     if step.prepare is not None:
         step.prepare()
     code = pack.root / "code"
     print(f"$ {step.script} {shlex.join(step.arguments)}", flush=True)
-    # A bar that moves thrice a second makes a log of megabytes.
+    # A progress bar that moves three times a second makes a log of megabytes.
     environment = os.environ | {"PYTHONPATH": str(code / "src"), "TQDM_MININTERVAL": "20", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(code / "scripts" / step.script), *step.arguments]
     with subprocess.Popen(
         command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
         try:
-            for line in running.stdout:
+            for line in running.stdout or ():
                 print(line.rstrip(), flush=True)
         except KeyboardInterrupt:
             running.send_signal(signal.SIGINT)
             raise
     if running.returncode:
-        raise IchError(f"{step.script} ended with status {running.returncode}; what it said stands above")
+        raise IchError(f"{step.script} ended with status {running.returncode}; its error stands above")
