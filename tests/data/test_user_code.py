@@ -43,7 +43,7 @@ def test_what_is_no_image_is_refused(given):
     ],
 )
 def test_what_is_not_albumentations_own_is_a_users(augment, expected):
-    assert user_code.is_users(augment) is expected
+    assert user_code.has_user_code(augment) is expected
 
 
 def test_global_states_are_seeded():

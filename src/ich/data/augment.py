@@ -55,7 +55,7 @@ def pipeline(name: str, height: int, width: int) -> A.Compose | None:
 
 
 def _crop(down: float, right: float) -> Callable[[int, int], A.BasicTransform]:
-    """A crop, scaled back to the image's size, from 0, the upper or left edge, to 1, the lower or right."""
+    """Crop from 0, the upper or left edge, to 1, the lower or right, and scale back to the image's size."""
 
     def build(height: int, width: int) -> A.BasicTransform:
         rows, columns = max(1, round(_CROP * height)), max(1, round(_CROP * width))
@@ -66,7 +66,7 @@ def _crop(down: float, right: float) -> Callable[[int, int], A.BasicTransform]:
 
 
 def _rotation(degrees: float) -> Callable[[int, int], A.BasicTransform]:
-    """A rotation, counter-clockwise."""
+    """Rotate counter-clockwise."""
     return lambda height, width: A.Affine(rotate=(degrees, degrees), interpolation=cv2.INTER_LINEAR, p=1)
 
 

@@ -236,8 +236,7 @@ class DataGenerator(EpochDataset):
         return generator
 
     def __getitem__(self, index: int):
-        """Return batch `index` of the epoch: x, (x, labels) or (x, labels, weights); x is an array, or a dict with
-        `extra`."""
+        """Return batch `index` of the epoch: x, (x, labels) or (x, labels, weights); with `extra`, x is a dict."""
         in_worker = batch.enter_process(parallel=self.workers > 1 or self.use_multiprocessing)
         plan = self._plan
         rows, repeats = plan.batch(index)
@@ -272,7 +271,7 @@ class DataGenerator(EpochDataset):
         return {self.ids[row]: count for row, count in self._skips.counts().items()}
 
     def at_pass(self, k: int) -> "DataGenerator":
-        """A generator of the same samples in the k-th TTA pass (0-based): the same wherever and whenever it runs.
+        """Return a generator of the k-th TTA pass (0-based) over the same samples, the same wherever it runs.
 
         Raises:
             IchError: there is no `tta`, or no k-th transform in its list.
@@ -308,7 +307,7 @@ class DataGenerator(EpochDataset):
         """Yield samples as a batch holds them, each itself or what replaces it if it cannot be read."""
         # Forked, all workers would begin with the same global states.
         functions = (self._reader.reader, self.augment, self.preprocess)
-        seeds_states = in_worker and any(map(user_code.is_users, functions))
+        seeds_states = in_worker and any(map(user_code.has_user_code, functions))
         ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
         for row, id, repeat in zip(rows.tolist(), ids, repeats.tolist(), strict=True):
             if seeds_states:
@@ -323,7 +322,7 @@ class DataGenerator(EpochDataset):
             yield batch.Sample(shown, id, *self._finish(image, label, id, self._seed_of(id, epoch, repeat)))
 
     def _read(self, row: int, id: str, epoch: int, repeat: int) -> tuple[int, np.ndarray, list[int]]:
-        """The row that is shown in a row's place, mostly itself; its image; the rows that cannot be read."""
+        """Read a sample, or with on_error="skip" another one: its row, its image, the rows that cannot be read."""
         if self.on_error == "raise":
             return row, self._reader.read(row, id), []
         seeds = (seed_of(self.seed, epoch, repeat, attempt, id) for attempt in range(_REPLACEMENTS))
@@ -332,7 +331,7 @@ class DataGenerator(EpochDataset):
     def _finish(
         self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """From an image as it is read to what a batch holds; its label, if it is a mask, with it."""
+        """Augment, preprocess and check an image as it is read, and augment its label if it is a mask."""
         if image.dtype != np.uint8 and self.preprocess is None and self._reader.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
         image, label = self._augmenter(image, label, id, seed)
@@ -349,13 +348,13 @@ class DataGenerator(EpochDataset):
         return image, label
 
     def _seed_of(self, id: str, epoch: int, repeat: int) -> int:
-        """The seed of what is drawn for a sample, 128 bits."""
+        """Return the seed of a sample's augmentation, 128 bits."""
         when = (epoch, repeat) if self._pass is None else ("pass", self._pass)
         return seed_of(self.seed, *when, id)
 
 
 def _index_of(ids: Any) -> pd.Index:
-    """The list of samples, from whatever holds names one after the other."""
+    """Return the list of samples, from whatever holds names one after the other."""
     if isinstance(ids, (str, Path, pd.DataFrame)):
         kind = type(ids).__name__
         raise IchError(f"ids is a {kind}, expected a list of ids; from_dataframe takes frames, from_directory folders")

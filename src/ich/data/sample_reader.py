@@ -131,7 +131,7 @@ class SampleReader:
         return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
 
     def _image(self, id: str) -> np.ndarray:
-        """The image of a slice in the color and size asked for; of several files, their channels."""
+        """Read a slice in the color and size asked for; of several files, join the channels."""
         images = []
         for suffix in self.suffixes:
             path = self.image_dir / f"{id}{suffix}"
@@ -163,7 +163,7 @@ def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
 
 
 def _missing(folder: Path, ids: list, suffixes: Sequence[str]) -> list:
-    """The ids that lack a file `folder/<id><suffix>`."""
+    """Return the ids that lack a file `folder/<id><suffix>`."""
     names = list(map(str, ids))
     listed: dict[str, set[str]] = {}  # folders with many files: a quarter of the time of asking for each file
     for inner, count in Counter(name.rpartition("/")[0] for name in names).items():

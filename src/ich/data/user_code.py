@@ -38,11 +38,11 @@ def as_image(given: Any, name: str, sample: str | Path, min_axes: int = 2) -> np
     return array
 
 
-def is_users(augment: Any) -> bool:
+def has_user_code(augment: Any) -> bool:
     """Return whether an augmentation, or a part of it, is not albumentations' own code."""
     if augment is None or type(augment).__module__.split(".")[0] == "albumentations":
         parts = getattr(augment, "transforms", ())
-        return type(augment).__name__ == "Lambda" or any(map(is_users, parts))
+        return type(augment).__name__ == "Lambda" or any(map(has_user_code, parts))
     return True
 
 
