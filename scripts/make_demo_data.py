@@ -2,8 +2,8 @@
 
     python scripts/make_demo_data.py data/demo/rsna-intracranial-hemorrhage-detection.zip --bleed-factor 4
 
-About 1,500 slices of 512 x 512 in a minute on two cores: 40 train and 8 test patients. Beside the zip a .json file
-records the settings, the share of slices with each label, and which files have which of the archive's oddities.
+About 1,500 slices of 512 x 512 in a minute on two cores: 40 train and 8 test patients. A .json file beside the zip
+records the settings, the share of slices with each label, and the files with each of the real archive's oddities.
 The same command again does nothing.
 
 More: docs/architecture.md
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ich.cli import command, parser, run, wrote
 from ich.errors import IchError
-from ich.files import replacing
+from ich.files import write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,53 +40,46 @@ def main(argv: list[str] | None = None) -> None:
     settings = vars(arguments).copy()
     path, jobs, force = (settings.pop(name) for name in ("archive", "jobs", "force"))
     record = path.with_suffix(".json")
-    if record.exists() and not _settings_in(record):
+    before = _settings_in(record)
+    if record.exists() and not before:
         raise IchError(f"{record} is there, and not this script's, which would write it; name another file")
+    # One of its slices is truncated, as in the competition.
+    following = command("preprocess", "configs/demo.yaml", "--max-failures", 1, overrides=[f"data.sources={path}"])
     if path.exists() and not force:
-        found = _settings_in(record)
-        if found == settings:
+        if before == settings:
             print(f"{path} was made with these settings already; nothing to do")
-            wrote(f"{path}, {record}", _next(path))
+            wrote(f"{path}, {record}", following)
             return
-        different = ", ".join(f"{name} {found.get(name)}, not {settings[name]}" for name in _different(found, settings))
-        raise IchError(
-            f"{path} is there, made with {different or 'unknown settings'}; name another file, or add --force"
-        )
+        differing = [name for name in settings if before and before.get(name) != settings[name]]
+        changes = ", ".join(f"{name} {before.get(name)}, not {settings[name]}" for name in differing)
+        raise IchError(f"{path} is there, made with {changes or 'unknown settings'}; name another file, or add --force")
 
-    from ich.synthetic import draw_plan, write_archive  # only now: --help answers without SciPy, OpenCV and pydicom
+    # Imported only now: --help answers without SciPy, OpenCV and pydicom.
+    from ich.synthetic.archive import write_archive
+    from ich.synthetic.plan import draw_plan
 
-    draw_plan(**settings)  # refuses what makes no scans, before anything is touched
-    record.unlink(missing_ok=True)  # a record never speaks of another archive than the one beside it
-    summary = write_archive(path, jobs=jobs, progress=True, **settings)
+    plan = draw_plan(**settings)
+    record.unlink(missing_ok=True)  # a record never describes another archive than the one beside it
+    summary = write_archive(path, plan, jobs, progress=True)
     content = {
         "settings": settings,
         "slices": summary.slices,
         "prevalence": {label: round(share, 4) for label, share in summary.prevalence.items()},
         "oddities": {name: [Path(member).stem for member in members] for name, members in summary.oddities.items()},
     }
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(record, content)
     print(f"{summary.slices['train']} train and {summary.slices['test']} test slices")
     print("share of train slices: " + ", ".join(f"{label} {share:.1%}" for label, share in summary.prevalence.items()))
     print("oddities, in files: " + ", ".join(f"{name} {len(members)}" for name, members in summary.oddities.items()))
-    wrote(f"{path}, {record}", _next(path))
-
-
-def _next(path: Path) -> str:
-    """The command that converts the archive; one of its slices is cut, as in the competition."""
-    return command("preprocess", "configs/demo.yaml", "--max-failures", 1, overrides=[f"data.sources={path}"])
+    wrote(f"{path}, {record}", following)
 
 
 def _settings_in(record: Path) -> dict:
-    """The settings that an archive was made with, as far as the file beside it tells."""
+    """Read the settings of an archive from its record; empty if it has none."""
     try:
         return json.loads(record.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _different(found: dict, settings: dict) -> list[str]:
-    return [name for name in settings if found and found.get(name) != settings[name]]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from ich.competition.folds import read_folds
 from ich.competition.labels import LABELS, read_ids, read_labels
 from ich.images import slice_table
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
-from ich.synthetic import FOLDER, write_archive
+from ich.synthetic.archive import FOLDER, write_archive
+from ich.synthetic.plan import draw_plan
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 ARCHIVE = "archive.zip"
@@ -59,7 +60,7 @@ def files(folder: Path) -> dict[str, int]:
 def archive(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("archive") / ARCHIVE
     # Eight train patients are the fewest that show all oddities of the competition's files.
-    write_archive(path, patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+    write_archive(path, draw_plan(patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0))
     return path
 
 

@@ -115,7 +115,8 @@ def script(name, *arguments):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """What `make demo` leaves, of few patients, small slices and hardly trained networks."""
-    from ich.synthetic import write_archive
+    from ich.synthetic.archive import write_archive
+    from ich.synthetic.plan import draw_plan
 
     folder = tmp_path_factory.mktemp("demo")
     archive = Path("data/demo/archive.zip")
@@ -133,7 +134,9 @@ def demo(tmp_path_factory):
         patch.chdir(folder)
         archive.parent.mkdir(parents=True)
         # Eight train patients are the fewest that show all oddities of the competition's files.
-        write_archive(archive, patients=8, test_patients=1, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+        write_archive(
+            archive, draw_plan(patients=8, test_patients=1, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+        )
         Path("configs").mkdir()
         Path("configs/demo.yaml").write_text(yaml.safe_dump(content))
         script("preprocess", "configs/demo.yaml", "--max-failures", "1")

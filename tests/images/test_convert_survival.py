@@ -41,7 +41,9 @@ from ich.images import convert as module
 from ich.images import slice_table
 from ich.images.convert import convert, summary, verify
 from ich.images.render import STATUSES, Settings, convert_slice
-from ich.synthetic import COMMON_FORMATS, RARE_FORMATS, PixelFormat, phantom_series, to_dicom
+from ich.synthetic.archive import render_series
+from ich.synthetic.dicom_file import COMMON_FORMATS, RARE_FORMATS, PixelFormat, to_dicom
+from ich.synthetic.plan import plan_series
 
 ROOT = Path(__file__).parents[2]
 BRAIN = Settings((PRESETS["brain"],))
@@ -176,8 +178,7 @@ def test_what_a_kill_leaves_of_parts_and_table_is_no_obstacle(tmp_path, monkeypa
 
 @lru_cache
 def _phantoms():
-    _, found = phantom_series(seed=1, kinds=["subdural"], slices=20, size=64)
-    return [one.hu for one in found][4:16:3]
+    return [s.hu for s in render_series(plan_series(seed=1, kinds=["subdural"], slices=20, size=64))][4:16:3]
 
 
 def originals():

@@ -27,7 +27,8 @@ from ich.images import slice_table
 from ich.kaggle import notebook, packing
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.second_stage import inputs, train
-from ich.synthetic import FOLDER, write_archive
+from ich.synthetic.archive import FOLDER, write_archive
+from ich.synthetic.plan import draw_plan
 from ich.training import inference
 from ich.training.run_directory import Run
 
@@ -460,7 +461,9 @@ def test_the_notebook_runs_without_network(tmp_path, monkeypatch):
     Of packages all is there, so that nothing is installed into the environment of the tests.
     """
     monkeypatch.chdir(tmp_path)
-    write_archive(Path("a.zip"), patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+    write_archive(
+        Path("a.zip"), draw_plan(patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
+    )
     content = {
         "name": "tiny",
         "data": {"sources": "a.zip", "images": "images"},

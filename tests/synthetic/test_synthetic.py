@@ -12,10 +12,12 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich import synthetic
 from ich.competition.labels import LABELS
 from ich.errors import IchError
-from ich.synthetic import FOLDER, ODDITIES, PixelFormat, draw_plan, phantom_series, render_series, series_labels
+from ich.synthetic.archive import FOLDER, render_series, series_labels, write_archive
+from ich.synthetic.bleeds import VISIBLE_AREA, VISIBLE_CONTRAST
+from ich.synthetic.dicom_file import COMMON_FORMATS, RARE_FORMATS, PixelFormat, to_dicom
+from ich.synthetic.plan import ODDITIES, draw_plan, plan_series
 
 KINDS = LABELS[:-1]
 TINY = {"patients": 8, "test_patients": 1, "size": 64, "min_slices": 6, "max_slices": 6, "bleed_factor": 4.0, "seed": 5}
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # `ID
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "tiny.zip"
-    return synthetic.write_archive(path, **TINY)
+    return write_archive(path, draw_plan(**TINY))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_labels_are_those_of_the_slices_and_any_is_their_or(archive, plans):
 
 
 def test_bytes_depend_on_neither_the_run_nor_the_number_of_jobs(archive, tmp_path):
-    again = synthetic.write_archive(tmp_path / "again.zip", jobs=2, **TINY)
+    again = write_archive(tmp_path / "again.zip", draw_plan(**TINY), jobs=2)
     assert again.path.read_bytes() == archive.path.read_bytes()
     assert again.oddities == archive.oddities
 
@@ -151,7 +153,7 @@ def test_settings_that_make_no_scan_are_refused(wrong, message):
 
 def test_no_process_is_refused(tmp_path):
     with pytest.raises(IchError, match="1 process or more"):
-        synthetic.write_archive(tmp_path / "never.zip", jobs=0)
+        write_archive(tmp_path / "never.zip", [], jobs=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +252,7 @@ def test_a_file_decodes_to_the_rendered_hu(archive, plans):
         if oddity == "truncated":
             continue
         series, plan = plans[uid]
-        rendered = next(s for s in render_series(series) if s.uid == uid)
+        rendered = next(r for s, r in zip(series.slices, render_series(series), strict=True) if s.uid == uid)
         found = plain_hu(read(archive, members[0]))
         if plan.stored_as.wrapped:
             raw = found - plan.stored_as.intercept
@@ -276,10 +278,10 @@ def test_padding_lies_outside_the_circle_and_nowhere_else(archive, headers):
 
 
 @pytest.mark.parametrize("explicit", [True, False])
-@pytest.mark.parametrize("stored_as", [*synthetic.COMMON_FORMATS, *synthetic.RARE_FORMATS])
+@pytest.mark.parametrize("stored_as", [*COMMON_FORMATS, *RARE_FORMATS])
 def test_a_format_holds_its_range_and_clips_what_lies_beyond(stored_as, explicit):
     hu = np.linspace(-32768, 32767, 63).astype(np.int16).reshape(7, 9)
-    found = plain_hu(synthetic.to_dicom(hu, stored_as=stored_as, explicit=explicit))
+    found = plain_hu(to_dicom(hu, stored_as=stored_as, explicit=explicit))
     assert np.array_equal(found, np.clip(hu.astype(np.int32), *stored_as.hu_range))
 
 
@@ -299,35 +301,35 @@ def test_the_wrapped_format_is_mended_by_adding_1000_modulo_4096(intercept):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bleed_is_brighter_than_the_same_slice_without(kind):
-    plan, slices = phantom_series(seed=3, kinds=(kind,), slices=14, size=96)
+    plan = plan_series(seed=3, kinds=(kind,), slices=14, size=96)
     healthy = list(render_series(replace(plan, bleeds=())))
     column = LABELS.index(kind)
-    labelled = 0
-    for with_blood, without in zip(slices, healthy, strict=True):
+    labeled = 0
+    for with_blood, without in zip(render_series(plan), healthy, strict=True):
         assert not without.labels.any()
         difference = with_blood.hu.astype(int) - without.hu
         if with_blood.labels[column]:
-            labelled += 1
-            brighter = difference >= synthetic.VISIBLE_CONTRAST - 2
-            assert brighter.sum() * plan.slices[0].spacing ** 2 > 0.5 * synthetic.VISIBLE_AREA
+            labeled += 1
+            brighter = difference >= VISIBLE_CONTRAST - 2
+            assert brighter.sum() * plan.slices[0].spacing ** 2 > 0.5 * VISIBLE_AREA
             blood = np.median(with_blood.hu[difference > 20]) if (difference > 20).any() else 50
             assert 35 < blood < 90
         assert with_blood.labels[-1] == with_blood.labels[:-1].max()
-    assert 2 <= labelled < len(healthy)
+    assert 2 <= labeled < len(healthy)
 
 
 def test_a_label_does_not_depend_on_the_image_size():
     labels = [
-        np.stack([s.labels for s in phantom_series(seed=1, kinds=("subdural",), slices=8, size=size)[1]])
+        np.stack([s.labels for s in render_series(plan_series(seed=1, kinds=("subdural",), slices=8, size=size))])
         for size in (64, 160)
     ]
     assert np.array_equal(*labels)
 
 
-def test_calcifications_are_bright_and_not_labelled():
+def test_calcifications_are_bright_and_not_labeled():
     brightest = 0
     for seed in range(6):
-        for s in phantom_series(seed=seed, slices=16, size=160)[1]:
+        for s in render_series(plan_series(seed=seed, kinds=(), slices=16, size=160)):
             assert not s.labels.any()
             middle = s.hu[60:100, 60:100]
             if (middle < 60).mean() > 0.9:  # brain and ventricles, no skull base
@@ -336,7 +338,7 @@ def test_calcifications_are_bright_and_not_labelled():
 
 
 def test_a_head_has_the_hu_of_a_head():
-    middle = list(phantom_series(seed=2, slices=20, size=128)[1])[12].hu
+    middle = list(render_series(plan_series(seed=2, kinds=(), slices=20, size=128)))[12].hu
     shares = {
         "air": (middle < -900).mean(),
         "brain": ((middle > 15) & (middle < 55)).mean(),
@@ -349,16 +351,17 @@ def test_a_head_has_the_hu_of_a_head():
 
 
 def test_the_slices_cover_the_head_from_the_base_to_above_the_vertex():
-    slices = list(phantom_series(seed=4, slices=16, size=64)[1])
+    plan = plan_series(seed=4, kinds=(), slices=16, size=64)
+    slices = list(render_series(plan))
     bone = [(s.hu > 400).sum() for s in slices]
     assert bone[-1] < max(bone) / 3
     assert (slices[0].hu > -200).sum() > 64 * 64 / 6
-    assert np.diff([s.position[2] for s in slices]).min() > 0
+    assert np.diff([plan.position(s)[2] for s in plan.slices]).min() > 0
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(IchError, match="'any'; there are epidural"):
-        phantom_series(kinds=("any",))
+        plan_series(seed=0, kinds=("any",), slices=8, size=64)
 
 
 # --- the script ---------------------------------------------------------------------------------------------------

@@ -1,16 +1,14 @@
-"""The five kinds of bleeding: where each lies, which shape gives it away, and when a slice counts as showing it."""
+"""The five subtypes of bleeding: place, shape, and when a slice counts as positive."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ich.competition.labels import LABELS
+from ich.competition.labels import ANY, LABELS
 from ich.synthetic.head import WIDEST_Z, Head, Tissue, ellipsoid, step
 
-KINDS = tuple(label for label in LABELS if label != "any")
-
-# A slice is labelled with a kind where blood of that kind brightens at least VISIBLE_AREA of it, not necessarily in one
+# A slice is labeled with a kind where blood of that kind brightens at least VISIBLE_AREA of it, not necessarily in one
 # piece, by at least VISIBLE_CONTRAST over the same slice without blood and without noise. The noise is 4 to 6 HU.
 VISIBLE_CONTRAST = 10.0  # HU
 VISIBLE_AREA = 50.0  # mm²
@@ -25,7 +23,7 @@ class Bleed:
     Args:
         kind: one of the five labels.
         form: the shape, a key of `FORMS`.
-        centre: its middle.
+        center: its middle.
         size: half its extent along x, y and z; along the bone for those that lie on it.
         thickness: of a layer on the bone or the falx; how far blood swells a sulcus or a ventricle.
         hu: of its middle; clotted blood has 50 to 80.
@@ -33,14 +31,15 @@ class Bleed:
 
     kind: str
     form: str
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     size: tuple[float, float, float]
     thickness: float
     hu: float
 
     def aged(self) -> "Bleed":
-        """The same bleed in a later scan: smaller, and paler as haemoglobin is broken down."""
-        return replace(self, size=tuple(0.88 * s for s in self.size), thickness=0.85 * self.thickness, hu=self.hu - 6)
+        """The same bleed in a later scan: smaller, and paler as hemoglobin is broken down."""
+        x, y, z = self.size
+        return replace(self, size=(0.88 * x, 0.88 * y, 0.88 * z), thickness=0.85 * self.thickness, hu=self.hu - 6)
 
     def push(self) -> float:
         """How far it moves the brain across the midline, mm."""
@@ -51,12 +50,12 @@ class Bleed:
 
 def _ends(t: Tissue, b: Bleed) -> np.ndarray:
     """From 1 in the middle to 0 beyond the last slices: blood grows paler there, as it fills less of the slice."""
-    return np.clip(2.2 * (1 - ((t.z - b.centre[2]) / b.size[2]) ** 2), 0, 1)
+    return np.clip(2.2 * (1 - ((t.z - b.center[2]) / b.size[2]) ** 2), 0, 1)
 
 
 def _lens(t: Tissue, b: Bleed) -> np.ndarray:
     """Biconvex: bone on one side, stripped dura bulging inwards on the other, held by the sutures."""
-    cx, cy, cz = b.centre[0], b.centre[1], b.centre[2] - WIDEST_Z
+    cx, cy, cz = b.center[0], b.center[1], b.center[2] - WIDEST_Z
     z = t.z - np.float32(WIDEST_Z)
     cosine = (t.x * cx + t.y * cy + z * cz) / (np.sqrt(t.x**2 + t.y**2 + z * z) * np.sqrt(cx**2 + cy**2 + cz**2) + 1e-3)
     along = _REACH**2 * 2 * (1 - np.clip(cosine, -1, 1))
@@ -65,37 +64,37 @@ def _lens(t: Tissue, b: Bleed) -> np.ndarray:
 
 def _crescent(t: Tissue, b: Bleed) -> np.ndarray:
     """Along the inner table, crossing sutures but not the midline, of even thickness until its ends."""
-    turn = np.arctan2(t.y, t.x) - np.arctan2(b.centre[1], b.centre[0])
+    turn = np.arctan2(t.y, t.x) - np.arctan2(b.center[1], b.center[0])
     turn = np.abs((turn + np.pi) % (2 * np.pi) - np.pi)
-    q = (_REACH * turn / b.size[1]) ** 2 + ((t.z - b.centre[2]) / b.size[2]) ** 2
+    q = (_REACH * turn / b.size[1]) ** 2 + ((t.z - b.center[2]) / b.size[2]) ** 2
     thickness = b.thickness * (1 - np.clip(q, 0, 2) ** 2) + 0.8 * t.grain
-    return np.minimum(thickness - t.depth, np.sign(b.centre[0]) * t.x - 2)
+    return np.minimum(thickness - t.depth, np.sign(b.center[0]) * t.x - 2)
 
 
 def _along_falx(t: Tissue, b: Bleed) -> np.ndarray:
     """One flat side on the falx, the other on the brain."""
-    q = ((t.y - b.centre[1]) / b.size[1]) ** 2 + ((t.z - b.centre[2]) / b.size[2]) ** 2
-    side = np.sign(b.centre[0]) * t.x
+    q = ((t.y - b.center[1]) / b.size[1]) ** 2 + ((t.z - b.center[2]) / b.size[2]) ** 2
+    side = np.sign(b.center[0]) * t.x
     return np.minimum(b.thickness * (1 - np.clip(q, 0, 2)) - side, side + 0.3)
 
 
 def _in_sulci(t: Tissue, b: Bleed) -> np.ndarray:
     """Blood in place of CSF, within reach of its source."""
-    return np.minimum(t.csf + b.thickness, ellipsoid((t.x, t.y, t.z), b.centre, b.size) + 4 * t.grain)
+    return np.minimum(t.csf + b.thickness, ellipsoid((t.x, t.y, t.z), b.center, b.size) + 4 * t.grain)
 
 
 def _blob(t: Tissue, b: Bleed) -> np.ndarray:
-    return ellipsoid((t.x, t.y, t.z), b.centre, b.size) + np.float32(0.13 * min(b.size)) * t.grain
+    return ellipsoid((t.x, t.y, t.z), b.center, b.size) + np.float32(0.13 * min(b.size)) * t.grain
 
 
 def _in_ventricles(t: Tissue, b: Bleed) -> np.ndarray:
     """A cast of the ventricles within reach of its source; see `_layered` for blood that has sunk."""
-    return np.minimum(t.ventricle + b.thickness, ellipsoid((t.x, t.y, t.z), b.centre, b.size) + 2 * t.grain)
+    return np.minimum(t.ventricle + b.thickness, ellipsoid((t.x, t.y, t.z), b.center, b.size) + 2 * t.grain)
 
 
 def _layered(t: Tissue, b: Bleed) -> np.ndarray:
     """Sunk to the back, where a patient lies on: a level across the occipital horns."""
-    return np.minimum(_in_ventricles(t, b), t.y - np.float32(b.centre[1] - 14))
+    return np.minimum(_in_ventricles(t, b), t.y - np.float32(b.center[1] - 14))
 
 
 FORMS: dict[str, Callable[[Tissue, Bleed], np.ndarray]] = {
@@ -111,7 +110,7 @@ FORMS: dict[str, Callable[[Tissue, Bleed], np.ndarray]] = {
 
 def reaches(bleed: Bleed, low: float, high: float) -> bool:
     """Whether a slice that spans these heights may hold some of a bleed; 4 mm allow for the bending of the brain."""
-    return bleed.centre[2] - bleed.size[2] - 4 < high and bleed.centre[2] + bleed.size[2] + 4 > low
+    return bleed.center[2] - bleed.size[2] - 4 < high and bleed.center[2] + bleed.size[2] + 4 > low
 
 
 def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -128,7 +127,7 @@ def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str,
             continue
         inside = FORMS[bleed.form](tissue, bleed)
         share = cavity * _ends(tissue, bleed) * step(inside, 1.3 * tissue.edge)
-        if bleed.form == "blob":  # oedema, and serum that a clot presses out
+        if bleed.form == "blob":  # edema, and serum that a clot presses out
             rim = (
                 cavity
                 * step(inside + 0.28 * min(bleed.size) + 1.5, 3.0)
@@ -147,7 +146,7 @@ def visible(brighter: dict[str, np.ndarray], pixel_area: float) -> np.ndarray:
     """The six labels of a slice, int8, from what `pour` returned; `pixel_area` in mm²."""
     seen = [
         kind in brighter and float((brighter[kind] >= VISIBLE_CONTRAST).sum()) * pixel_area >= VISIBLE_AREA
-        for kind in KINDS
+        for kind in LABELS[:ANY]
     ]
     return np.array([*seen, any(seen)], np.int8)
 
@@ -163,30 +162,30 @@ def _on_bone(head: Head, side: float, degrees: float, z: float) -> tuple[float, 
 
 def epidural(head: Head, rng: np.random.Generator) -> Bleed:
     extent = rng.uniform(27, 40)
-    centre = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-45, 50), rng.uniform(28, 55))
-    return Bleed("epidural", "lens", centre, (extent, extent, extent), rng.uniform(13, 23), rng.uniform(60, 74))
+    center = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-45, 50), rng.uniform(28, 55))
+    return Bleed("epidural", "lens", center, (extent, extent, extent), rng.uniform(13, 23), rng.uniform(60, 74))
 
 
 def subdural(head: Head, rng: np.random.Generator) -> Bleed:
     if rng.random() < 0.15:
-        centre = (float(rng.choice((-1, 1))), float(rng.uniform(-20, 40)), float(rng.uniform(60, 72)))
+        center = (float(rng.choice((-1, 1))), float(rng.uniform(-20, 40)), float(rng.uniform(60, 72)))
         size = (8, rng.uniform(38, 55), rng.uniform(18, 27))
-        return Bleed("subdural", "along_falx", centre, size, rng.uniform(4.5, 7), rng.uniform(62, 74))
-    centre = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-25, 25), rng.uniform(42, 60))
+        return Bleed("subdural", "along_falx", center, size, rng.uniform(4.5, 7), rng.uniform(62, 74))
+    center = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-25, 25), rng.uniform(42, 60))
     size = (10, rng.uniform(65, 100), rng.uniform(26, 42))
-    return Bleed("subdural", "crescent", centre, size, rng.uniform(5.5, 12), rng.uniform(56, 72))
+    return Bleed("subdural", "crescent", center, size, rng.uniform(5.5, 12), rng.uniform(56, 72))
 
 
 def aneurysmal(head: Head, rng: np.random.Generator) -> Bleed:
-    centre = (float(rng.uniform(-12, 12)), float(rng.uniform(-16, -4)), float(rng.uniform(14, 22)))
+    center = (float(rng.uniform(-12, 12)), float(rng.uniform(-16, -4)), float(rng.uniform(14, 22)))
     size = (rng.uniform(45, 58), rng.uniform(38, 52), rng.uniform(22, 36))
-    return Bleed("subarachnoid", "in_sulci", centre, size, rng.uniform(0.9, 1.6), rng.uniform(62, 74))
+    return Bleed("subarachnoid", "in_sulci", center, size, rng.uniform(0.9, 1.6), rng.uniform(62, 74))
 
 
 def convexity(head: Head, rng: np.random.Generator) -> Bleed:
-    centre = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-60, 45), rng.uniform(30, 65))
+    center = _on_bone(head, rng.choice((-1, 1)), rng.uniform(-60, 45), rng.uniform(30, 65))
     size = (rng.uniform(24, 34), rng.uniform(30, 44), rng.uniform(18, 30))
-    return Bleed("subarachnoid", "in_sulci", centre, size, rng.uniform(0.9, 1.5), rng.uniform(62, 74))
+    return Bleed("subarachnoid", "in_sulci", center, size, rng.uniform(0.9, 1.5), rng.uniform(62, 74))
 
 
 def deep(head: Head, rng: np.random.Generator) -> Bleed:
@@ -212,9 +211,9 @@ def intraventricular(head: Head, rng: np.random.Generator) -> Bleed:
         return Bleed(
             "intraventricular", "layered", (0, 46, 38), (40, 40, 24), rng.uniform(0.5, 1.3), rng.uniform(58, 72)
         )
-    centre = (float(rng.normal(0, 9)), float(rng.uniform(-8, 18)), float(rng.uniform(34, 44)))
+    center = (float(rng.normal(0, 9)), float(rng.uniform(-8, 18)), float(rng.uniform(34, 44)))
     size = (rng.uniform(20, 32), rng.uniform(36, 55), rng.uniform(22, 34))
-    return Bleed("intraventricular", "in_ventricles", centre, size, rng.uniform(0.5, 1.3), rng.uniform(58, 74))
+    return Bleed("intraventricular", "in_ventricles", center, size, rng.uniform(0.5, 1.3), rng.uniform(58, 74))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a phantom's HU become a DICOM file like the competition's."""
+"""Write a phantom's HU as a DICOM file like the competition's."""
 
 import hashlib
 import io
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """How HU are stored. `wrapped` is the archive's accident: the stored value is HU modulo 4096."""
+    """A storage format of HU; `wrapped` stores HU modulo 4096, as some of the archive's files do by accident."""
 
     bits_stored: int = 12
     signed: bool = False
@@ -36,7 +36,7 @@ class PixelFormat:
         return max(low, -32768), min(high, 32767)
 
     def store(self, hu: np.ndarray) -> np.ndarray:
-        """HU, int16, to stored values, uint16 or int16 of the same shape; HU out of range become the nearest in it."""
+        """Convert HU, int16, to stored values, uint16 or int16 of the same shape; clips to `hu_range`."""
         clipped = np.clip(hu.astype(np.int32), *self.hu_range)
         stored = clipped % 4096 if self.wrapped else clipped - self.intercept
         return stored.astype(np.int16 if self.signed else np.uint16)
@@ -61,19 +61,19 @@ def to_dicom(
     explicit: bool = True,
     truncated: bool = False,
 ) -> bytes:
-    """A DICOM file with the tags of the competition's, in their order and spelling.
+    """Write a DICOM file with the competition's tags, in their order and spelling.
 
     Args:
-        hu: int16, shape (rows, columns); what the format cannot hold becomes the nearest that it can.
+        hu: int16, shape (rows, columns); clipped to the format's range.
         window: center and width as text; ("36", "80", "36", "80") is a multi-valued one.
         explicit: explicit or implicit value representations; little endian both.
         truncated: leave out the last two fifths of the pixel data.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.826.0.1." + str(int(hashlib.sha256(uid.encode()).hexdigest()[:10], 16))
+    meta.MediaStorageSOPInstanceUID = UID(f"1.2.826.0.1.{int(hashlib.sha256(uid.encode()).hexdigest()[:10], 16)}")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
-    meta.ImplementationClassUID = "1.2.3.4"  # fixed: a library's own would change with its version
+    meta.ImplementationClassUID = UID("1.2.3.4")  # fixed: pydicom's own changes with its version
     meta.ImplementationVersionName = "PHANTOM"
     centers, widths = list(window[0::2]), list(window[1::2])
     with pydicom.config.disable_value_validation():  # `ID_…` is no valid UID, in the real files either

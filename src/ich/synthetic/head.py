@@ -1,12 +1,12 @@
 """A phantom head: tissue by analytic distances and noise fields, evaluated on one slice plane at a time.
 
-Head coordinates are millimetres: x to the patient's left, y to the back, z to the vertex; the origin lies in the middle
+Head coordinates are millimeters: x to the patient's left, y to the back, z to the vertex; the origin lies in the middle
 of the cranial cavity at the level of the orbitomeatal line. Distances are positive inside a structure, and only
-approximate: good to a fraction of a millimetre at a border, which is where they count.
+approximate: good to a fraction of a millimeter at a border, which is where they count.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -17,7 +17,7 @@ WIDEST_Z = 35.0  # the level, in mm, where the cranial cavity is widest
 LOWEST_Z = -30.0  # the foramen magnum, below which no scan of ours reaches
 
 # Mean HU of the tissues at 120 kV, as in radiology's textbooks.
-AIR, FAT, SKIN, MUSCLE, CSF, WHITE_MATTER, GREY_MATTER, BLOOD_POOL = -1000, -90, 25, 55, 7, 28, 37, 52
+AIR, FAT, SKIN, MUSCLE, CSF, WHITE_MATTER, GRAY_MATTER, BLOOD_POOL = -1000, -90, 25, 55, 7, 28, 37, 52
 CORTICAL_BONE, DIPLOE, CALCIFICATION = 1350, 650, 220
 
 _VOXEL = 4.0  # mm between samples of a noise volume; the shortest wave in it is about 18 mm
@@ -44,36 +44,35 @@ class Head:
     scalp: float
     atrophy: float
     ventricles: float  # factor on their radii
-    calcified: tuple[bool, bool, bool]  # pineal gland, choroid plexus, falx
+    calcified: tuple[bool, ...]  # pineal gland, choroid plexus, falx
     sulci: np.ndarray  # noise volumes, float32, unit variance
     warp: np.ndarray
     grain: np.ndarray
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, noise: bool = True) -> "Head":
-        """A patient. Without `noise`, only the measures: enough to place a bleed, not to render."""
+        """Draw a patient; without `noise` volumes, enough to place a bleed, not to render."""
         atrophy = rng.uniform(0, 1)
         scale = rng.normal(1, 0.035)
-        measures = {
-            "half_width": scale * rng.normal(68, 2.0),
-            "half_length": scale * rng.normal(84, 2.0),
-            "height": scale * rng.normal(61, 2.0),
-            "skull": rng.uniform(4.5, 7.5),
-            "scalp": rng.uniform(4, 8),
-            "atrophy": atrophy,
-            "ventricles": 0.95 + 0.6 * atrophy + rng.uniform(-0.1, 0.15),
-            "calcified": tuple((rng.random(3) < (0.6, 0.5, 0.25)).tolist()),
-        }
-        if not noise:
-            nothing = np.empty(0, np.float32)
-            return cls(**measures, sulci=nothing, warp=nothing, grain=nothing)
-        white = rng.standard_normal((5, *_NOISE_SHAPE), dtype=np.float32)
-        return cls(
-            **measures,
-            sulci=_band(white[0], 4.2, 8.0),
-            warp=np.stack([_band(white[i], 14.0, None) for i in (1, 2, 3)]),
-            grain=_band(white[4], 4.0, 9.0),
+        nothing = np.empty(0, np.float32)
+        head = cls(
+            half_width=scale * rng.normal(68, 2.0),
+            half_length=scale * rng.normal(84, 2.0),
+            height=scale * rng.normal(61, 2.0),
+            skull=rng.uniform(4.5, 7.5),
+            scalp=rng.uniform(4, 8),
+            atrophy=atrophy,
+            ventricles=0.95 + 0.6 * atrophy + rng.uniform(-0.1, 0.15),
+            calcified=tuple((rng.random(3) < (0.6, 0.5, 0.25)).tolist()),
+            sulci=nothing,
+            warp=nothing,
+            grain=nothing,
         )
+        if not noise:
+            return head
+        white = rng.standard_normal((5, *_NOISE_SHAPE), dtype=np.float32)
+        warp = np.stack([_band(volume, 14.0, None) for volume in white[1:4]])
+        return replace(head, sulci=_band(white[0], 4.2, 8.0), warp=warp, grain=_band(white[4], 4.0, 9.0))
 
 
 def _band(white: np.ndarray, fine: float, coarse: float | None) -> np.ndarray:
@@ -93,7 +92,7 @@ class Plane:
     along_columns: np.ndarray  # from the first to past the last row
 
     def points(self, rows: int, columns: int) -> np.ndarray:
-        """Head coordinates of the pixel centres of a rows x columns raster: float32, shape (3, rows, columns)."""
+        """Head coordinates of the pixel centers of a rows x columns raster: float32, shape (3, rows, columns)."""
         right = ((np.arange(columns, dtype=np.float32) + 0.5) / columns)[None, None, :]
         down = ((np.arange(rows, dtype=np.float32) + 0.5) / rows)[None, :, None]
         corner, u, v = (
@@ -127,9 +126,9 @@ def step(distance: np.ndarray, edge: float) -> np.ndarray:
     return np.clip(share, 0, 1, out=share)
 
 
-def ellipsoid(p: tuple, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+def ellipsoid(p: tuple, center: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
     """Distance to an ellipsoid's surface, scaled by its smallest radius."""
-    q = sum(((a - c) / r) ** 2 for a, c, r in zip(p, map(np.float32, centre), map(np.float32, radii), strict=True))
+    q = sum(((a - c) / r) ** 2 for a, c, r in zip(p, map(np.float32, center), map(np.float32, radii), strict=True))
     return (1 - np.sqrt(q)) * np.float32(min(radii))
 
 
@@ -201,7 +200,7 @@ def render(head: Head, plane: Plane, shape: tuple[int, int], shift: tuple | None
     """The tissues of a slice, on a raster of `shape` (rows, columns).
 
     Args:
-        shift: what a bleed pushes aside: its centre (mm) and how far it moves the brain across the midline (mm).
+        shift: what a bleed pushes aside: its center (mm) and how far it moves the brain across the midline (mm).
     """
     x, y, z = plane.points(*shape)
     wx, wy, wz, folds, grain = _sample([*head.warp, head.sulci, head.grain], plane, shape)
@@ -250,13 +249,13 @@ def _paint_outside(
     _paint(hu, under * (0.8 + 0.2 * step(np.abs(folds) * 9 - 1.0, 2)), MUSCLE)
     face = step(-base, 3.0) * step(skin - 4, 3) * step(-y - 5 - 0.3 * ax, 6)
     walls = np.abs(folds) * 4 + np.abs(grain) * 2 - 1.0
-    for centre, radii, cells in (
+    for center, radii, cells in (
         ((0, -58, -6), (15, 30, 22), 1.0),  # ethmoid and nasal cavity
         ((0, -20, -8), (14, 13, 11), 0.3),  # sphenoid sinus
         ((29, -60, -34), (15, 17, 15), 0.0),  # maxillary sinuses
         ((12, 3.5 - head.half_length, 15), (11, 5.5, 9), 0.2),  # frontal sinuses
     ):
-        cavity = ellipsoid((ax, y, z), centre, radii)
+        cavity = ellipsoid((ax, y, z), center, radii)
         _paint(hu, face * step(cavity + 3.0, edge), 900)
         air = np.minimum(cavity, walls) if cells == 1.0 else cavity + cells * grain
         _paint(hu, face * step(air, edge), AIR)
@@ -345,7 +344,7 @@ def _paint_brain(
     fourth = ellipsoid(mirrored, (0, 37, -3), (7.5 * v, 5 * v, 10)) - 0.08 * ax * ax * (y < 36)
     inner = np.maximum(np.maximum(lateral, third), fourth)
 
-    grey = np.maximum.reduce([
+    gray = np.maximum.reduce([
         3.6 - (depth - gap),
         np.minimum(opening + 3.0 - to_sulcus, 24 - vault) - 4 * hind,
         ellipsoid(mirrored, (24, -8, 36), (6.5, 16, 12)),  # lentiform nucleus
@@ -353,7 +352,7 @@ def _paint_brain(
         np.minimum(_tube(squeezed, ((17, -30, 39, 4.5), (13.5, -12, 45, 3.8), (15, 4, 53, 2.5))), -lateral),  # caudate
         3 - np.abs(ellipsoid(mirrored, (40, -2, 32), (9, 22, 18))) - 0.8,  # insular cortex
     ])  # fmt: skip
-    tissue = WHITE_MATTER + (GREY_MATTER - WHITE_MATTER) * step(grey, 3.0)
+    tissue = WHITE_MATTER + (GRAY_MATTER - WHITE_MATTER) * step(gray, 3.0)
     tissue += hind * (34 + 1.5 * np.sin(folds * 3 + z) - tissue)
     tissue += 7 * np.exp(-np.maximum(depth, 0) / 4)  # beam hardening under the skull
     _paint(hu, cavity, tissue)

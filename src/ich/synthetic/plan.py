@@ -1,20 +1,21 @@
-"""The plan of an archive: who is scanned, how, what they bleed, and which oddity each file has. Nothing is rendered."""
+"""Plan an archive before rendering: its patients, scanner settings, bleeds, and the oddities of its files."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 
 from ich.errors import IchError
-from ich.synthetic.bleeds import BY_KIND, CAUSES, Bleed
+from ich.synthetic.bleeds import BY_KIND, CAUSES, Bleed, Cause
 from ich.synthetic.dicom_file import COMMON_FORMATS, RARE_FORMATS, PixelFormat
 from ich.synthetic.head import LOWEST_Z, WIDEST_Z, Head, Plane
 
-# What the real archive has and a reader must survive. All occur in an archive of at least 8 train patients; a smaller
-# one may lack some of the pixel formats. All but the first five are in the train set alone.
+# Irregularities of the real archive that a reader must handle. All occur in an archive of at least 8 train patients; a
+# smaller one may lack some of the pixel formats. All but the first five are in the train set only.
 ODDITIES: dict[str, str] = {
     "tilted": "gantry tilt: ImageOrientationPatient is not axial and z is not the distance along the slice normal",
     "multi-valued window": "WindowCenter and WindowWidth are ['00036', '00036'] and the like",
@@ -48,7 +49,7 @@ class SlicePlan:
 
 @dataclass(frozen=True, slots=True)
 class SeriesPlan:
-    """A series before it is rendered: small, and all that rendering needs."""
+    """A series before it is rendered."""
 
     split: str  # train or test
     patient_id: str
@@ -74,15 +75,15 @@ class SeriesPlan:
         return (1.0, 0.0, 0.0, 0.0, float(np.cos(self.tilt)), float(-np.sin(self.tilt)))
 
     def position(self, s: SlicePlan) -> tuple[float, float, float]:
-        """ImagePositionPatient: the centre of the first pixel, mm. The table moves along z, tilted or not."""
+        """ImagePositionPatient: the center of the first pixel, mm. The table moves along z, tilted or not."""
         width, height = (s.columns - 1) * s.spacing, (s.rows - 1) * s.spacing
         return -width / 2, -height / 2 * np.cos(self.tilt), s.table + height / 2 * np.sin(self.tilt)
 
     @property
     def shift(self) -> tuple[tuple[float, float, float], float] | None:
-        """What pushes the midline aside and by how many mm: the largest bleed alone, and 7 mm at most."""
+        """The center of the largest bleed and by how many mm it shifts the midline, 7 at most; None without bleeds."""
         largest = max(self.bleeds, key=Bleed.push, default=None)
-        return None if largest is None else (largest.centre, min(largest.push(), 7.0))
+        return None if largest is None else (largest.center, min(largest.push(), 7.0))
 
     def plane(self, s: SlicePlan) -> Plane:
         """The slice in head coordinates."""
@@ -105,7 +106,7 @@ def draw_plan(
     min_slices: int = 20,
     max_slices: int = 40,
 ) -> list[SeriesPlan]:
-    """Who is scanned, how, and what they bleed. Renders nothing.
+    """Draw patients, scanner settings and bleeds of an archive.
 
     Args:
         patients: in the train set; about one in seven has two studies.
@@ -116,7 +117,7 @@ def draw_plan(
         min_slices, max_slices: in a series. All series reach from the skull base to above the vertex.
 
     Raises:
-        IchError: an argument makes no scan.
+        IchError: an argument is out of range.
     """
     if patients < 1 or test_patients < 0:
         raise IchError(
@@ -130,16 +131,15 @@ def draw_plan(
         raise IchError(f"a series needs 2 slices or more and min <= max, got {min_slices} to {max_slices}")
     if not (np.isfinite(bleed_factor) and bleed_factor >= 0):
         raise IchError(f"the bleed factor must be a number of 0 or more, got {bleed_factor}")
-    everyone = patients + test_patients
-    struck = _who_bleeds(everyone, patients, bleed_factor, np.random.default_rng([seed, 0]))
+    causes = _causes(patients, test_patients, bleed_factor, np.random.default_rng([seed, 0]))
     series: list[SeriesPlan] = []
-    for i in range(everyone):
+    for i, of_patient in enumerate(causes):
         rng = np.random.default_rng([seed, 1, i])
         patient = f"ID_{_hex(8, seed, i)}"
         split = "train" if i < patients else "test"
         anatomy = int(rng.integers(2**31))
         head = Head.draw(np.random.default_rng(anatomy), noise=False)
-        bleeds = _bleeds_of(head, [CAUSES[cause] for cause in struck[i]], rng)
+        bleeds = _bleeds_of(head, of_patient, rng)
         studies = 2 if rng.random() < 0.15 else 1
         for study in range(studies):
             key = (seed, i, study)
@@ -150,10 +150,12 @@ def draw_plan(
 
 
 def plan_series(*, seed: int, kinds: Sequence[str], slices: int, size: int) -> SeriesPlan:
-    """One scan with a bleed of each kind that is named.
+    """Plan one scan with a bleed of each named subtype.
+
+    `dataclasses.replace(plan, bleeds=())` is the same scan, noise included, without blood.
 
     Raises:
-        IchError: a kind is not one of the five.
+        IchError: an unknown subtype.
     """
     for kind in kinds:
         if kind not in BY_KIND:
@@ -166,29 +168,29 @@ def plan_series(*, seed: int, kinds: Sequence[str], slices: int, size: int) -> S
 
 
 def _hex(digits: int, *key: object) -> str:
-    """The same digits for the same key, on every machine; for different keys, different ones in all likelihood."""
+    """Return hexadecimal digits of a hash of the key, the same on every machine."""
     return hashlib.sha256(repr(key).encode()).hexdigest()[:digits]
 
 
-def _who_bleeds(everyone: int, patients: int, factor: float, rng: np.random.Generator) -> list[list[str]]:
-    """The causes that strike each patient.
+def _causes(patients: int, test_patients: int, factor: float, rng: np.random.Generator) -> list[list[Cause]]:
+    """Draw the causes of bleeding of each patient, the train set's first.
 
-    Each strikes as many patients of a split as its share says, to the next whole number, and only who is drawn: in an
-    archive of 40 patients, independent draws would leave the prevalences to chance.
+    Each cause has its share of a split's patients, rounded at random, and only who they are is drawn: in an archive of
+    40 patients, independent draws would leave the prevalences to chance.
     """
-    struck: list[list[str]] = [[] for _ in range(everyone)]
+    of_patient: list[list[Cause]] = [[] for _ in range(patients + test_patients)]
     for name, cause in CAUSES.items():
         power = factor**2 if name == "blow" else factor
         share = 1 - (1 - cause.share) ** power
-        for start, stop in ((0, patients), (patients, everyone)):
+        for start, stop in ((0, patients), (patients, len(of_patient))):
             count = int(share * (stop - start) + rng.random())
             for i in rng.permutation(np.arange(start, stop))[:count]:
-                struck[i].append(name)
-    return struck
+                of_patient[i].append(cause)
+    return of_patient
 
 
-def _bleeds_of(head: Head, causes: Sequence, rng: np.random.Generator) -> tuple[Bleed, ...]:
-    """At most one bleed of each form: two causes may agree on the kind."""
+def _bleeds_of(head: Head, causes: Sequence[Cause], rng: np.random.Generator) -> tuple[Bleed, ...]:
+    """Draw at most one bleed of each form: two causes may share one."""
     bleeds: dict[str, Bleed] = {}
     for cause in causes:
         drawn = [cause.always(head, rng)]
@@ -199,7 +201,7 @@ def _bleeds_of(head: Head, causes: Sequence, rng: np.random.Generator) -> tuple[
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Head to patient coordinates: turned about z, x and y, in radians."""
+    """Return the 3 x 3 rotation from head to patient coordinates about z, x and y, in radians."""
     (cz, sz), (cx, sx), (cy, sy) = ((np.cos(a), np.sin(a)) for a in (yaw, pitch, roll))
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -219,7 +221,7 @@ def _draw_series(
     size: int,
     tilted: bool = False,
 ) -> SeriesPlan:
-    """How a patient lies in the scanner and what it is set to; `tilted` asks for what is else left to chance."""
+    """Draw the patient's position and the scanner's settings; `tilted` forces a gantry tilt, else drawn."""
     tilt = float(np.deg2rad(rng.uniform(6, 16))) if rng.random() < 0.4 or tilted else 0.0
     rotation = _rotation(*np.deg2rad(rng.normal((0, 0, 0), (5, 2.5, 2))) + np.array([0, -tilt, 0]))
     spacing = float(rng.choice([0.449219, 0.468750, 0.488281, 0.494863])) * 512 / size
@@ -258,9 +260,9 @@ def _draw_series(
 
 
 def _with_oddities(plan: list[SeriesPlan], size: int, rng: np.random.Generator) -> list[SeriesPlan]:
-    """Deal the archive's oddities to the train series, each to the next of a shuffled order, and note them all."""
+    """Give each oddity to the next train series of a shuffled order, and name all oddities of each slice."""
     order = cycle(rng.permutation([i for i, series in enumerate(plan) if series.split == "train"]).tolist())
-    for make in (
+    edits: list[Callable[[SeriesPlan], SeriesPlan]] = [
         lambda series: _stored(series, COMMON_FORMATS[1], padded=True, window=("30", "80")),
         lambda series: _stored(series, COMMON_FORMATS[0], window=("00036", "00080", "00036", "00080")),
         *(partial(_stored, stored_as=rare, padded=rare.bits_stored == 16) for rare in RARE_FORMATS),
@@ -269,11 +271,12 @@ def _with_oddities(plan: list[SeriesPlan], size: int, rng: np.random.Generator) 
         partial(_resized, rows=600 * size // 512, columns=size),
         lambda series: _rescaled(_rescaled(series, 0.55, 768 / 512), 0.75, 408 / 512),
         _with_repeat,
-        lambda series: _marked(series, 0.4, "truncated"),
-        lambda series: _marked(series, 0.6, "listed twice"),
-    ):
+        lambda series: _edited(series, 0.4, "truncated"),
+        lambda series: _edited(series, 0.6, "listed twice"),
+    ]
+    for edit in edits:
         i = next(order)
-        plan[i] = make(plan[i])
+        plan[i] = edit(plan[i])
     return [_noted(series) for series in plan]
 
 
@@ -288,36 +291,30 @@ def _resized(series: SeriesPlan, rows: int, columns: int) -> SeriesPlan:
     return replace(series, slices=tuple(replace(s, rows=rows, columns=columns) for s in series.slices))
 
 
-def _changed(series: SeriesPlan, place: float, **what: object) -> SeriesPlan:
-    """One slice changed; `place` runs from 0, the first, to 1, the last."""
+def _edited(series: SeriesPlan, place: float, *oddities: str, **changes: Any) -> SeriesPlan:
+    """Change one slice, at `place` from 0, the first, to 1, the last."""
     slices = list(series.slices)
     k = round(place * (len(slices) - 1))
-    slices[k] = replace(slices[k], **what)
+    slices[k] = replace(slices[k], oddities=(*slices[k].oddities, *oddities), **changes)
     return replace(series, slices=tuple(slices))
 
 
-def _marked(series: SeriesPlan, place: float, oddity: str) -> SeriesPlan:
-    already = series.slices[round(place * (len(series.slices) - 1))].oddities
-    return _changed(series, place, oddities=(*already, oddity))
-
-
 def _rescaled(series: SeriesPlan, place: float, factor: float) -> SeriesPlan:
-    """One slice on a raster `factor` times as fine, of the same field of view."""
+    """Put one slice on a raster `factor` times as fine, of the same field of view."""
     s = series.slices[round(place * (len(series.slices) - 1))]
     rows, columns = round(s.rows * factor), round(s.columns * factor)
-    series = _changed(series, place, rows=rows, columns=columns, spacing=s.spacing / factor)
-    return _marked(series, place, "another size")
+    return _edited(series, place, "another size", rows=rows, columns=columns, spacing=s.spacing / factor)
 
 
 def _wrapped(series: SeriesPlan) -> SeriesPlan:
-    """Five slices of the middle, some with intercept 0 and some with 1, as both exist."""
+    """Store five middle slices modulo 4096, with intercept 0 or 1, as both exist."""
     for k, intercept in enumerate((0, 0, 0, 1, 1)):
-        series = _changed(series, 0.3 + 0.1 * k, stored_as=PixelFormat(intercept=intercept, wrapped=True))
+        series = _edited(series, 0.3 + 0.1 * k, stored_as=PixelFormat(intercept=intercept, wrapped=True))
     return series
 
 
 def _with_repeat(series: SeriesPlan) -> SeriesPlan:
-    """The middle slice taken again: another image, with other noise, at the same place."""
+    """Repeat the middle slice: another image, with other noise, at the same place."""
     k = len(series.slices) // 2
     first = replace(series.slices[k], oddities=(*series.slices[k].oddities, "same z"))
     again = replace(first, uid=f"ID_{_hex(9, 'again', first.uid)}")
@@ -325,14 +322,16 @@ def _with_repeat(series: SeriesPlan) -> SeriesPlan:
 
 
 def _noted(series: SeriesPlan) -> SeriesPlan:
-    """Each slice with the names of all its oddities, in the order of `ODDITIES`."""
-    usual = len({(s.rows, s.columns) for s in series.slices}) == 1
+    """Name all oddities of each slice, in the order of `ODDITIES`."""
+    of_series = {
+        "tilted": series.tilt,
+        "multi-valued window": len(series.window) > 2,
+        "padded": series.padded,
+    }
+    same_size = len({(s.rows, s.columns) for s in series.slices}) == 1
     slices = []
     for s in series.slices:
-        found = {*s.oddities, s.stored_as.name}
-        found |= {"tilted"} if series.tilt else set()
-        found |= {"multi-valued window"} if len(series.window) > 2 else set()
-        found |= {"padded"} if series.padded else set()
-        found |= {"not square"} if usual and s.rows != s.columns else set()
-        slices.append(replace(s, oddities=tuple(name for name in ODDITIES if name in found)))
+        names = {*s.oddities, s.stored_as.name, *(name for name, present in of_series.items() if present)}
+        names |= {"not square"} if same_size and s.rows != s.columns else set()
+        slices.append(replace(s, oddities=tuple(name for name in ODDITIES if name in names)))
     return replace(series, slices=tuple(slices))
