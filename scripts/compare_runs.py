@@ -1,9 +1,14 @@
 """Set runs side by side by their out-of-fold predictions: score, labels, and how sure their differences are.
 
     python scripts/compare_runs.py runs/baseline runs/gold runs/blend
+    python scripts/compare_runs.py runs/* --html runs.html
 
-Prints a row a run with its weighted log loss, what it differs from the first run's (negative is better) and the log
-loss of each label. Intervals are of 95 %, by bootstrap over patients; all runs are scored on the same resampled ones.
+Prints a row for each run, the best first: its weighted log loss, what it differs from the first named run's (negative
+is better), what it is, and the log loss of each label. Intervals are of 95 %, by bootstrap over patients; all runs are
+scored on the same resampled ones.
+
+Compared are the runs with the folds that most of them share. The others are listed with their own scores, and with the
+reason: other folds, an unfinished training, a damaged file.
 
 More: docs/better_results.md
 """
@@ -16,38 +21,49 @@ from ich import cli
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/, of a blend too")
-    parser.add_argument("--folds", type=Path, help="the file of folds (default: the first run's)")
+    parser.add_argument("--folds", type=Path, help="the file of folds (default: those that most runs share)")
     parser.add_argument("--out", type=Path, help="write the table as CSV too, with standard errors")
+    parser.add_argument("--html", type=Path, help="write the tables as a page too")
     arguments = parser.parse_args(argv)
+
+    import pandas as pd
 
     from ich.competition import metrics
     from ich.competition.labels import LABELS
     from ich.files import replacing
-    from ich.results import compare, result_directory
+    from ich.results import overview, result_directory
 
-    labels = list(LABELS)
-    found = compare.read_results(arguments.runs, arguments.folds)
-    table = compare.compare(found.table, found.oof, baseline=str(arguments.runs[0]))
+    found = overview.overview(arguments.runs, arguments.folds)
+    floor = metrics.prevalence_log_loss(found.results.table[list(LABELS)].to_numpy())
+    patients = found.results.table["PatientID"].nunique()
+    tables = overview.as_text(found)
+    summary = (
+        f"{len(found.results.table):,} slices of {patients:,} patients; the prevalence baseline scores {floor:.4f};"
+        f" differences are from {next(iter(found.results.oof))}"
+    )
+    for title, table in tables.items():
+        reasons = table.get("reason", pd.Series(dtype=str))  # too long for a column
+        print(f"{title}\n{table.drop(columns='reason', errors='ignore').to_string()}")
+        print(*(f"  {name}: {reason}" for name, reason in reasons.items()), sep="\n")
+    print(summary)
+    warnings = [
+        warning
+        for name, loss in found.compared["weighted_log_loss"].items()
+        for warning in result_directory.shortcomings(
+            name, result_directory.score_file(Path(name)) | {"weighted_log_loss": loss, "of_prevalence": floor}
+        )
+    ]
+    cli.warn(warnings)
     if arguments.out:
         with replacing(arguments.out) as temporary:
-            table.to_csv(temporary)
-    shown = table[["weighted_log_loss"]].map("{:.4f}".format)
-    shown["interval"] = [f"{row.low:.4f} to {row.high:.4f}" for row in table.itertuples()]
-    shown["difference"] = table["difference"].map("{:+.4f}".format)
-    shown["its interval"] = [f"{row.difference_low:+.4f} to {row.difference_high:+.4f}" for row in table.itertuples()]
-    shown.iloc[0, -2:] = ""  # from itself
-    shown[labels] = table[labels].map("{:.4f}".format)
-    print(shown.rename(columns={"weighted_log_loss": "log loss"}).rename_axis(None).to_string())
-    floor = metrics.prevalence_log_loss(found.table[labels].to_numpy())
-    print(
-        f"{len(found.table):,} slices of {found.table['PatientID'].nunique():,} patients; each label's prevalence alone"
-        f" scores {floor:.4f}"
-    )
-    if arguments.out:
-        print(f"table: {arguments.out}")
-    for path in arguments.runs:
-        score = {"weighted_log_loss": table.at[str(path), "weighted_log_loss"], "of_prevalence": floor}
-        cli.warn(result_directory.shortcomings(path, result_directory.score_file(path) | score))
+            pd.concat([found.compared, found.others]).to_csv(temporary)
+    if arguments.html:
+        from ich.report import runs_page
+
+        runs_page.write(arguments.html, tables, summary, warnings)
+    written = [str(path) for path in (arguments.out, arguments.html) if path]
+    if written:
+        cli.wrote(", ".join(written))
 
 
 if __name__ == "__main__":
