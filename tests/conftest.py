@@ -22,6 +22,8 @@ from ich.competition import folds
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.config import Config
 from ich.images import convert, slice_table
+from ich.synthetic import bleeds, plan
+from ich.synthetic.head import Head
 from ich.training import run_directory
 
 
@@ -178,6 +180,16 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     make_images(path)
     return path
+
+
+def plan_series(seed=0, kinds=(), slices=8, size=64):
+    """The plan of one phantom scan with a bleed of each of these kinds; without bleeds, it is the same to the noise."""
+    rng = np.random.default_rng([seed, 1])
+    anatomy = int(rng.integers(2**31))
+    head = Head.draw(np.random.default_rng(anatomy), noise=False)
+    draw = {"intraparenchymal": bleeds.deep, "subarachnoid": bleeds.aneurysmal}
+    drawn = tuple(draw.get(kind, getattr(bleeds, kind, None))(head, rng) for kind in kinds)
+    return plan._draw_series(rng, (seed,), "train", f"ID_{seed:08x}", anatomy, head, drawn, slices, size)
 
 
 def table_of_scores(scans=40, length=12, seed=0):

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from conftest import make_dicom
+from conftest import make_dicom, plan_series
 from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -42,8 +43,8 @@ from ich.images import slice_table
 from ich.images.convert import convert, summary, verify
 from ich.images.render import STATUSES, Settings, convert_slice
 from ich.synthetic.archive import render_series
-from ich.synthetic.dicom_file import COMMON_FORMATS, RARE_FORMATS, PixelFormat, to_dicom
-from ich.synthetic.plan import plan_series
+from ich.synthetic.dicom_file import to_dicom
+from ich.synthetic.pixel_format import COMMON_FORMATS, RARE_FORMATS, PixelFormat
 
 ROOT = Path(__file__).parents[2]
 BRAIN = Settings((PRESETS["brain"],))
@@ -187,7 +188,9 @@ def originals():
     for place, fmt in enumerate([*COMMON_FORMATS, *RARE_FORMATS, PixelFormat(intercept=0, wrapped=True)]):
         for explicit in (True, False):
             hu = _phantoms()[place % len(_phantoms())]
-            found[f"{fmt.name} {explicit}"] = to_dicom(hu, stored_as=fmt, uid=name_of(1), explicit=explicit)
+            series = replace(plan_series(), explicit=explicit)
+            plan = replace(series.slices[0], stored_as=fmt, uid=name_of(1))
+            found[f"{fmt.name} {explicit}"] = to_dicom(hu, series, plan)
     stored = (np.clip(_phantoms()[0], -1024, 3000) + 1024).astype(np.uint16)
     for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless):
         found[syntax.name] = make_dicom(stored, uid=name_of(1), syntax=syntax)

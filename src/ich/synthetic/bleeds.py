@@ -236,11 +236,3 @@ CAUSES: dict[str, Cause] = {
     "concussion": Cause(0.04, convexity, ((0.4, contusion),)),
     "anticoagulant": Cause(0.02, intraventricular),
 }
-
-BY_KIND: dict[str, Callable[[Head, np.random.Generator], Bleed]] = {
-    "epidural": epidural,
-    "intraparenchymal": deep,
-    "intraventricular": intraventricular,
-    "subarachnoid": aneurysmal,
-    "subdural": subdural,
-}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ich.errors import IchError
-from ich.synthetic.bleeds import BY_KIND, CAUSES, Bleed, Cause
-from ich.synthetic.dicom_file import COMMON_FORMATS, RARE_FORMATS, PixelFormat
+from ich.synthetic.bleeds import CAUSES, Bleed, Cause
 from ich.synthetic.head import LOWEST_Z, WIDEST_Z, Head, Plane
+from ich.synthetic.pixel_format import COMMON_FORMATS, RARE_FORMATS, PixelFormat
 
 # Irregularities of the real archive that a reader must handle. All occur in an archive of at least 8 train patients; a
 # smaller one may lack some of the pixel formats. All but the first five are in the train set only.
@@ -147,24 +147,6 @@ def draw_plan(
             series.append(_draw_series(rng, key, split, patient, anatomy, head, bleeds, slices, size, i == study == 0))
             bleeds = tuple(b.aged() for b in bleeds)
     return _with_oddities(series, size, np.random.default_rng([seed, 2]))
-
-
-def plan_series(*, seed: int, kinds: Sequence[str], slices: int, size: int) -> SeriesPlan:
-    """Plan one scan with a bleed of each named subtype.
-
-    `dataclasses.replace(plan, bleeds=())` is the same scan, noise included, without blood.
-
-    Raises:
-        IchError: an unknown subtype.
-    """
-    for kind in kinds:
-        if kind not in BY_KIND:
-            raise IchError(f"no bleed is called {kind!r}; there are {', '.join(BY_KIND)}")
-    rng = np.random.default_rng([seed, 1])
-    anatomy = int(rng.integers(2**31))
-    head = Head.draw(np.random.default_rng(anatomy), noise=False)
-    bleeds = tuple(BY_KIND[kind](head, rng) for kind in kinds)
-    return _noted(_draw_series(rng, (seed,), "train", f"ID_{_hex(8, seed)}", anatomy, head, bleeds, slices, size))
 
 
 def _hex(digits: int, *key: object) -> str:
