@@ -1,19 +1,19 @@
-"""Extract what the models of a run tell of each slice, for the second stage or for work of one's own.
+"""Extract each fold's logits and embeddings of slices, for the second stage or your own models.
 
     python scripts/extract_features.py runs/baseline --embeddings
     python scripts/extract_features.py runs/baseline --embeddings --set 'predict.tta=[none, flip]'
 
 Writes RUN/fold<k>/features/, in scan order: oof.parquet and test.parquet, the six logits of the slices that fold k held
-out and of the test set, by its model, the mean over the TTA passes. With --embeddings also oof.npy and
-test.npy, float16: what the model's last layer reads, the pooled features of its backbone; and seen.parquet and seen.npy
-of the slices that it was trained on. Of those, features are better than they are of new patients.
+out and of the test set, by its model, the mean over the TTA passes. With --embeddings also oof.npy and test.npy,
+float16: what the model's last layer reads, the pooled features of its backbone; and seen.parquet and seen.npy of the
+slices that it was trained on, whose features are better than those of new patients.
 
 Embeddings of 1,280 numbers (EfficientNetV2) of the competition's 752,803 and 121,232 slices are 2.2 GB a fold, 11 GB
-for five; a file and its parts lie side by side while it is put together, 1.6 GB more. The models look at 4.4 million
-slices a pass, three times as many as for scripts/predict.py. They are kept as they are: a projection to fewer numbers
-would have to be fitted a fold, and scripts/train_sequence.py reads them from the disk.
+for five; while a file is put together from its parts, it takes 1.6 GB more. The models predict 4.4 million slices a
+pass, three times as many as for scripts/predict.py. Embeddings are not projected to fewer numbers: a projection would
+have to be fitted for each fold, and scripts/train_sequence.py reads them from the disk.
 
-What is there is not made again; stopped, the same command goes on where it was.
+Finished files are kept; rerun the same command to resume.
 
 More: docs/better_results.md
 """
@@ -26,7 +26,7 @@ from ich import cli
 def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     cli.add_run(parser, "extract_features")
-    parser.add_argument("--embeddings", action="store_true", help="the embeddings too, and of the slices trained on")
+    parser.add_argument("--embeddings", action="store_true", help="write embeddings too, also of the slices trained on")
     parser.add_argument("--out", type=Path, help="the folder to write into (default: the run)")
     arguments = parser.parse_args(argv)
 
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     work.done("extract_features", argv)
     files = [file for path in written for file in (path, path.with_suffix(".npy")) if file.exists()]
     size = sum(file.stat().st_size for file in files) / 1e6
-    told = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"
-    print(f"passes: {', '.join(run.config.predict.tta)}; mean of their {run.config.predict.mean}{told}")
+    origin = "" if cli.sets(arguments.overrides, "predict") else " (as before; --set predict.… sets others)"
+    print(f"passes: {', '.join(run.config.predict.tta)}; mean of their {run.config.predict.mean}{origin}")
     options = ("--set", "sequence.features=embeddings", "--set", "sequence.shuffle_kinds=0")
     name = f"{target.path.resolve().name}-embeddings"
     cli.wrote(

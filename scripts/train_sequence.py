@@ -1,22 +1,22 @@
-"""Train the second stage: read a run's predictions scan by scan, and make them better.
+"""Train the second stage, which reads a run's predictions scan by scan and improves them.
 
     python scripts/train_sequence.py runs/baseline
 
 Writes runs/<run>-sequence, a run like every other: oof.parquet, score.json, a network a fold, and the test set's
 predictions if the first stage has some (scripts/predict.py). Of several runs with the same folds it takes the mean of
-their logits. Stopped and started again, it does what is left; after new test predictions of the first stage it predicts
-the test set anew.
+their logits. Rerun the same command to resume; after new test predictions of the first stage it predicts the test set
+anew.
 
-Its network can read embeddings too, once they are extracted (scripts/extract_features.py RUN --embeddings):
+Its network can read embeddings too, after scripts/extract_features.py RUN --embeddings:
 
     python scripts/train_sequence.py runs/baseline --name baseline-embeddings \\
         --set sequence.features=embeddings --set sequence.shuffle_kinds=0
 
-Each fold's network then learns from what that fold's model tells of the slices that it was trained on, which is better
-than what it tells of new patients; the out-of-fold score stays honest, as neither has seen the fold's. See
-ich.second_stage.inputs. The other kinds of a blend read out-of-fold logits as without.
+Each fold's network then trains on that fold's model's features of the slices that the model was trained on, which are
+better than those of new patients; the out-of-fold score has no leakage, as neither has seen the fold's patients. See
+ich.second_stage.inputs. The other kinds of a blend read out-of-fold logits all the same.
 
-Without a run, a table of scores will do; it needs no images:
+Instead of runs, a table of scores, which needs no images:
 
     python scripts/train_sequence.py --table scores.csv.gz --name stacked
 
@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         stage = inputs.inputs_from_table(arguments.table, arguments.name, arguments.overrides)
     else:
         stage = inputs.inputs_from_runs(arguments.runs, arguments.name, arguments.overrides)
+    files = ("oof.parquet", "predictions_test.parquet")
     made_of = commands.read(*(path for path in stage.sources if path.is_dir()))
-    made = ("oof.parquet", "predictions_test.parquet")
-    work = commands.Work(run_directory.RUNS / stage.config.name, *made, made_of=made_of)
+    work = commands.Work(run_directory.RUNS / stage.config.name, *files, made_of=made_of)
     run, facts = train.train(stage)
     work.done("train_sequence", argv)
     before, after = facts["of_first_stage"], facts["weighted_log_loss"]
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.wrote(f"{run.path}: oof.parquet, score.json", cli.command("report", run.path))
     elif run.predictions_path.exists():
         results = [*arguments.runs, run.path]
-        cli.wrote(f"{run.path}: {', '.join(made)}, score.json", cli.command("make_submission", *results))
+        cli.wrote(f"{run.path}: {', '.join(files)}, score.json", cli.command("make_submission", *results))
     else:
         cli.wrote(f"{run.path}: oof.parquet, score.json", cli.command("predict", arguments.runs[0]))
 

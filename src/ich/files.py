@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,6 +62,16 @@ def write_json(path: Path, content: Any) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, by a temporary name and a rename.
+
+    Raises:
+        IchError: as `replacing`.
+    """
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def sha256_of(path: Path) -> str:

@@ -13,15 +13,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from shutil import copyfile
 from typing import NamedTuple
 
 import pandas as pd
+from packaging.utils import canonicalize_name
 
 from ich.errors import IchError, name_some, one_line
-from ich.files import replacing, sha256_of
+from ich.files import copy_file, sha256_of
 from ich.images import slice_table
 from ich.kaggle.wheels import read_requirements
 from ich.results.result_directory import read_mapping
@@ -97,11 +97,12 @@ def check_packages(path: Path) -> list[str]:
     Raises:
         IchError: one is not installed at all.
     """
+    versions: dict[str, str] = {canonicalize_name(package.name): package.version for package in distributions()}
     missing, untested = [], []
     for requirement in read_requirements(path):
         # OpenCV's distributions are one package, built with and without a GUI.
-        names = _OPENCV if requirement.name in _OPENCV else (requirement.name,)
-        installed = next(filter(None, map(_installed, names)), None)
+        names = _OPENCV if requirement.name in _OPENCV else (canonicalize_name(requirement.name),)
+        installed = next((versions[name] for name in names if name in versions), None)
         if installed is None:
             missing.append(requirement.name)
         elif not requirement.specifier.contains(installed, prereleases=True):
@@ -112,13 +113,6 @@ def check_packages(path: Path) -> list[str]:
             " it brings their wheels"
         )
     return untested
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def find_competition(root: Path) -> Competition:
@@ -236,16 +230,11 @@ def _copy_second_stage(pack: Pack, name: str, images: Path, work: Path) -> None:
     source, scans = pack.root / "scans" / name, work / "scans" / name
     tables = [slice_table.read_table(folder / "slices.parquet") for folder in (source, images)]
     slice_table.write_table(pd.concat(tables, ignore_index=True), scans / "slices.parquet")
-    _copy(source / "settings.json", scans / "settings.json")
+    copy_file(source / "settings.json", scans / "settings.json")
     for file in sorted((pack.root / "runs" / name).rglob("*")):
         target = work / file.relative_to(pack.root)
         if file.is_file() and not target.exists():  # a file that is there may be of a later step
-            _copy(file, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        copyfile(source, temporary)
+            copy_file(file, target)
 
 
 def run(step: Step, pack: Pack, work: Path) -> None:

@@ -12,7 +12,6 @@ and whoever opens the data set can read it.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from ich import folders
 from ich.errors import IchError, one_line
-from ich.files import remove, replacing, sha256_of, sweep, write_json
+from ich.files import copy_file, remove, sha256_of, sweep, write_json
 from ich.images import slice_table
 from ich.kaggle.notebook import MANIFEST
 from ich.results import environment
@@ -261,8 +260,7 @@ def write(contents: Contents, wheels: Sequence[Path], out: Path, requested: Sequ
         if callable(source):
             source(target)
         elif not (target.is_file() and sha256_of(target) == sha256_of(source)):
-            with replacing(target) as temporary:
-                shutil.copyfile(source, temporary)
+            copy_file(source, target)
         digests[name] = sha256_of(target)
     for folder in {(out / name).parent for name in writing}:
         sweep(folder)

@@ -5,13 +5,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from shutil import copyfile
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from ich.errors import IchError, one_line
-from ich.files import replacing
+from ich.files import copy_file
 
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(35, 16, -1)), "manylinux2014_x86_64")
 """The platform tags that Linux with a glibc of 2.35 or later loads, the newest first."""
@@ -101,8 +100,7 @@ def fetch(
                     )
                 path = folder / wheel.name
                 if not path.exists():
-                    with replacing(path) as copy:
-                        copyfile(wheel, copy)
+                    copy_file(wheel, path)
             paths[path] = None
     return list(paths)
 

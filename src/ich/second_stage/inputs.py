@@ -167,7 +167,6 @@ def inputs_from_table(
         raise IchError(f"{path} is a table of scores, which has no embeddings; give the run that they are of")
     folded = folds.make_folds(table, config.folds.n, config.folds.seed)
     run = Run(root / name, config)
-    run.check_place()
     if config.data.folds_path.exists():
         kept = folds.read_folds(config.data.folds_path)
         if not kept.sort_index().astype(str).equals(folded[kept.columns].sort_index().astype(str)):

@@ -42,7 +42,7 @@ class Bleed:
         return replace(self, size=(0.88 * x, 0.88 * y, 0.88 * z), thickness=0.85 * self.thickness, hu=self.hu - 6)
 
     def push(self) -> float:
-        """How far it moves the brain across the midline, mm."""
+        """Return by how many mm it moves the brain across the midline."""
         if self.form == "blob":
             return 0.25 * max(self.size[0] - 9, 0)
         return {"lens": 0.3, "crescent": 0.45}.get(self.form, 0.0) * self.thickness
@@ -109,12 +109,12 @@ FORMS: dict[str, Callable[[Tissue, Bleed], np.ndarray]] = {
 
 
 def reaches(bleed: Bleed, low: float, high: float) -> bool:
-    """Whether a slice that spans these heights may hold some of a bleed; 4 mm allow for the bending of the brain."""
+    """Return whether a slice between these heights may show a bleed; 4 mm allow for the bending of the brain."""
     return bleed.center[2] - bleed.size[2] - 4 < high and bleed.center[2] + bleed.size[2] + 4 > low
 
 
 def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A slice with its bleeds.
+    """Paint bleeds into a slice.
 
     Returns:
         HU, float32, and for each kind the HU by which its blood brightens each pixel.
@@ -143,7 +143,7 @@ def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str,
 
 
 def visible(brighter: dict[str, np.ndarray], pixel_area: float) -> np.ndarray:
-    """The six labels of a slice, int8, from what `pour` returned; `pixel_area` in mm²."""
+    """Return the six labels of a slice, int8, from the brightening that `pour` returned; `pixel_area` in mm²."""
     seen = [
         kind in brighter and float((brighter[kind] >= VISIBLE_CONTRAST).sum()) * pixel_area >= VISIBLE_AREA
         for kind in LABELS[:ANY]
@@ -151,11 +151,11 @@ def visible(brighter: dict[str, np.ndarray], pixel_area: float) -> np.ndarray:
     return np.array([*seen, any(seen)], np.int8)
 
 
-# --- what a patient suffers ---------------------------------------------------------------------------------------
+# --- bleeds of a patient ------------------------------------------------------------------------------------------
 
 
 def _on_bone(head: Head, side: float, degrees: float, z: float) -> tuple[float, float, float]:
-    """A point near the inner table; 0 degrees is straight to the side, 90 to the back, -90 to the front."""
+    """Return a point near the inner table; 0 degrees is straight to the side, 90 to the back, -90 to the front."""
     angle = np.deg2rad(degrees)
     return side * head.half_width * float(np.cos(angle)), head.half_length * float(np.sin(angle)), z
 
@@ -189,7 +189,7 @@ def convexity(head: Head, rng: np.random.Generator) -> Bleed:
 
 
 def deep(head: Head, rng: np.random.Generator) -> Bleed:
-    """Of the basal ganglia, the thalamus, a lobe, the cerebellum or the pons: a hypertensive's, in that order."""
+    """Draw a hypertensive bleed of the basal ganglia, the thalamus, a lobe, the cerebellum or the pons."""
     middle, spread = (
         ((26, -6, 38), 5), ((13, 8, 38), 4), ((36, 28, 56), 9), ((20, 46, 2), 6), ((2, 10, 4), 2),
     )[rng.choice(5, p=(0.4, 0.2, 0.27, 0.1, 0.03))]  # fmt: skip
@@ -218,7 +218,7 @@ def intraventricular(head: Head, rng: np.random.Generator) -> Bleed:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a patient bleeds: the share of patients, what always comes with it, and what may."""
+    """A cause of bleeding: the share of patients, the bleed it always brings, and others with their probability."""
 
     share: float
     always: Callable[[Head, np.random.Generator], Bleed]

@@ -1,7 +1,6 @@
 """A run's directory: what lies in it, and whose results it may hold."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
@@ -17,7 +16,7 @@ from ich.competition.labels import LABELS
 from ich.config import Config, Predict, differences, load, overrides_of
 from ich.dicom import windows
 from ich.errors import IchError, name_some, one_line
-from ich.files import discard, names_in, remove, replacing
+from ich.files import copy_file, discard, names_in, remove, replacing
 from ich.images import convert, slice_table
 from ich.images.render import Settings
 from ich.results import commands, environment
@@ -285,8 +284,7 @@ class Run:
             for file in files:
                 target = path / file.relative_to(self.path)
                 if file.exists() and not target.exists():
-                    with replacing(target) as temporary:
-                        shutil.copyfile(file, temporary)
+                    copy_file(file, target)
             kept = load((other if begun else self).config_path).predict
             with replacing(other.config_path) as temporary:
                 temporary.write_text(self.config.model_copy(update={"predict": kept}).resolved())
