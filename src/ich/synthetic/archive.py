@@ -8,16 +8,18 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ich.competition.labels import LABELS
+from ich.competition.labels import INDEX_NAME, LABELS, to_long
 from ich.errors import IchError
 from ich.files import replacing
 from ich.synthetic.bleeds import pour, reaches, visible
 from ich.synthetic.dicom_file import to_dicom
-from ich.synthetic.head import Head, render
+from ich.synthetic.head import Head
 from ich.synthetic.plan import ODDITIES, SeriesPlan, SlicePlan
+from ich.synthetic.tissue import render
 
 FOLDER = "rsna-intracranial-hemorrhage-detection"
 
@@ -107,16 +109,21 @@ def write_archive(path: Path, plan: Sequence[SeriesPlan], jobs: int = 1, progres
                 for oddity in s.oddities:
                     oddities[oddity].append(member)
             bar.update(len(files))
-        twice = {Path(member).stem for member in oddities["listed twice"]}
-        _add(archive, f"{FOLDER}/stage_2_train.csv", _train_csv(labels["train"], twice))
-        _add(archive, f"{FOLDER}/stage_2_sample_submission.csv", _sample_submission(labels["test"]))
+        train = (
+            pd.DataFrame.from_dict(labels["train"], "index", columns=list(LABELS)).rename_axis(INDEX_NAME).sort_index()
+        )
+        twice = sorted(Path(member).stem for member in oddities["listed twice"])
+        rows = pd.concat([to_long(train), to_long(train.loc[twice])])
+        _add(archive, f"{FOLDER}/stage_2_train.csv", rows.to_csv(index=False))
+        test = pd.Index(sorted(labels["test"]), dtype=object, name=INDEX_NAME)
+        sample = to_long(pd.DataFrame(0.5, test, list(LABELS)))
+        _add(archive, f"{FOLDER}/stage_2_sample_submission.csv", sample.to_csv(index=False))
         # The central directory lists the members by name, as the real archive's does, wherever their data lie.
         archive.filelist.sort(key=lambda member: member.filename)
-    share = np.mean(list(labels["train"].values()), axis=0)
     return Summary(
         path=path,
         slices={split: len(of_split) for split, of_split in labels.items()},
-        prevalence={label: float(p) for label, p in zip(LABELS, share, strict=True)},
+        prevalence=train.mean().to_dict(),
         oddities={name: sorted(members) for name, members in oddities.items()},
     )
 
@@ -133,17 +140,6 @@ def _add(archive: zipfile.ZipFile, member: str, content: bytes | str) -> None:
     info.external_attr = 0o644 << 16
     info.create_system = 3  # Unix, whichever system writes it
     archive.writestr(info, content, compresslevel=1)
-
-
-def _train_csv(labels: dict[str, np.ndarray], twice: set[str]) -> str:
-    lines = ["ID,Label"]
-    for uid in [*sorted(labels), *sorted(twice)]:
-        lines += [f"{uid}_{label},{value}" for label, value in zip(LABELS, labels[uid], strict=True)]
-    return "\n".join(lines) + "\n"
-
-
-def _sample_submission(labels: dict[str, np.ndarray]) -> str:
-    return "\n".join(["ID,Label", *(f"{uid}_{label},0.5" for uid in sorted(labels) for label in LABELS)]) + "\n"
 
 
 def _add_scanner(hu: np.ndarray, series: SeriesPlan, s: SlicePlan, rng: np.random.Generator) -> None:

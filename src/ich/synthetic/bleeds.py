@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ich.competition.labels import ANY, LABELS
-from ich.synthetic.head import WIDEST_Z, Head, Tissue, ellipsoid, step
+from ich.synthetic.head import WIDEST_Z, Head, ellipsoid, step
+from ich.synthetic.tissue import Tissue
 
 # A slice is labeled with a kind where blood of that kind brightens at least VISIBLE_AREA of it, not necessarily in one
 # piece, by at least VISIBLE_CONTRAST over the same slice without blood and without noise. The noise is 4 to 6 HU.
