@@ -12,7 +12,7 @@ import pytest
 
 from ich import files
 from ich.errors import IchError
-from ich.files import discard, names_in, replacing, sha256_of, sweep, sync_filesystem, write_json
+from ich.files import copy_file, discard, names_in, replacing, sha256_of, sweep, sync_filesystem, write_json
 
 
 def names(folder):
@@ -98,6 +98,16 @@ with replacing(Path(sys.argv[1])) as temporary:
     assert names_in(tmp_path) == [".hidden", "other.png"]
     sweep(tmp_path)
     assert names(tmp_path) == [".hidden", "other.png"]
+
+
+def test_a_copy_has_the_content_and_a_missing_source_leaves_the_target(tmp_path):
+    (tmp_path / "a").write_bytes(b"new")
+    copy_file(tmp_path / "a", tmp_path / "folder/b")
+    assert (tmp_path / "folder/b").read_bytes() == b"new"
+    with pytest.raises(IchError, match="cannot write .*b: No such file"):
+        copy_file(tmp_path / "missing", tmp_path / "folder/b")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
+    assert (tmp_path / "folder/b").read_bytes() == b"new"
 
 
 def test_sweeping_no_folder_is_no_error_but_a_file_is(tmp_path):

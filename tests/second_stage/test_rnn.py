@@ -208,6 +208,22 @@ def test_a_loss_that_is_no_number():
         rnn.train(replace(several, logits=several.logits * np.nan), labels, TINY, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [("SubtypeViews", "_KindViews"), ("FoldLabelsIntoBatch", "_Apart"), ("UnfoldLabels", "_Together")],
+)
+def test_models_that_were_saved_under_earlier_names_are_read(layer, name):
+    assert keras.saving.get_registered_object(f"ich>{name}") is getattr(rnn, layer)
+
+
+def test_subtypes_that_are_folded_into_the_batch_are_unfolded_again():
+    x = np.arange(2 * 3 * 5 * 4, dtype=np.float32).reshape(2, 3, 5, 4)
+    folded = keras.ops.convert_to_numpy(rnn.FoldLabelsIntoBatch()(x))
+    assert folded.shape == (10, 3, 4)
+    np.testing.assert_array_equal(folded[7], x[1, :, 2])
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(rnn.UnfoldLabels()(folded)), x)
+
+
 def test_the_mean_of_several_networks_is_saved_and_read_in_safe_mode(tmp_path):
     several, _ = some_scans((9, 4), embedding=2)
     networks = [woken(rnn.build(features(several), TINY), seed) for seed in (0, 1)]

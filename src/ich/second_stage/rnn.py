@@ -54,7 +54,13 @@ def build(features: int, section: Sequence, scale: tuple[np.ndarray, np.ndarray]
     x = FoldLabelsIntoBatch()(views)
     x = layers.Dense(section.width)(layers.Concatenate()([x, *_over_scan(x[..., :_CORE], mask)]))
     if features > _PLAIN:
-        embedding = slices[..., _PLAIN:] if scale is None else _scaled(slices[..., _PLAIN:], *scale, section.dropout)
+        embedding = slices[..., _PLAIN:]
+        if scale is not None:
+            mean, variance = scale  # of the embedding; its two differences are scaled alike
+            mean, variance = np.concatenate([mean, 0 * mean, 0 * mean]), np.tile(variance, 3)
+            embedding = layers.Normalization(mean=mean, variance=variance, name="embedding_scale")(embedding)
+            # The first stage fitted these hundreds of numbers to the slices that it saw: rely on none alone.
+            embedding = layers.Dropout(section.dropout)(embedding)
         embedding = layers.Dense(ANY * section.width)(embedding)
         x = layers.Add()([x, FoldLabelsIntoBatch()(layers.Reshape((-1, ANY, section.width))(embedding))])
     for dilation in section.dilations:
@@ -128,17 +134,6 @@ class UnfoldLabels(layers.Layer):
 
     def compute_output_spec(self, x):
         return keras.KerasTensor((None, x.shape[1], ANY, x.shape[2]), x.dtype)
-
-
-def _scaled(embedding: keras.KerasTensor, mean: np.ndarray, variance: np.ndarray, dropout: float) -> keras.KerasTensor:
-    """Standardize embeddings and, by the same scale, their differences; drop some in training.
-
-    The first stage fitted these hundreds of numbers to the slices that it saw: the network should rely on none alone.
-    """
-    scale = layers.Normalization(
-        mean=np.concatenate([mean, 0 * mean, 0 * mean]), variance=np.tile(variance, 3), name="embedding_scale"
-    )
-    return layers.Dropout(dropout)(scale(embedding))
 
 
 def _over_scan(x: keras.KerasTensor, mask: keras.KerasTensor) -> list[keras.KerasTensor]:

@@ -305,11 +305,7 @@ def _with_repeat(series: SeriesPlan) -> SeriesPlan:
 
 def _noted(series: SeriesPlan) -> SeriesPlan:
     """Name all oddities of each slice, in the order of `ODDITIES`."""
-    of_series = {
-        "tilted": series.tilt,
-        "multi-valued window": len(series.window) > 2,
-        "padded": series.padded,
-    }
+    of_series = {"tilted": series.tilt, "multi-valued window": len(series.window) > 2, "padded": series.padded}
     same_size = len({(s.rows, s.columns) for s in series.slices}) == 1
     slices = []
     for s in series.slices:
