@@ -5,10 +5,8 @@ import math
 import keras
 from keras import ops
 
-from ich.competition.labels import LABELS
+from ich.competition.labels import ANY
 from ich.errors import IchError
-
-_ANY = LABELS.index("any")
 
 
 @keras.saving.register_keras_serializable("ich")
@@ -43,7 +41,7 @@ class PriorCorrection(keras.layers.Layer):
     def call(self, logits, training=None):
         if training:
             return logits
-        highest = ops.maximum(logits, logits[..., _ANY : _ANY + 1])
+        highest = ops.maximum(logits, logits[..., ANY : ANY + 1])
         # 1 - p is exp(-softplus(logit)), which no logit overflows.
         t = ops.exp(ops.softplus(logits) - ops.softplus(highest))
         return logits - ops.log1p((self.oversampling - 1) * t)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image  # which comes with Matplotlib
 
-from ich.competition.labels import LABELS, to_long
+from ich.competition.labels import ANY, LABELS, to_long
 from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.dicom import archive, reader
@@ -26,7 +26,6 @@ from ich.training.run_directory import Run
 
 _HU_SHOWN = Window(center=0, width=2000)  # of the slice before it is windowed
 _EPOCHS = 4  # of which the augmented slice is shown
-_KINDS = [label for label in LABELS if label != "any"]
 
 # Of the picture at 100 dpi, in pixels: five tiles in a row.
 _WIDTH, _MARGIN, _TILE, _GAP = 900, 14, 164, 13
@@ -85,7 +84,7 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
     if settings.files != "channels":
         raise IchError(f"the picture is of images of preprocess.files=channels, not {settings.files}")
     predictions = read_predictions(run.predictions_path)
-    id = predictions[_KINDS].max(axis=1).idxmax() if id is None else id
+    id = predictions[list(LABELS[:ANY])].max(axis=1).idxmax() if id is None else id
     if id not in predictions.index:
         raise IchError(f"{run.predictions_path} has no prediction of {id}; name a slice of the test set")
     found = next((one for one in archive.members(config.data.sources, config.data.split) if one.id == id), None)
@@ -94,7 +93,7 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
     hu, _ = reader.read(found.read())
     large, _ = render.render(hu, replace(settings, size=max(hu.shape)))
     probabilities = predictions.loc[id]
-    label = probabilities[_KINDS].idxmax() if label is None else label
+    label = probabilities[list(LABELS[:ANY])].idxmax() if label is None else label
     options = inference.generator_options(config, "test") | {"batch_size": 1}
     network_sees = DataGenerator([id], **options)[0]
     pipeline = augment.pipeline(config.train.augment, *network_sees.shape[1:3])

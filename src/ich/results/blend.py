@@ -20,7 +20,7 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from ich.competition.folds import check_no_leakage
-from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.competition.labels import ANY, LABELS, METRIC_WEIGHTS
 from ich.competition.metrics import EPSILON, log_losses
 from ich.errors import IchError
 from ich.results import bootstrap, calibration
@@ -29,7 +29,6 @@ from ich.results.calibration import Calibration, clipped_logit
 
 METHODS: tuple[str, ...] = ("weights", "mean", "logit_mean", "rank_mean")
 
-_ANY = LABELS.index("any")
 _METRIC = np.array(list(METRIC_WEIGHTS.values())) / sum(METRIC_WEIGHTS.values())
 
 
@@ -149,7 +148,7 @@ def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
             line = calibration.fit(mixture(members), y, recipe.calibration).only(helped)
             mixed = np.where(helped, calibrated, mixed)
         if recipe.any_at_least_max:
-            any_gain = Estimate(*(part[_ANY] for part in _gain(table, mixed, raise_any(mixed))))
+            any_gain = Estimate(*(part[ANY] for part in _gain(table, mixed, raise_any(mixed))))
     return Blend(mixture, line, calibration_gain, any_gain)
 
 
@@ -182,7 +181,7 @@ def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarr
 def raise_any(probabilities: np.ndarray) -> np.ndarray:
     """`any` raised to the largest of the other five, as it holds of the truth; shape (n, 6)."""
     raised = probabilities.copy()
-    raised[:, _ANY] = probabilities.max(axis=1)
+    raised[:, ANY] = probabilities.max(axis=1)
     return raised
 
 
