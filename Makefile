@@ -35,7 +35,7 @@ $(VENV)/notebooks: $(VENV)/installed
 
 # README.md's picture, of a slice on which Grad-CAM is easily read.
 picture: demo
-	$(BIN)/python scripts/draw_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal --out docs/slice_life.png
+	$(BIN)/python docs/slice_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal
 
 # docs/configuration.md, of the keys in src/ich/config.py.
 docs: install

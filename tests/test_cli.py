@@ -188,7 +188,6 @@ PLACED = {
     "extract_features": {*PLACES, *keys_of("predict"), *READERS, "machine.distribute"},
     "train_sequence": {*PLACES, "folds.n", "folds.seed", *keys_of("sequence")},
     "make_submission": {"data.sources", "data.sample_submission", "data.images"},
-    "draw_life": {*FIRST, "data.images"},
 }
 
 

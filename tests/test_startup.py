@@ -118,7 +118,7 @@ print(keras.ops.transpose(keras.ops.zeros((1, 2), dtype="bool")).shape)
 
 def test_every_script_that_needs_keras_imports_it_so():
     """Whatever imports ich's modules on Keras does it after import_keras()."""
-    keras = {"fold", "inference", "embeddings", "slice_life"}
+    keras = {"fold", "inference", "embeddings"}
     for path in sorted(Path(__file__).parents[1].glob("scripts/*.py")):
         text = path.read_text(encoding="utf-8")
         named = [match for name in keras for match in re.finditer(rf"import (\w+, )*{name}\b", text)]

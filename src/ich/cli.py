@@ -33,7 +33,6 @@ USES: dict[str, tuple[str, ...]] = {
     "extract_features": _PREDICTION,
     "train_sequence": ("data.images", "data.folds", "folds.n", "folds.seed", "sequence"),
     "make_submission": ("data.sources", "data.sample_submission", "data.images"),
-    "draw_life": ("data.sources", "data.split", "data.images"),
 }
 """The keys and whole sections of a config that each script with --set uses: those that change what it does, and those
 that tell whether what it finds is what it was told (of which images, and in which folds)."""

@@ -62,13 +62,6 @@ def test_calibration_is_mean_against_share_and_its_counts():
     np.testing.assert_array_equal(heights, np.histogram(p[:, 0], np.linspace(0, 1, 11))[0])
 
 
-def test_learning_curves_have_two_lines_a_fold():
-    history = pd.DataFrame({"loss": [3.0, 2.0], "val_loss": [4.0, 1.0]})
-    (axes,) = figures.learning_curves({0: history, 2: history / 2}).axes
-    np.testing.assert_array_equal(lines(axes)["fold 0"], [[1, 4], [2, 1]])
-    np.testing.assert_array_equal(lines(axes)["fold 2"], [[1, 2], [2, 0.5]])
-
-
 def test_along_scan_shades_what_has_it():
     order = np.array([0.0, 1, 3])
     (axes,) = figures.along_scan(order, np.array([0.1, 0.9, 0.2]), np.array([0, 1, 1]), 3, "any").axes

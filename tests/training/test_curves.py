@@ -1,9 +1,11 @@
-import cv2
+import io
+
 import numpy as np
 import pandas as pd
+import pytest
 
 from ich.competition.labels import LABELS
-from ich.training import curves
+from ich.training.curves import learning_curves
 
 
 def history(epochs):
@@ -13,40 +15,43 @@ def history(epochs):
     return pd.DataFrame(values, columns=columns).rename_axis("epoch")
 
 
-def test_a_picture_of_one_epoch_and_of_many(tmp_path):
-    pictures = []
-    for epochs in (1, 30):
-        curves.draw(history(epochs), tmp_path / "curves.png", "tiny, fold 0")
-        pictures.append(cv2.imread(str(tmp_path / "curves.png")))
-    assert pictures[0].shape == pictures[1].shape
-    assert (pictures[0] != pictures[1]).any()
-    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+def drawn(histories):
+    file = io.BytesIO()
+    learning_curves(histories).savefig(file, format="png")
+    return file.getvalue()
 
 
-def test_every_curve_is_in_the_picture(tmp_path):
-    """Of each number that is drawn, another value gives another picture."""
-    one = history(4)
-    curves.draw(one, tmp_path / "one.png", "")
-    before = (tmp_path / "one.png").read_bytes()
-    drawn = ["loss", "weighted_log_loss"]
-    for name in [*drawn, *(f"val_{name}" for name in drawn), *(f"val_auc_{label}" for label in LABELS)]:
-        other = one.copy()
+def legend(figure, panel):
+    return [text.get_text() for text in figure.axes[panel].get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_a_picture_of_one_epoch_and_of_many(folds, epochs):
+    assert drawn({k: history(epochs) for k in range(folds)})
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_every_curve_is_in_the_picture(folds):
+    """Another value of any number that is drawn gives another picture."""
+    before = drawn({k: history(4) for k in range(folds)})
+    labels = LABELS if folds == 1 else ["any"]
+    losses = ["loss", "weighted_log_loss"]
+    for name in [*losses, *(f"val_{name}" for name in losses), *(f"val_auc_{label}" for label in labels)]:
+        other = history(4)
         other.loc[2, name] *= 0.5
-        curves.draw(other, tmp_path / "other.png", "")
-        assert (tmp_path / "other.png").read_bytes() != before, name
+        assert drawn({k: other if k == folds - 1 else history(4) for k in range(folds)}) != before, name
 
 
-def test_an_auc_that_does_not_exist_is_n_a(tmp_path, monkeypatch):
-    drawn, save = [], curves.Figure.savefig
-
-    def savefig(figure, *arguments, **options):
-        drawn.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(curves.Figure, "savefig", savefig)
+def test_an_auc_that_does_not_exist_is_n_a():
     one = history(3)
     one["val_auc_epidural"] = np.nan
     one.loc[1, "val_auc_any"] = np.nan
-    curves.draw(one, tmp_path / "one.png", "")
-    told = [text.get_text() for text in drawn[0].axes[2].get_legend().get_texts()]
-    assert told == ["epidural: n/a", *LABELS[1:]]
+    assert legend(learning_curves({0: one}), 2) == ["epidural: n/a", *LABELS[1:]]
+    one["val_auc_any"] = np.nan
+    assert legend(learning_curves({0: history(3), 1: one}), 2) == ["fold 0", "fold 1: n/a"]
+
+
+def test_folds_have_a_color_each():
+    figure = learning_curves({0: history(2), 3: history(2)})
+    assert legend(figure, 0) == ["fold 0", "fold 3", "training, during the epoch", "held out, after the epoch"]

@@ -1,4 +1,4 @@
-"""Where predictions are good and where they are weak: by label, by fold, by kind of scan; and the extreme slices."""
+"""Scores by label, fold and kind of scan, and the extreme slices."""
 
 from collections.abc import Hashable
 
@@ -11,20 +11,20 @@ from ich.competition.labels import LABELS, METRIC_WEIGHTS
 from ich.results import bootstrap
 
 SPECIFICITY = 0.9
-"""At which sensitivities are told."""
+"""Specificity at which sensitivities are computed."""
 
 
 def by_label(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """How good the predictions of each label are.
+    """Score the predictions of each label.
 
     Args:
-        table: as `ich.competition.folds.read_folds` gives it.
+        table: from `ich.competition.folds.read_folds`.
         probabilities: of its slices, shape (n, 6).
 
     Returns:
-        A row a label; columns positives, prevalence, log_loss with its low and high (95 %, bootstrap over patients; NaN
-        of fewer than two patients), of_prevalence (the log loss of predicting the prevalence), auc, average_precision,
-        and sensitivity, the largest at a specificity of `SPECIFICITY` at least. The last three are NaN where all slices
+        One row for each label; columns positives, prevalence, log_loss with its low and high (95 %, bootstrap over
+        patients; NaN for fewer than two), of_prevalence (log loss of the prevalence baseline), auc, average_precision,
+        and sensitivity, the largest at a specificity of at least `SPECIFICITY`. The last three are NaN where all slices
         have the label or none has.
     """
     truth = table[list(LABELS)].to_numpy()
@@ -33,7 +33,7 @@ def by_label(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     prevalence = truth.mean(axis=0)
     floor = metrics.log_loss_by_label(truth, np.broadcast_to(prevalence, truth.shape))
     ranked = [_ranking(truth[:, k], probabilities[:, k]) for k in range(len(LABELS))]
-    told = {
+    scores = {
         "positives": truth.sum(axis=0, dtype=np.int64),
         "prevalence": prevalence,
         "log_loss": losses.mean(axis=0),
@@ -42,20 +42,20 @@ def by_label(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
         "of_prevalence": floor,
     }
     ranked = pd.DataFrame(ranked, columns=["auc", "average_precision", "sensitivity"])
-    return pd.DataFrame(told).join(ranked).set_axis(pd.Index(LABELS, name="label"))
+    return pd.DataFrame(scores).join(ranked).set_axis(pd.Index(LABELS, name="label"))
 
 
 def by_group(table: pd.DataFrame, probabilities: np.ndarray, groups: pd.Series) -> pd.DataFrame:
-    """The score of each group of slices.
+    """Score each group of slices.
 
     Args:
-        table, probabilities: as of `by_label`.
-        groups: the group of each slice, in the table's order; slices without one (NaN) are left out.
+        table, probabilities: as for `by_label`.
+        groups: the group of each slice, in the table's order; slices without a group (NaN) are left out.
 
     Returns:
-        A row a group, sorted (categories in their own order); columns slices, patients, any (its prevalence),
-        weighted_log_loss with its low and high (as of `by_label`), of_prevalence (of predicting the group's own
-        prevalences), and the six labels' log losses as `<label> log loss`.
+        One row for each group, sorted (categories in their own order); columns slices, patients, any (its prevalence),
+        weighted_log_loss with its low and high (as in `by_label`), of_prevalence (the group's own prevalence baseline),
+        and the six labels' log losses as `<label> log loss`.
     """
     truth = table[list(LABELS)].to_numpy()
     losses = metrics.log_losses(truth, probabilities)
@@ -78,16 +78,16 @@ def by_group(table: pd.DataFrame, probabilities: np.ndarray, groups: pd.Series) 
 
 
 def scan_facts(slice_table: pd.DataFrame, ids: pd.Index) -> pd.DataFrame:
-    """What the slice table says of the scans that slices are of.
+    """Describe the scans of slices by the slice table.
 
     Args:
-        slice_table: as `ich.images.slice_table.read_table` gives it.
+        slice_table: from `ich.images.slice_table.read_table`.
         ids: SOPInstanceUIDs.
 
     Returns:
-        A row an id, in their order; columns scan (SeriesInstanceUID, or the slice's own id where that is unknown),
-        order, slices (of the scan, read or not; float), position (0 the scan's lowest z, 1 its highest; NaN of a slice
-        without a place, or alone), BitsStored (float). All but scan are NaN for ids that the table lacks.
+        One row for each id, in their order; columns scan (SeriesInstanceUID, or the slice's own id where unknown),
+        order, slices (in the scan, read or not; float), position (0 at the scan's lowest z, 1 at its highest; NaN for a
+        slice without position, or alone), BitsStored (float). All but scan are NaN for ids that the table lacks.
     """
     scans = slice_table.groupby(["split", "SeriesInstanceUID"])
     facts = pd.DataFrame(
@@ -106,9 +106,9 @@ def scan_facts(slice_table: pd.DataFrame, ids: pd.Index) -> pd.DataFrame:
 
 
 def bands(values: pd.Series) -> pd.Series:
-    """The quarter of the values that each is in, as an ordered category named by its ends, such as `24 to 31`.
+    """Band values by quartiles, as ordered categories named by their ends, such as `24 to 31`.
 
-    Equal values share a band, so that there may be fewer than four; NaN has none.
+    Equal values share a band, so there may be fewer than four; NaN has none.
     """
     known = values.dropna()
     if known.empty:
@@ -121,28 +121,27 @@ def bands(values: pd.Series) -> pd.Series:
 
 
 def fifths(position: pd.Series) -> pd.Series:
-    """The fifth of the scan that each slice is in, as an ordered category; NaN of a slice without a position."""
+    """Return the fifth of the scan of each slice, as an ordered category; NaN for a slice without a position."""
     names = ["lowest fifth", "second", "middle", "fourth", "top fifth"]
-    place = np.minimum(position * 5, 4).to_numpy()
-    codes = np.where(np.isnan(place), -1, np.nan_to_num(place).astype(int))
+    fifth = np.minimum(position * 5, 4).to_numpy()
+    codes = np.where(np.isnan(fifth), -1, np.nan_to_num(fifth).astype(int))
     return pd.Series(pd.Categorical.from_codes(codes, names, ordered=True), position.index)
 
 
 def extremes(
     truth: np.ndarray, probabilities: np.ndarray, scans: np.ndarray, *, positive: bool, highest: bool
 ) -> list[tuple[int, int]]:
-    """For each label the slice that has it (or has it not) with the highest (or lowest) probability of it.
+    """Choose for each label the positive (or negative) slice with the highest (or lowest) probability.
 
-    The slices beside the worst are as bad, of the same bleed: each scan is taken once, for the first label that wants
-    it.
+    Slices beside the worst show the same bleed: each scan is taken once, for the first label that needs it.
 
     Args:
         truth: 0 or 1, shape (n, 6).
         probabilities: shape (n, 6).
-        scans: which scan each slice is of, shape (n,).
+        scans: the scan of each slice, shape (n,).
 
     Returns:
-        (row, label's place) each, at most one a label.
+        (row, label's index) pairs, at most one for each label.
     """
     chosen, seen = [], set[Hashable]()
     for k in range(truth.shape[1]):
@@ -159,14 +158,14 @@ def _interval(losses: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.n
     if table["PatientID"].nunique() < 2:
         nothing = np.full(losses.shape[1:], np.nan)[()]  # a plain number for one column
         return nothing, nothing
-    told = bootstrap.estimate(losses, table["PatientID"].to_numpy())
-    return told.low, told.high
+    estimate = bootstrap.estimate(losses, table["PatientID"].to_numpy())
+    return estimate.low, estimate.high
 
 
 def _ranking(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
     if truth.min() == truth.max():
         return np.nan, np.nan, np.nan
     false_alarms, sensitivity, _ = roc_curve(truth, scores)
-    # 1 - SPECIFICITY in floats is a little less than 0.1; a rate of exactly that counts.
+    # 1 - SPECIFICITY is slightly below 0.1 in floats; a rate of exactly 0.1 counts.
     reached = sensitivity[false_alarms <= 1 - SPECIFICITY + 1e-12].max()
     return roc_auc_score(truth, scores), average_precision_score(truth, scores), reached

@@ -1,4 +1,4 @@
-"""Charts of predictions and folds: Matplotlib figures, and their text as SVG."""
+"""Charts of predictions and folds as Matplotlib figures, and figures as SVG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,47 +14,24 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from ich.competition.labels import LABELS
 from ich.report.diagnostics import SPECIFICITY
 
-# Okabe and Ito's colours, which people tell apart whatever colours they see (jfly.uni-koeln.de/color, 2008).
-COLOURS: dict[str, str] = dict(
+# Okabe and Ito's palette for all kinds of color vision (jfly.uni-koeln.de/color, 2008).
+COLORS: dict[str, str] = dict(
     zip(LABELS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#000000"), strict=True)
 )
 _BINS = np.linspace(0, 1, 11)  # of probabilities, for calibration
-_POINTS = 400  # of a curve: more do not show
+_POINTS = 400  # of a curve: more are invisible
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG; of equal figures equal bytes."""
+    """Return the figure as SVG; equal figures give equal bytes."""
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "ich"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
-def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
-    """The loss over the epochs, a colour a fold.
-
-    Args:
-        histories: fold -> a row an epoch, with the columns loss and val_loss.
-    """
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for place, (k, history) in enumerate(histories.items()):
-        epochs = np.arange(1, len(history) + 1)
-        axes.plot(epochs, history["loss"], "--", color=f"C{place}", linewidth=1)
-        axes.plot(epochs, history["val_loss"], color=f"C{place}", marker=".", label=f"fold {k}")
-    axes.plot([], [], "--", color="grey", label="trained on, as the epoch went")
-    axes.plot([], [], color="grey", marker=".", label="held out, after the epoch")
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return figure
-
-
 def ranking_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """ROC curves and precision against recall, a colour a label; labels that no slice has, or all, are left out.
+    """Draw ROC and precision-recall curves, one color for each label; constant labels are left out.
 
     Args:
         truth: 0 or 1, shape (n, 6).
@@ -62,35 +39,35 @@ def ranking_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     """
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     roc, precision = figure.subplots(1, 2)
-    for (label, colour), y, p in zip(COLOURS.items(), truth.T, probabilities.T, strict=True):
+    for (label, color), y, p in zip(COLORS.items(), truth.T, probabilities.T, strict=True):
         if y.min() == y.max():
             continue
         false_alarms, sensitivity, _ = roc_curve(y, p)
-        roc.plot(*_thinned(false_alarms, sensitivity), color=colour, label=label)
+        roc.plot(*_thinned(false_alarms, sensitivity), color=color, label=label)
         values, recall, _ = precision_recall_curve(y, p, drop_intermediate=True)
-        precision.plot(*_thinned(recall, values), color=colour, label=label)
-        precision.axhline(y.mean(), color=colour, linewidth=0.6, linestyle=":")
-    roc.axline((0, 0), slope=1, color="grey", linewidth=0.6, linestyle=":")
-    roc.axvline(1 - SPECIFICITY, color="grey", linewidth=0.6, linestyle="--")
+        precision.plot(*_thinned(recall, values), color=color, label=label)
+        precision.axhline(y.mean(), color=color, linewidth=0.6, linestyle=":")
+    roc.axline((0, 0), slope=1, color="gray", linewidth=0.6, linestyle=":")
+    roc.axvline(1 - SPECIFICITY, color="gray", linewidth=0.6, linestyle="--")
     roc.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
     precision.set(title="precision and recall (dotted: prevalence)", xlabel="recall", ylabel="precision")
     for axes in (roc, precision):
         axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
         axes.grid(alpha=0.3)
-    if roc.lines[0].get_label() in COLOURS:  # else no label has a curve, and Matplotlib would complain of it
+    if roc.lines[0].get_label() in COLORS:  # else Matplotlib warns of an empty legend
         roc.legend(fontsize="small", loc="lower right")
     return figure
 
 
 def calibration_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
-    """How often a label was there, of the slices in each tenth of the probabilities; below, how many these are.
+    """Draw the share of positives against the mean probability, in tenths of the probability, and their counts.
 
     Args:
         truth, probabilities: as of `ranking_curves`.
     """
     figure = Figure(figsize=(10, 7.6), layout="constrained")
     panels = figure.subplots(4, 3, sharex=True, height_ratios=(3, 1, 3, 1))
-    for k, (label, colour) in enumerate(COLOURS.items()):
+    for k, (label, color) in enumerate(COLORS.items()):
         row, column = divmod(k, 3)
         curve, counts = panels[2 * row, column], panels[2 * row + 1, column]
         bin_of = np.clip(np.digitize(probabilities[:, k], _BINS) - 1, 0, len(_BINS) - 2)
@@ -100,13 +77,13 @@ def calibration_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
             np.bincount(bin_of, values, minlength=len(count))[some] / count[some]
             for values in (probabilities[:, k].astype(np.float64), truth[:, k])
         )
-        curve.axline((0, 0), slope=1, color="grey", linewidth=0.6, linestyle=":")
-        curve.plot(mean, share, marker="o", color=colour)
+        curve.axline((0, 0), slope=1, color="gray", linewidth=0.6, linestyle=":")
+        curve.plot(mean, share, marker="o", color=color)
         curve.set(title=label, xlim=(0, 1), ylim=(-0.03, 1.03))
-        counts.bar((_BINS[:-1] + _BINS[1:]) / 2, count, width=0.09, color=colour)
+        counts.bar((_BINS[:-1] + _BINS[1:]) / 2, count, width=0.09, color=color)
         counts.set(yscale="log", ylim=(0.7, None))
         if column == 0:
-            curve.set_ylabel("share that has it")
+            curve.set_ylabel("share of positives")
             counts.set_ylabel("slices")
         if row == 1:
             counts.set_xlabel("probability")
@@ -115,7 +92,7 @@ def calibration_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
 
 
 def group_scores(kinds: Mapping[str, pd.DataFrame]) -> Figure:
-    """The weighted log loss of groups with its interval, beside that of the groups' own prevalences.
+    """Draw the weighted log loss of groups with its interval, beside the groups' prevalence baselines.
 
     Args:
         kinds: title -> groups as `ich.report.diagnostics.by_group` gives them.
@@ -125,9 +102,9 @@ def group_scores(kinds: Mapping[str, pd.DataFrame]) -> Figure:
     panels = figure.subplots(len(kinds), squeeze=False, height_ratios=heights, sharex=True)[:, 0]
     for axes, (title, groups) in zip(panels, kinds.items(), strict=True):
         places = np.arange(len(groups))
-        axes.hlines(places, groups["low"], groups["high"], color=COLOURS["epidural"])
-        axes.plot(groups["weighted_log_loss"], places, "o", color=COLOURS["epidural"], label="weighted log loss, 95 %")
-        axes.plot(groups["of_prevalence"], places, "|", color="grey", markersize=12, label="by prevalence alone")
+        axes.hlines(places, groups["low"], groups["high"], color=COLORS["epidural"])
+        axes.plot(groups["weighted_log_loss"], places, "o", color=COLORS["epidural"], label="weighted log loss, 95 %")
+        axes.plot(groups["of_prevalence"], places, "|", color="gray", markersize=12, label="prevalence baseline")
         axes.set_yticks(places, groups.index.astype(str))
         axes.set(title=title, ylim=(len(groups) - 0.5, -0.5))
         axes.title.set_fontsize("medium")
@@ -138,18 +115,18 @@ def group_scores(kinds: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def along_scan(order: np.ndarray, probability: np.ndarray, truth: np.ndarray, here: float, label: str) -> Figure:
-    """The probability of a label from slice to slice of a scan, where it is there in truth, and one slice of them.
+    """Draw the probability of a label along a scan, with the true slices shaded and one slice marked.
 
     Args:
-        order: the slices' places, ascending, shape (n,).
+        order: the slices' positions, ascending, shape (n,).
         probability: of the label, shape (n,).
         truth: 0 or 1, shape (n,).
-        here: the place of the one slice.
+        here: position of the marked slice.
     """
     figure = Figure(figsize=(3.6, 1.9))
-    axes = figure.add_axes((0.17, 0.25, 0.8, 0.7))  # a page has many of these, and a layout by itself takes longest
+    axes = figure.add_axes((0.17, 0.25, 0.8, 0.7))  # fixed: an automatic layout takes longest, and a page has many
     axes.bar(order[truth == 1], 1, width=1, color="#F0C6A8", edgecolor="#F0C6A8")  # the edge closes hairline gaps
-    axes.plot(order, probability, color=COLOURS[label], marker=".", markersize=3, linewidth=1)
+    axes.plot(order, probability, color=COLORS[label], marker=".", markersize=3, linewidth=1)
     axes.axvline(here, color="black", linewidth=0.8, linestyle="--")
     axes.set(ylim=(0, 1.02), xlabel="slice of the scan", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -158,17 +135,16 @@ def along_scan(order: np.ndarray, probability: np.ndarray, truth: np.ndarray, he
 
 
 def label_balance(prevalence: pd.DataFrame) -> Figure:
-    """The prevalence of each label in each fold, as a share of the label's mean over the folds.
+    """Draw the prevalence of each label in each fold, with the mean over the folds.
 
     Args:
-        prevalence: a row a fold, a column a label: the columns of `ich.competition.folds.Audit.table` that are of
-            labels.
+        prevalence: one row for each fold, one column for each label: those of `ich.competition.folds.Audit.table`.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(2, 3, sharex=True).ravel()
-    for axes, (label, colour) in zip(panels, COLOURS.items(), strict=True):
-        axes.bar(prevalence.index.astype(str), prevalence[label], color=colour, width=0.7)
-        axes.axhline(prevalence[label].mean(), color="grey", linewidth=0.8, linestyle="--")
+    for axes, (label, color) in zip(panels, COLORS.items(), strict=True):
+        axes.bar(prevalence.index.astype(str), prevalence[label], color=color, width=0.7)
+        axes.axhline(prevalence[label].mean(), color="gray", linewidth=0.8, linestyle="--")
         axes.set(title=label, ylim=(0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     for axes in panels[3:]:
@@ -178,7 +154,7 @@ def label_balance(prevalence: pd.DataFrame) -> Figure:
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some points of a curve, evenly along its length, both ends among them."""
+    """Thin a curve to points evenly along its length, both ends included."""
     if len(x) <= _POINTS:
         return x, y
     length = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])

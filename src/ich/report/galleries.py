@@ -1,4 +1,4 @@
-"""The worst and the surest slices of a result directory, with what their models looked at."""
+"""Galleries of a result: worst misses, worst false alarms and most confident hits, with Grad-CAM."""
 
 from functools import partial
 from pathlib import Path
@@ -16,47 +16,47 @@ from ich.results.result_directory import read_mapping
 from ich.training.run_directory import Run
 
 
-def draw(path: Path, folder: Path, found: compare.Results, slice_table: pd.DataFrame, facts: pd.DataFrame) -> dict:
-    """The worst misses, the worst false alarms and the surest hits: of each label one slice.
+def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFrame, facts: pd.DataFrame) -> dict:
+    """Choose the worst misses, the worst false alarms and the most confident hits: one slice for each label.
 
     Args:
-        path: the result directory; Grad-CAM is of its models, where it has some.
-        folder: of the images.
-        found: the directory's predictions alone.
-        slice_table: of the images.
-        facts: as `ich.report.diagnostics.scan_facts` gives them of the predictions' slices.
+        path: the result directory; Grad-CAM uses its models, where it has some.
+        folder: the images' folder.
+        results: the directory's predictions alone.
+        slices: the images' slice table.
+        facts: `ich.report.diagnostics.scan_facts` of the predictions' slices.
 
     Returns:
-        `kinds`, title -> what the page shows of each slice; `no_heat`, why there is no Grad-CAM, or None.
+        `kinds`, title -> the page's content for each slice; `no_heat`, why there is no Grad-CAM, or None.
     """
-    table, probabilities = found.table, found.oof[str(path)]
+    table, probabilities = results.table, results.oof[str(path)]
     truth, scans = table[list(LABELS)].to_numpy(), facts["scan"].to_numpy()
     kinds = {
         "The worst misses": {"positive": True, "highest": False},
         "The worst false alarms": {"positive": False, "highest": True},
-        "The surest hits": {"positive": True, "highest": True},
+        "The most confident hits": {"positive": True, "highest": True},
     }
     chosen = {title: diagnostics.extremes(truth, probabilities, scans, **kind) for title, kind in kinds.items()}
-    everyone = [pair for pairs in chosen.values() for pair in pairs]
-    heat = or_absent(_heatmaps, path, table, everyone)
-    heat_of = {} if isinstance(heat, Absent) else dict(zip(everyone, heat, strict=True))
-    show = partial(_case, folder, table, probabilities, slice_table.set_index("SOPInstanceUID"), facts)
+    pairs = [pair for selected in chosen.values() for pair in selected]
+    heat = or_absent(_heatmaps, path, table, pairs)
+    heat_of = {} if isinstance(heat, Absent) else dict(zip(pairs, heat, strict=True))
+    show = partial(_case, folder, table, probabilities, slices.set_index("SOPInstanceUID"), facts)
     return {
-        "kinds": {title: [show(row, k, heat_of.get((row, k))) for row, k in pairs] for title, pairs in chosen.items()},
+        "kinds": {title: [show(*pair, heat_of.get(pair)) for pair in selected] for title, selected in chosen.items()},
         "no_heat": heat if isinstance(heat, Absent) else None,
     }
 
 
 def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Grad-CAM of slices by the models that have not seen their patients; float32, shape (height, width) each."""
+    """Return Grad-CAM of slices by the models that have not seen their patients; float32, (height, width) each."""
     if first := read_mapping(path / "environment.json").get("first_stage"):
-        told = " or ".join(one for one in first if Path(one).is_dir())  # others are tables of scores
+        runs = " or ".join(name for name in first if Path(name).is_dir())  # others are tables of scores
         raise IchError(
-            "a second stage's models read what a first one told, not images, so that there is no Grad-CAM of them"
-            + (f"; see the report of {told}" if told else "")
+            "a second stage's models read predictions, not images: there is no Grad-CAM"
+            + (f"; see the report of {runs}" if runs else "")
         )
     if not any((path / f"fold{k}" / "model.keras").exists() for k in table["fold"].unique()):
-        raise IchError("there is no model in this directory, and so no Grad-CAM")
+        raise IchError("this directory has no models: there is no Grad-CAM")
     run = Run.open(path)
 
     from ich.data.generator import DataGenerator
@@ -80,7 +80,7 @@ def _case(
     folder: Path,
     table: pd.DataFrame,
     probabilities: np.ndarray,
-    slice_table: pd.DataFrame,
+    slices: pd.DataFrame,
     facts: pd.DataFrame,
     row: int,
     k: int,
@@ -89,7 +89,7 @@ def _case(
     """One slice of a gallery."""
     id, label = table.index[row], LABELS[k]
     true = [name for name in LABELS if table[name].iloc[row]]
-    scan = slice_table[(slice_table["SeriesInstanceUID"] == facts["scan"].iloc[row]) | (slice_table.index == id)]
+    scan = slices[(slices["SeriesInstanceUID"] == facts["scan"].iloc[row]) | (slices.index == id)]
     return {
         "label": label,
         "probability": f"{probabilities[row, k]:.3f}",
@@ -97,7 +97,7 @@ def _case(
         "study": scan["StudyInstanceUID"].fillna("").get(id),
         "fold": int(table["fold"].iloc[row]),
         "truth": ", ".join(true) or "none",
-        "said": ", ".join(f"{name} {p:.2f}" for name, p in zip(LABELS, probabilities[row], strict=True)),
+        "predicted": ", ".join(f"{name} {p:.2f}" for name, p in zip(LABELS, probabilities[row], strict=True)),
         "slices": or_absent(_slice_pictures, folder, scan, id, label, heat),
         "curve": _scan_curve(table, probabilities, facts, row, k),
     }
@@ -114,8 +114,8 @@ def _slice_pictures(folder: Path, scan: pd.DataFrame, id: str, label: str, heat:
         from ich.models import gradcam
 
         alt = f"Grad-CAM of {label} over the {first} window of slice {id}"
-        told = f"Grad-CAM, {label}" if heat.any() else f"Grad-CAM: nothing speaks for {label}"
-        shown.append(png_picture(gradcam.overlaid(own[first], heat), alt, told))
+        caption = f"Grad-CAM, {label}" if heat.any() else f"Grad-CAM: no evidence for {label}"
+        shown.append(png_picture(gradcam.overlaid(own[first], heat), alt, caption))
     shown += [
         png_picture(image[first], f"the slice {where} {id}, {first} window", f"slice {where}")
         for where, image in (("before", before), ("after", after))
@@ -128,11 +128,11 @@ def _scan_curve(
 ) -> Picture | Absent:
     here = facts["order"].iloc[row]
     if np.isnan(here):
-        return Absent("this slice has no place in a scan")
+        return Absent("this slice has no position in a scan")
     scan = np.flatnonzero((facts["scan"] == facts["scan"].iloc[row]).to_numpy() & facts["order"].notna().to_numpy())
     scan = scan[np.argsort(facts["order"].to_numpy()[scan])]
     order, p = facts["order"].to_numpy()[scan], probabilities[scan, k]
     truth = table[LABELS[k]].to_numpy()[scan]
-    where = ", ".join(f"{one:g}" for one in order[truth == 1]) or "no slice"
+    where = ", ".join(f"{place:g}" for place in order[truth == 1]) or "no slice"
     alt = f"probability of {LABELS[k]} from slice to slice of the scan; {where} has it; this is slice {here:g}"
     return svg_picture(figures.along_scan(order, p, truth, here, LABELS[k]), alt)

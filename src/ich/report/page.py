@@ -1,4 +1,4 @@
-"""The parts of a page: pictures within it, tables of text, and what is not there; and the page from its template."""
+"""Parts of a page (pictures, tables, absent parts), and the page from its template."""
 
 import base64
 from collections.abc import Callable
@@ -17,13 +17,7 @@ _SIDE = 256  # pixels of a slice in a page, at most
 
 
 class Picture(NamedTuple):
-    """A picture within the page.
-
-    Args:
-        source: a data URI.
-        alt: what it shows, for those who do not see it.
-        caption: below it.
-    """
+    """A picture embedded in the page: a data URI, its alternative text, and a caption below it."""
 
     source: str
     alt: str
@@ -31,20 +25,20 @@ class Picture(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Head and rows of text; the first cell of a row is its head."""
+    """Header and rows of text; the first cell of a row is its header."""
 
     head: list[str]
     rows: list[list[str]]
 
 
 class Absent(NamedTuple):
-    """Why there is nothing to show in a place of the page."""
+    """The reason why a part of the page is missing."""
 
     absent: str
 
 
 def or_absent(make: Callable, *arguments: Any) -> Any:
-    """What `make` gives, or why it gives none: the sentence of its IchError."""
+    """Return what `make` returns, or Absent with the sentence of its IchError."""
     try:
         return make(*arguments)
     except IchError as error:
@@ -52,12 +46,12 @@ def or_absent(make: Callable, *arguments: Any) -> Any:
 
 
 def svg_picture(figure: Figure, alt: str) -> Picture:
-    """A chart; sharp at any size."""
+    """Embed a chart as SVG."""
     return Picture("data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode(), alt)
 
 
 def png_picture(image: np.ndarray, alt: str, caption: str) -> Picture:
-    """A slice, uint8, shape (height, width[, 3]), made smaller if it is large."""
+    """Embed a slice, uint8, (height, width[, 3]), as a PNG of at most 256 pixels a side."""
     scale = _SIDE / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -66,7 +60,7 @@ def png_picture(image: np.ndarray, alt: str, caption: str) -> Picture:
 
 
 def render(template: str, context: dict) -> str:
-    """Fill in a template of `templates/`; all that is put in is escaped, and a name that is missing is an error."""
+    """Fill in a template of `templates/`; values are escaped, and a missing name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ich.report"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Slices as pictures: contact sheets of converted images, and a scan as a montage."""
+"""Contact sheets of converted slices, and scans as montages."""
 
 import io
 import sys
@@ -33,10 +33,10 @@ class Section(NamedTuple):
     """A part of a sheet.
 
     Args:
-        heading: a line above.
-        tiles: grey pictures of one size, uint8, shape (height, width).
-        captions: of each tile, the text above it; lines are split at newlines.
-        marked: of each tile, whether its caption is in another colour.
+        heading: a line above the tiles.
+        tiles: gray pictures of one size, uint8, shape (height, width).
+        captions: text above each tile; lines are split at newlines.
+        marked: whether each tile's caption is highlighted.
     """
 
     heading: str
@@ -46,15 +46,15 @@ class Section(NamedTuple):
 
 
 def windows_of(folder: Path, path: str, settings: Settings) -> dict[str, np.ndarray]:
-    """What a converted slice looks like in each window.
+    """Read a converted slice in each window.
 
     Args:
-        folder: of the images.
-        path: of the slice's first PNG in it, as the slice table has it.
-        settings: of the folder's images.
+        folder: the images' folder.
+        path: the slice's first PNG in it, as in the slice table.
+        settings: the folder's settings.
 
     Returns:
-        Window's name -> uint8, shape (height, width). Images of HU are windowed here, in three of the presets.
+        Window's name -> uint8, shape (height, width). Images of HU are windowed here, by three presets.
 
     Raises:
         IchError: an image cannot be read, or holds other channels than the settings say.
@@ -74,32 +74,32 @@ def windows_of(folder: Path, path: str, settings: Settings) -> dict[str, np.ndar
 
 
 def window_names(settings: Settings) -> list[str]:
-    """The windows that `windows_of` gives."""
+    """Return the names of the windows that `windows_of` reads."""
     return list(_HU_WINDOWS) if settings.files == "hu" else [name_of(window) for window in settings.windows]
 
 
-def contact_sheet(folder: Path, table: pd.DataFrame, settings: Settings, n: int = 24, most: int = 300) -> "Figure":
-    """Random slices, all repaired ones, and a list of those that could not be read.
+def contact_sheet(folder: Path, table: pd.DataFrame, settings: Settings, n: int = 24, limit: int = 300) -> "Figure":
+    """Draw random slices and all repaired ones, and list those that could not be read.
 
     Args:
-        folder, settings: as of `windows_of`.
+        folder, settings: as for `windows_of`.
         table: the folder's slice table.
-        n: how many random slices; the same ones each time.
-        most: repaired slices that are shown, and lines of the list; the heading says how many there are in all.
+        n: number of random slices, the same each time.
+        limit: largest number of repaired slices drawn, and of lines in the list; the headings have the totals.
 
     Raises:
         IchError: as `windows_of`.
     """
     ok = table[table["status"] == "ok"]
-    lost = table[table["status"] != "ok"]
+    failed = table[table["status"] != "ok"]
     repaired = ok[ok["repaired"] != ""]
-    drawn = ok.sample(min(n, len(ok)), random_state=0)
+    sample = ok.sample(min(n, len(ok)), random_state=0)
     side = 128
     names = window_names(settings)
     sections = []
     for rows, heading in (
-        (drawn, f"{len(drawn)} of {len(ok):,} slices, at random; windows: {', '.join(names)}"),
-        (repaired.head(most), f"repaired on reading: {_shown(repaired, most)}"),
+        (sample, f"{len(sample)} of {len(ok):,} slices, at random; windows: {', '.join(names)}"),
+        (repaired.head(limit), f"repaired on reading: {_count(repaired, limit)}"),
     ):
         tiles = []
         for path in rows["path"]:
@@ -107,20 +107,22 @@ def contact_sheet(folder: Path, table: pd.DataFrame, settings: Settings, n: int 
             tiles.append(np.concatenate([_fitted(picture, side) for picture in windows.values()], axis=1))
         captions = [f"{row.SOPInstanceUID} {row.repaired}" for row in rows.itertuples()]
         sections.append(Section(heading, tiles, captions, [False] * len(tiles)))
-    footer = [f"without an image: {_shown(lost, most)}"]
-    footer += [f"{row.SOPInstanceUID}  {row.status} ({STATUSES[row.status]})" for row in lost.head(most).itertuples()]
+    footer = [f"without an image: {_count(failed, limit)}"]
+    footer += [
+        f"{row.SOPInstanceUID}  {row.status} ({STATUSES[row.status]})" for row in failed.head(limit).itertuples()
+    ]
     return sheet(sections, columns=max(1, 12 // len(names)), footer=footer)
 
 
 def find_scans(table: pd.DataFrame, id: str) -> pd.DataFrame:
-    """The rows of a study's scans, each in its order.
+    """Return the rows of a study's series, each in scan order.
 
     Args:
         table: the slice table.
-        id: a StudyInstanceUID, a SeriesInstanceUID, or the SOPInstanceUID of a slice of the series that is meant.
+        id: a StudyInstanceUID, a SeriesInstanceUID, or the SOPInstanceUID of a slice of the series.
 
     Raises:
-        IchError: the table has none of that name.
+        IchError: the table has no such id.
     """
     for column in ("StudyInstanceUID", "SeriesInstanceUID"):
         rows = table[table[column] == id]
@@ -143,14 +145,14 @@ def montage(
     labels: pd.DataFrame | None = None,
     predictions: pd.DataFrame | None = None,
 ) -> "Figure":
-    """A study's slices in scan order, with labels and predictions above each; a section a series.
+    """Draw a study's slices in scan order, with labels and predictions above each; one section for each series.
 
     Args:
-        folder, settings: as of `windows_of`.
-        scans: rows of the slice table, as `find_scans` gives them. A slice without an image is a black square.
-        window: its name; None takes the first.
+        folder, settings: as for `windows_of`.
+        scans: rows of the slice table (`find_scans`). A slice without an image is a black square.
+        window: name of a window; None takes the first.
         labels: a label frame; slices that it lacks get no labels.
-        predictions: probabilities, indexed likewise; of each slice those of 0.1 and more are written, and that of any.
+        predictions: probabilities, indexed likewise; those of 0.1 and more are written, and that of any.
 
     Raises:
         IchError: the images have no such window, or as `windows_of`.
@@ -165,28 +167,28 @@ def montage(
         for row in rows.itertuples():
             id = row.SOPInstanceUID
             picture = np.zeros((side, side), np.uint8)
-            place = "no place in the scan" if pd.isna(row.order) else f"{row.order:.0f}  z {row.z:.1f} mm"
+            position = "no position in the scan" if pd.isna(row.order) else f"{row.order:.0f}  z {row.z:.1f} mm"
             if row.status == "ok":
                 windows = windows_of(folder, row.path, settings)
                 picture = _fitted(windows[window or next(iter(windows))], side)
             else:
-                place += f"  no image: {row.status}"
-            known = labels is not None and id in labels.index
-            true = [label for label in LABELS if known and labels.at[id, label]]
-            said = predictions.loc[id] if predictions is not None and id in predictions.index else {}
-            lines = [place]
-            if known:
-                lines.append("has " + (" ".join(_SHORT[label] for label in true) or "none"))
-            shown = [label for label in LABELS if label in said and (said[label] >= 0.1 or label == "any")]
-            lines += wrap(" ".join(f"{_SHORT[label]}\u00a0{said[label]:.2f}" for label in shown), 34)
+                position += f"  no image: {row.status}"
+            lines, positive = [position], []
+            if labels is not None and id in labels.index:
+                positive = [label for label in LABELS if labels.at[id, label]]
+                lines.append("has " + (" ".join(_SHORT[label] for label in positive) or "none"))
+            if predictions is not None and id in predictions.index:
+                p = predictions.loc[id]
+                probable = [label for label in LABELS if p[label] >= 0.1 or label == "any"]
+                lines += wrap(" ".join(f"{_SHORT[label]}\u00a0{p[label]:.2f}" for label in probable), 34)
             tiles.append(picture)
             captions.append("\n".join(lines))
-            marked.append(bool(true))
+            marked.append(bool(positive))
         first = rows.iloc[0]
         heading = f"study {first['StudyInstanceUID']}, series {series}, {len(rows)} slices, {first['split']}"
         sections.append(Section(heading, tiles, captions, marked))
     footer = ["; ".join(f"{short} {label}" for label, short in _SHORT.items() if short != label)]
-    footer += [] if predictions is None else ["numbers: predicted probabilities, of any and of what has 0.1 or more"]
+    footer += [] if predictions is None else ["numbers: predicted probabilities of any, and of other labels from 0.1"]
     return sheet(sections, columns=6, footer=footer)
 
 
@@ -194,8 +196,8 @@ _SHORT = dict(zip(LABELS, ("EDH", "IPH", "IVH", "SAH", "SDH", "any"), strict=Tru
 
 
 def sheet(sections: Sequence[Section], columns: int, footer: Sequence[str] = ()) -> "Figure":
-    """Pictures in rows under captions, pixel by pixel: saved at its own dpi, nothing is scaled."""
-    from matplotlib.figure import Figure  # only here: it must not keep a conversion from starting
+    """Lay out pictures in rows under captions, pixel by pixel: at its own dpi nothing is scaled."""
+    from matplotlib.figure import Figure  # imported here: a conversion starts without it
 
     tile_width = max((tile.shape[1] for section in sections for tile in section.tiles), default=0)
     width = max(columns * (tile_width + _GAP) + _GAP, _NARROW)
@@ -220,10 +222,10 @@ def sheet(sections: Sequence[Section], columns: int, footer: Sequence[str] = ())
     for y, x, tile in blocks:
         canvas[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     figure = Figure(figsize=(width / _DPI, len(canvas) / _DPI), dpi=_DPI)
-    figure.figimage(cv2.cvtColor(canvas, cv2.COLOR_GRAY2RGB))  # a map of greys would round some of them
-    for x, y, text, colour, size in texts:
+    figure.figimage(cv2.cvtColor(canvas, cv2.COLOR_GRAY2RGB))  # a gray colormap would round some values
+    for x, y, text, color, size in texts:
         place = (x / width, 1 - y / len(canvas))
-        figure.text(*place, text, color=colour, fontsize=size, va="top", parse_math=False, linespacing=1.2)
+        figure.text(*place, text, color=color, fontsize=size, va="top", parse_math=False, linespacing=1.2)
     return figure
 
 
@@ -238,37 +240,39 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as a PNG in its own size. For notebooks: they show no figure without axes, as a sheet is, and cut the
-    edges of others, so that a picture which a slider changes would jump."""
+    """Return the figure as a PNG of its own size, for notebooks.
+
+    They show no figure without axes, such as a sheet, and crop others, so that a figure under a slider would jump.
+    """
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
 def save_if_possible(draw: Callable[[], "Figure"], path: Path) -> bool:
-    """Draw and write a picture of work that is done; if that fails, say why on stderr, as the work stands without it.
+    """Draw and write a picture of finished work; a failure is a warning on stderr, as the work does not need it.
 
     Returns:
         Whether the picture was written.
     """
     try:
         save(draw(), path)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not cost the work
+    except Exception as error:  # noqa: BLE001 - no error of a picture may cost the work
         print(f"warning: {path} was not drawn ({one_line(error, named=True)})", file=sys.stderr)
         return False
     return True
 
 
-def _shown(rows: pd.DataFrame, most: int) -> str:
-    return f"{len(rows):,}" if len(rows) <= most else f"{most:,} of {len(rows):,}"
+def _count(rows: pd.DataFrame, limit: int) -> str:
+    return f"{len(rows):,}" if len(rows) <= limit else f"{limit:,} of {len(rows):,}"
 
 
 def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
-    """Scaled into a black square, its proportions kept."""
+    """Scale a picture into a black square, its proportions kept."""
     scale = side / max(picture.shape)
     height, width = (max(1, round(length * scale)) for length in picture.shape)
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     square = np.zeros((side, side), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=how)
+    square[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=interpolation)
     return square

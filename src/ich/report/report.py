@@ -15,20 +15,23 @@ from ich.images import convert, slice_table
 from ich.report import diagnostics, figures, galleries
 from ich.report.page import Absent, Picture, Table, or_absent, render, svg_picture
 from ich.results import commands, compare
+from ich.results.predictions import read_predictions
 from ich.results.result_directory import read_mapping, score_file, share, shortcomings
-from ich.training import run_directory
+from ich.training.curves import learning_curves
 
 _QUARANTINED = 100  # slices without an image that are listed
+_CURVES = [f"{split}{name}" for name in ("loss", "weighted_log_loss") for split in ("", "val_")]
+_CURVES += [f"val_auc_{label}" for label in LABELS]
 
 
 def write_report(path: Path, folds_path: Path | None = None) -> Path:
     """Write `report.html` into a result directory.
 
-    Whatever the directory lacks (models of a blend, the images, test predictions), the page says so in its place.
+    A section whose input is missing (models of a blend, images, test predictions) says so in its place.
 
     Args:
-        path: with oof.parquet, config.yaml and environment.json: a run, its sequence stage, a blend.
-        folds_path: of the folds; None takes the path in the directory's config.
+        path: a run, second stage or blend: oof.parquet, config.yaml and environment.json.
+        folds_path: the file of folds; None takes the path in the directory's config.
 
     Returns:
         The page's path.
@@ -37,17 +40,15 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
         IchError: there are no out-of-fold predictions of the folds' slices (`ich.results.compare.read_results`), or the
             page cannot be written.
     """
-    found = compare.read_results([path], folds_path)
-    table, probabilities = found.table, found.oof[str(path)].astype(np.float64)
-    folder = Path(found.data["images"]) if found.data.get("images") else None
-    slice_table = or_absent(_slice_table, folder)
-    facts = None if isinstance(slice_table, Absent) else diagnostics.scan_facts(slice_table, table.index)
-    beside = or_absent(score_file, path)
-    beside = {} if isinstance(beside, Absent) else beside  # the section of the steps says why
+    results = compare.read_results([path], folds_path)
+    table, probabilities = results.table, results.oof[str(path)].astype(np.float64)
+    images = or_absent(_images, path, results, probabilities)
+    score = or_absent(score_file, path)
+    score = {} if isinstance(score, Absent) else score  # the section of the steps says why
     context = {
         "name": path.resolve().name,
         "score": _score(table, probabilities),
-        "warnings": shortcomings(path, beside | metrics.summary(table[list(LABELS)].to_numpy(), probabilities)),
+        "warnings": shortcomings(path, score | metrics.summary(table[list(LABELS)].to_numpy(), probabilities)),
         "by_label": _by_label(table, probabilities),
         "by_fold": _groups(diagnostics.by_group(table, probabilities, table["fold"]), "fold"),
         "gains": or_absent(_gains, path),
@@ -61,15 +62,15 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
             "for each label: the share of slices that have it against the mean probability, in tenths of the"
             " probability, and how many slices these are",
         ),
-        "weak_spots": slice_table if facts is None else or_absent(_weak_spots, table, probabilities, facts),
-        "galleries": slice_table if facts is None else galleries.draw(path, folder, found, slice_table, facts),
+        "weak_spots": images if isinstance(images, Absent) else images["weak_spots"],
+        "galleries": images if isinstance(images, Absent) else images["galleries"],
         "test": or_absent(_test, path, table, probabilities),
         "folds": _folds_audit(table),
-        "folds_path": found.data["folds"],
-        "conversion": slice_table if facts is None else convert.summary(slice_table),
-        "quarantined": slice_table if facts is None else _quarantined(slice_table),
+        "folds_path": results.data["folds"],
+        "conversion": images if isinstance(images, Absent) else images["conversion"],
+        "quarantined": images if isinstance(images, Absent) else images["quarantined"],
         "quarantined_shown": _QUARANTINED,
-        "images": folder,
+        "images": results.data.get("images"),
         "config": (path / "config.yaml").read_text(encoding="utf-8"),
         "environment": _environment(read_mapping(path / "environment.json")),
         "commands": or_absent(_commands, path, folds_path),
@@ -80,20 +81,29 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     return path / "report.html"
 
 
-def _slice_table(folder: Path | None) -> pd.DataFrame:
-    if folder is None:
+def _images(path: Path, results: compare.Results, probabilities: np.ndarray) -> dict:
+    """Sections that need the images or their slice table."""
+    if not results.data.get("images"):
         raise IchError("the config does not say where the images are")
-    return slice_table.read_table(folder / "slices.parquet")
+    folder = Path(results.data["images"])
+    slices = slice_table.read_table(folder / "slices.parquet")
+    facts = diagnostics.scan_facts(slices, results.table.index)
+    return {
+        "weak_spots": or_absent(_weak_spots, results.table, probabilities, facts),
+        "galleries": galleries.draw(path, folder, results, slices, facts),
+        "conversion": convert.summary(slices),
+        "quarantined": _quarantined(slices),
+    }
 
 
 def _score(table: pd.DataFrame, probabilities: np.ndarray) -> dict[str, str]:
-    told = compare.compare(table, {"this": probabilities}, baseline="this").loc["this"]
+    score = compare.compare(table, {"this": probabilities}, baseline="this").loc["this"]
     floor = metrics.prevalence_log_loss(table[list(LABELS)].to_numpy())
     return {
-        "value": f"{told['weighted_log_loss']:.4f}",
-        "interval": f"{told['low']:.4f} to {told['high']:.4f}",
+        "value": f"{score['weighted_log_loss']:.4f}",
+        "interval": f"{score['low']:.4f} to {score['high']:.4f}",
         "floor": f"{floor:.4f}",
-        "share": share(told["weighted_log_loss"], floor),
+        "share": share(score["weighted_log_loss"], floor),
         "slices": f"{len(table):,}",
         "patients": f"{table['PatientID'].nunique():,}",
         "folds": str(table["fold"].nunique()),
@@ -101,7 +111,7 @@ def _score(table: pd.DataFrame, probabilities: np.ndarray) -> dict[str, str]:
 
 
 def _by_label(table: pd.DataFrame, probabilities: np.ndarray) -> Table:
-    head = ["label", "weight", "slices", "prevalence", "log loss", "95 % interval", "by prevalence", "AUC"]
+    head = ["label", "weight", "slices", "prevalence", "log loss", "95 % interval", "prevalence baseline", "AUC"]
     head += ["average precision", f"sensitivity at {diagnostics.SPECIFICITY:.0%} specificity"]
     rows = [
         [
@@ -121,8 +131,9 @@ def _by_label(table: pd.DataFrame, probabilities: np.ndarray) -> Table:
     return Table(head, rows)
 
 
-def _groups(groups: pd.DataFrame, what: str) -> Table:
-    head = [what, "slices", "patients", "any", "log loss", "95 % interval", "by prevalence", *LABELS[:-1], "of any"]
+def _groups(groups: pd.DataFrame, name: str) -> Table:
+    head = [name, "slices", "patients", "any", "log loss", "95 % interval", "prevalence baseline"]
+    head += [f"{label} log loss" for label in LABELS]
     rows = [
         [
             str(row["group"]),
@@ -143,14 +154,16 @@ def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFr
     bits = facts["BitsStored"].map("{:.0f} bits".format, na_action="ignore")
     kinds = {
         "slices of the scan": diagnostics.bands(facts["slices"]),
-        "place in the scan": diagnostics.fifths(facts["position"]),
+        "position in the scan": diagnostics.fifths(facts["position"]),
         "format": bits,
     }
     scored = {title: diagnostics.by_group(table, probabilities, groups) for title, groups in kinds.items()}
     scored = {title: groups for title, groups in scored.items() if len(groups)}
     if not scored:
-        raise IchError("the slice table knows none of these slices; it is of other images")
-    alt = "weighted log loss with its interval, by slices of the scan, place in the scan and format; as in the tables"
+        raise IchError("the slice table has none of these slices: it belongs to other images")
+    alt = (
+        "weighted log loss with its interval, by slices of the scan, position in the scan and format; as in the tables"
+    )
     return {
         "figure": svg_picture(figures.group_scores(scored), alt),
         "tables": [_groups(groups, title) for title, groups in scored.items()],
@@ -158,9 +171,7 @@ def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFr
 
 
 def _gains(path: Path) -> dict:
-    """What score.json tells beyond the score: with TTA the plain one, of a blend its members, of a second
-    stage the first.
-    """
+    """Gains in score.json: of TTA over one pass, of a second stage over the first, of a blend over its members."""
     score = score_file(path)
     lines, members = [], None
     if score.get("tta") not in (None, ["none"]) and "plain_weighted_log_loss" in score:
@@ -174,7 +185,7 @@ def _gains(path: Path) -> dict:
         gain = score["of_first_stage"] - score["weighted_log_loss"]
         lines.append(f"The first stage scores {score['of_first_stage']:.4f}: the second gains {gain:+.4f}.")
         lines += [
-            f"Of it, {kind} alone scores {score['of_kinds'][kind]:.4f}; its weight is {weight:.2f}."
+            f"Its kind {kind} alone scores {score['of_kinds'][kind]:.4f}; its weight is {weight:.2f}."
             for kind, weight in score.get("weights", {}).get("test", {}).items()
         ]
     if {"runs", "best_run", "gain", "gain_interval", "weights"} <= score.keys():
@@ -192,19 +203,19 @@ def _gains(path: Path) -> dict:
         )
     for trial in ("calibration", "any_at_least_max"):
         lines += [
-            f"{trial} of {label}: gains {told['gain']:+.5f} ± {told['standard_error']:.5f} (standard error),"
-            f" {'kept' if told['kept'] else 'left out'}."
-            for label, told in score.get(trial, {}).items()
+            f"{trial} of {label}: gains {gain['gain']:+.5f} ± {gain['standard_error']:.5f} (standard error),"
+            f" {'kept' if gain['kept'] else 'left out'}."
+            for label, gain in score.get(trial, {}).items()
         ]
     if not lines:
-        raise IchError("this run is of one stage and one model a fold: there is nothing to set it against")
+        raise IchError("this run has one stage and one pass: there are no steps to compare")
     return {"lines": lines, "members": members}
 
 
 def _test(path: Path, table: pd.DataFrame, probabilities: np.ndarray) -> Table:
     if not (path / "predictions_test.parquet").exists():
-        raise IchError("the test set was not predicted")
-    test = run_directory.read_predictions(path / "predictions_test.parquet")
+        raise IchError("there are no test predictions: scripts/predict.py makes them")
+    test = read_predictions(path / "predictions_test.parquet")
     rows = [
         [label, f"{table[label].mean():.2%}", f"{probabilities[:, k].mean():.2%}", f"{test[label].mean():.2%}"]
         for k, label in enumerate(LABELS)
@@ -228,27 +239,28 @@ def _folds_audit(table: pd.DataFrame) -> dict:
     }
 
 
-def _quarantined(slice_table: pd.DataFrame) -> Table:
-    lost = slice_table[slice_table["status"] != "ok"]
-    rows = [[row.SOPInstanceUID, row.split, row.status, row.reason] for row in lost.head(_QUARANTINED).itertuples()]
+def _quarantined(slices: pd.DataFrame) -> Table:
+    failed = slices[slices["status"] != "ok"]
+    rows = [[row.SOPInstanceUID, row.split, row.status, row.reason] for row in failed.head(_QUARANTINED).itertuples()]
     return Table(["slice", "split", "status", "reason"], rows)
 
 
 def _environment(facts: Mapping) -> Table:
     rows = []
     for key, value in facts.items():
-        for name, one in value.items() if isinstance(value, dict) else [(None, value)]:
-            text = ", ".join(map(str, one)) if isinstance(one, list) else str(one)
+        for name, fact in value.items() if isinstance(value, dict) else [(None, value)]:
+            text = ", ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
             rows.append([key if name is None else f"{key}: {name}", text])
-    return Table(["what", "which"], rows)
+    return Table(["name", "value"], rows)
 
 
 def _commands(path: Path, folds_path: Path | None) -> list[str]:
-    """The commands that made the directory, as they were given, and the one that makes this page."""
-    made = [one["command"] for one in commands.read(path)]
-    if not made:
-        raise IchError(f"{path} has no {commands.FILE} that lists the commands; its config and environment are below")
-    return [*made, commands.told("report", [path, *(["--folds", folds_path] if folds_path else [])])]
+    """Return the recorded commands that made the directory, and the one that makes this page."""
+    recorded = [entry["command"] for entry in commands.read(path)]
+    if not recorded:
+        raise IchError(f"{path} has no {commands.FILE} with the commands; its config and environment are below")
+    arguments = [str(path), *(["--folds", str(folds_path)] if folds_path else [])]
+    return [*recorded, commands.told("report", arguments)]
 
 
 def _span(low: float, high: float) -> str:
@@ -265,17 +277,17 @@ def _learning(path: Path, ks: list[int]) -> Picture:
             history = pd.read_csv(file)
             if {"seed", "loss"} <= set(history):
                 raise IchError(
-                    "a second stage's networks train for a set number of epochs, and what is held out is not looked at"
-                    f" on the way; their loss is in {path}/fold<k>/history.csv"
+                    "a second stage's networks train without validation; their training loss is in"
+                    f" {path}/fold<k>/history.csv"
                 )
             if history.empty:
                 raise ValueError("it has no epoch")
-            histories[k] = history[["loss", "val_loss"]].astype("float64")
+            histories[k] = history[_CURVES].astype("float64")
         except (OSError, ValueError, KeyError) as error:
             raise IchError(
-                f"{file} is no history of a training ({one_line(error)}); restore it, or do without"
+                f"{file} is not the history of a training ({one_line(error)}); restore it, or do without"
             ) from error
     if not histories:
-        raise IchError("no fold has a history of its training here")
+        raise IchError("no fold has a training history here")
     last = "; ".join(f"fold {k} ends at {history['val_loss'].iloc[-1]:.4f}" for k, history in histories.items())
-    return svg_picture(figures.learning_curves(histories), f"loss over the epochs, held out: {last}")
+    return svg_picture(learning_curves(histories), f"loss and AUC over the epochs; held-out loss: {last}")

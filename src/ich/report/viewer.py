@@ -1,4 +1,4 @@
-"""One slice of a scan in its windows, and what was predicted all along the scan: what a slider moves through."""
+"""A slice in its windows and the predictions along its scan, for a notebook's slider."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.images.render import Settings
 from ich.report import pictures
-from ich.report.figures import COLOURS
+from ich.report.figures import COLORS
 
 _HEIGHT, _WINDOW, _CURVES = 3.4, 2.8, 5.6  # inches: of the figure; the widths of a window and of the curves
 
@@ -25,34 +25,34 @@ def slice_view(
     labels: pd.DataFrame | None = None,
     predictions: pd.DataFrame | None = None,
 ) -> Figure:
-    """A slice in each of its windows, with its labels; beside it the probabilities along the scan, and where it is.
+    """Draw a slice in each window with its labels, and the probabilities along the scan with its position.
 
-    All slices of a scan give pictures of one size.
+    All slices of a scan give figures of one size.
 
     Args:
-        folder, settings: as of `ich.report.pictures.windows_of`.
-        scan: rows of the slice table, of one series in its order, as `ich.report.pictures.find_scans` gives them.
-        place: of the slice in these rows, from 0.
+        folder, settings: as for `ich.report.pictures.windows_of`.
+        scan: rows of the slice table, one series in scan order (`ich.report.pictures.find_scans`).
+        place: index of the slice in these rows, from 0.
         labels: a label frame; slices that it lacks get no labels.
-        predictions: probabilities, indexed likewise; None draws no curves. Slices that it lacks are gaps in them.
+        predictions: probabilities, indexed likewise; None draws no curves, and missing slices are gaps.
 
     Raises:
         IchError: the rows are of several series, or there is no such place; or as `ich.report.pictures.windows_of`. A
             slice that could not be read is a black square.
     """
     if scan["SeriesInstanceUID"].nunique() > 1:
-        found = ", ".join(scan["SeriesInstanceUID"].unique())
-        raise IchError(f"the rows are of several series, {found}; give those of one")
+        series = ", ".join(scan["SeriesInstanceUID"].unique())
+        raise IchError(f"the rows belong to several series, {series}; give those of one")
     if not 0 <= place < len(scan):
         raise IchError(f"there is no place {place} in a scan of {len(scan)} slices, counted from 0")
     row = scan.iloc[place]
-    shown = dict.fromkeys(pictures.window_names(settings), np.zeros((1, 1), np.uint8))
+    windows = dict.fromkeys(pictures.window_names(settings), np.zeros((1, 1), np.uint8))
     if row["status"] == "ok":
-        shown = pictures.windows_of(folder, row["path"], settings)
-    widths = [_WINDOW] * len(shown) + ([] if predictions is None else [_CURVES])
+        windows = pictures.windows_of(folder, row["path"], settings)
+    widths = [_WINDOW] * len(windows) + ([] if predictions is None else [_CURVES])
     figure = Figure(figsize=(sum(widths), _HEIGHT), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-    for axes, (name, picture) in zip(panels, shown.items(), strict=False):
+    for axes, (name, picture) in zip(panels, windows.items(), strict=False):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         axes.set_title(name, fontsize="medium")
         axes.axis("off")
@@ -64,12 +64,12 @@ def slice_view(
 
 
 def _draw_curves(axes: Axes, predictions: pd.DataFrame, labels: pd.DataFrame | None, place: int) -> None:
-    """Probabilities against places; where a slice has any bleed, a bar below."""
+    """Draw probabilities along the scan, with a bar below slices that have a bleed."""
     places = np.arange(len(predictions))
-    for label, colour in COLOURS.items():
-        axes.plot(places, predictions[label], color=colour, marker=".", markersize=4, linewidth=1, label=label)
+    for label, color in COLORS.items():
+        axes.plot(places, predictions[label], color=color, marker=".", markersize=4, linewidth=1, label=label)
     if labels is not None:
-        axes.bar(places, (labels["any"] == 1) * -0.05, width=1, color="grey", label="has a bleed")
+        axes.bar(places, (labels["any"] == 1) * -0.05, width=1, color="gray", label="has a bleed")
     axes.axvline(place, color="black", linewidth=0.8, linestyle="--")
     axes.set(ylim=(-0.07, 1.02), xlim=(-0.8, len(places) - 0.2), xlabel="slice of the scan", ylabel="probability")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

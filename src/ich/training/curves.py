@@ -1,47 +1,47 @@
-"""The learning curves of a fold as a picture."""
+"""Learning curves of one fold or several, as a Matplotlib figure."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ich.competition.labels import LABELS
-from ich.files import replacing
 
 
-def draw(history: pd.DataFrame, path: Path, title: str) -> None:
-    """Draw the loss, the competition's score and the AUC of the held-out slices by label, each over the epochs.
+def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
+    """Draw loss, weighted log loss and AUC over the epochs, one color for each fold.
 
-    Of a label that all of these slices have, or none, there is no AUC: the legend says n/a.
+    The AUC is that of each label for one fold, of any for several. A label that all held-out slices have, or none, has
+    no AUC: the legend says n/a.
 
     Args:
-        history: a row an epoch, with the columns that training's history.csv has.
-        path: of the picture; its suffix tells the format.
-
-    Raises:
-        IchError: the system refuses to write.
+        histories: fold -> one row for each epoch, with the columns of history.csv.
     """
-    epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(1, 3)
-    for axes, metric, told in zip(panels, ("loss", "weighted_log_loss"), ("loss", "weighted log loss"), strict=False):
-        axes.plot(epochs, history[metric], marker=".", label="trained on, as the epoch went")
-        axes.plot(epochs, history[f"val_{metric}"], marker=".", label="held out, after the epoch")
-        axes.set(title=told, xlabel="epoch")
-        # The first epochs of a network are far off; from there on the curves fall by a factor, not by a difference.
-        axes.set_yscale("log")
+    *losses, auc = figure.subplots(1, 3)
+    for color, (fold, history) in enumerate(histories.items()):
+        epochs = np.arange(1, len(history) + 1)
+        for axes, metric in zip(losses, ("loss", "weighted_log_loss"), strict=True):
+            axes.plot(epochs, history[metric], "--", color=f"C{color}", linewidth=1)
+            axes.plot(epochs, history[f"val_{metric}"], marker=".", color=f"C{color}", label=f"fold {fold}")
+            axes.set(title=metric.replace("_", " "))
+        labels = LABELS if len(histories) == 1 else ("any",)
+        for label in labels:
+            values = history[f"val_auc_{label}"]
+            name = label if len(histories) == 1 else f"fold {fold}"
+            auc.plot(epochs, values, marker=".", label=f"{name}: n/a" if values.isna().all() else name)
+    for axes in losses:
+        axes.plot([], [], "--", color="gray", label="training, during the epoch")
+        axes.plot([], [], marker=".", color="gray", label="held out, after the epoch")
+        axes.set_yscale("log")  # the first epochs are far off
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    panels[0].legend()
-    for label in LABELS:
-        auc = history[f"val_auc_{label}"]
-        panels[2].plot(epochs, auc, marker=".", label=f"{label}: n/a" if auc.isna().all() else label)
-    panels[2].set(title="AUC, held out", xlabel="epoch")
-    panels[2].legend(fontsize="small")
-    for axes in panels:
+    auc.set(title="AUC, held out" if len(histories) == 1 else "AUC of any, held out")
+    for axes in (*losses, auc):
+        axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        axes.legend(fontsize="small")
+    return figure

@@ -180,7 +180,8 @@ def _train_fold(run: Run, k: int) -> None:
     with replacing(run.fold(k) / "history.csv") as temporary:
         history.to_csv(temporary)
     write_json(run.fold(k) / "training.json", {"epochs": len(history), "seconds": round(seconds, 1)})
-    curves.draw(history, run.fold(k) / "curves.png", f"{config.name}, fold {k}")
+    with replacing(run.fold(k) / "curves.png") as temporary:
+        curves.learning_curves({k: history}).savefig(temporary, dpi=110)
     # Of what was saved, so that nothing else can be scored than what will predict.
     predict_held_out(run, k, cache(partial(load_model, run, k, config.machine.distribute)))
     _tell_shift(run, k, table)

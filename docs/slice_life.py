@@ -1,8 +1,14 @@
-"""A slice's life as one picture: HU, windows, augmented, predicted with Grad-CAM, its rows of the submission."""
+"""Draw README.md's picture, a slice's life: HU, windows, augmentation, prediction with Grad-CAM, submission.
+
+    python docs/slice_life.py runs/demo
+
+Follows a test slice of a run: the one with the most confident kind of bleeding, or the one named. Reads the slice from
+the archive, so that data.sources of the run's config must exist.
+"""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image  # which comes with Matplotlib
 
+from ich import cli
 from ich.competition.labels import ANY, LABELS, to_long
 from ich.data import augment
 from ich.data.generator import DataGenerator
@@ -25,7 +32,7 @@ from ich.training import inference, run_directory
 from ich.training.run_directory import Run
 
 _HU_SHOWN = Window(center=0, width=2000)  # of the slice before it is windowed
-_EPOCHS = 4  # of which the augmented slice is shown
+_EPOCHS = 4  # shown of the augmented slice
 
 # Of the picture at 100 dpi, in pixels: five tiles in a row.
 _WIDTH, _MARGIN, _TILE, _GAP = 900, 14, 164, 13
@@ -33,19 +40,19 @@ _GROUND, _TEXT, _QUIET, _MARK = "#14181d", "#f2f4f7", "#aab4bf", "#ffb000"
 
 
 class Life(NamedTuple):
-    """What the picture shows.
+    """The content of the picture.
 
     Args:
-        id, file: of the slice, and where it lies in the archive.
+        id, file: SOPInstanceUID, and path in the archive.
         hu: int16, shape (rows, columns).
-        windows: name -> the slice as it was converted, but not reduced; uint8, shape (side, side).
+        windows: name -> the converted slice at full size; uint8, shape (side, side).
         png: the converted slice, uint8, shape (height, width, channels).
         augment: the pipeline's name.
-        augmented: the slice as the first epochs of a training would show it, uint8, (n, height, width, channels).
-        label: that Grad-CAM is of.
+        augmented: the slice in the first epochs of a training, uint8, (n, height, width, channels).
+        label: the label of the Grad-CAM map.
         heat: Grad-CAM, mean of the models, float32, shape (height, width), 0 to 1.
-        models: how many they are.
-        probabilities: of the six labels.
+        models: their number.
+        probabilities: indexed by the six labels.
         rows: lines of the submission.
     """
 
@@ -67,13 +74,13 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
     """Follow a test slice from the archive to the submission.
 
     Args:
-        run: predicted.
-        id: of the slice; None takes the one whose kind of bleeding the run is surest of.
-        label: that Grad-CAM is of; None takes the likeliest kind of bleeding.
+        run: a run with test predictions.
+        id: SOPInstanceUID; None takes the slice with the highest probability of a kind of bleeding.
+        label: label of the Grad-CAM map; None takes the slice's most probable kind of bleeding.
 
     Raises:
-        IchError: the run is a second stage, is not predicted or has no prediction of the slice, its sources are not
-            there or lack it, its images are not of `files: channels`, there is no such label, or as
+        IchError: the run is a second stage or has no prediction of the slice, its sources do not exist or lack the
+            slice, its images are not of `files: channels`, there is no such label, or as
             `ich.models.gradcam.heatmaps`.
     """
     run.check_reads_images()
@@ -87,33 +94,33 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
     id = predictions[list(LABELS[:ANY])].max(axis=1).idxmax() if id is None else id
     if id not in predictions.index:
         raise IchError(f"{run.predictions_path} has no prediction of {id}; name a slice of the test set")
-    found = next((one for one in archive.members(config.data.sources, config.data.split) if one.id == id), None)
-    if found is None:
+    member = next((m for m in archive.members(config.data.sources, config.data.split) if m.id == id), None)
+    if member is None:
         raise IchError(f"the sources {', '.join(map(str, config.data.sources))} have no slice {id}")
-    hu, _ = reader.read(found.read())
+    hu, _ = reader.read(member.read())
     large, _ = render.render(hu, replace(settings, size=max(hu.shape)))
     probabilities = predictions.loc[id]
     label = probabilities[list(LABELS[:ANY])].idxmax() if label is None else label
     options = inference.generator_options(config, "test") | {"batch_size": 1}
-    network_sees = DataGenerator([id], **options)[0]
-    pipeline = augment.pipeline(config.train.augment, *network_sees.shape[1:3])
+    inputs = DataGenerator([id], **options)[0]
+    pipeline = augment.pipeline(config.train.augment, *inputs.shape[1:3])
     samples = DataGenerator([id], augment=pipeline, seed=config.train.seed, **options)
     augmented = []
     for epoch in range(_EPOCHS):
         samples.set_epoch(epoch)
         augmented.append(_own(samples[0][0], config.model.neighbours))
-    place = np.array([LABELS.index(label)])
+    label_index = np.array([LABELS.index(label)])
     models = [inference.load_model(run, k) for k in run.finished_folds()]
     return Life(
         id=id,
-        file=found.name,
+        file=member.name,
         hu=hu,
         windows={name_of(window): large[..., k] for k, window in enumerate(settings.windows)},
         png=reading.read(config.data.images / "test" / f"{id}.png"),
         augment=config.train.augment,
         augmented=np.stack(augmented),
         label=label,
-        heat=np.mean([gradcam.heatmaps(model, network_sees, place)[0] for model in models], axis=0),
+        heat=np.mean([gradcam.heatmaps(model, inputs, label_index)[0] for model in models], axis=0),
         models=len(models),
         probabilities=probabilities,
         rows=to_long(predictions.loc[[id]]).to_csv(index=False, header=False, float_format="%.9g").splitlines(),
@@ -121,29 +128,29 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
 
 
 def _own(image: np.ndarray, neighbours: list[int]) -> np.ndarray:
-    """The channels of the slice itself, or of the middle one, where those of its neighbours lie beside them."""
+    """Return the channels of the slice itself, or of the middle neighbor if it is not among them."""
     parts = np.split(image, len(neighbours), axis=-1)
     return parts[neighbours.index(0) if 0 in neighbours else len(parts) // 2]
 
 
 def draw(life: Life, dpi: int = 100) -> Figure:
-    """The picture, 900 pixels wide at 100 dpi, on a ground of its own: it stands on white pages and on black ones."""
+    """Draw the picture, 900 pixels wide at 100 dpi, on a dark ground that suits white and black pages."""
     page = _Page(518, dpi)
     upper, lower = 64, 64 + _TILE + 92
     names = list(life.windows)[:3]
 
-    page.step(0, upper, "1  A DICOM slice", f"dicom.read: {life.hu.dtype} HU,\n{_size(life.hu)}")
+    page.step(0, upper, "1  A DICOM slice", f"reader.read: {life.hu.dtype} HU,\n{_size(life.hu)}")
     page.tile(0, upper, _square(apply_window(life.hu, _HU_SHOWN)), "black -1000, white 1000 HU")
     page.step(
         1,
         upper,
         "2  In windows, written as a PNG",
-        f"render.render: uint8, {_size(life.png)}, a window a channel\n({', '.join(life.windows)})",
+        f"render.render: uint8, {_size(life.png)}, one window for each channel\n({', '.join(life.windows)})",
     )
     for place, name in enumerate(names, 1):
         page.tile(place, upper, life.windows[name], name)
-    colours = life.png.shape[-1] == 3
-    page.tile(len(names) + 1, upper, life.png, "the PNG: red, green, blue" if colours else "the PNG")
+    colors = life.png.shape[-1] == 3
+    page.tile(len(names) + 1, upper, life.png, "the PNG: red, green, blue" if colors else "the PNG")
     page.arrow(1, upper)
 
     page.step(0, lower, "3  In a batch", f"DataGenerator: augmented\nanew in each epoch ({life.augment})")
@@ -164,28 +171,28 @@ def draw(life: Life, dpi: int = 100) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the picture as a PNG of 256 colours, 0.4 of the bytes of all of them.
+    """Write the picture as a PNG of 256 colors, with 0.4 of the bytes of a full-color PNG.
 
     Raises:
         IchError: the system refuses.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    colours = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(256, dither=Image.Dither.NONE)
+    colors = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(256, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
-        colours.save(temporary, format="PNG", optimize=True)
+        colors.save(temporary, format="PNG", optimize=True)
 
 
 class _Page:
-    """Tiles and texts by their place: a column from 0 to 4, and pixels from the top."""
+    """Tiles and texts, placed by column (0 to 4) and pixels from the top."""
 
     def __init__(self, height: int, dpi: int):
         self.height = height
         self.figure = Figure(figsize=(_WIDTH / 100, height / 100), dpi=dpi, facecolor=_GROUND)
 
-    def _text(self, x: float, y: float, text: str, size: float, colour: str = _TEXT, **how) -> None:
-        how = {"va": "top", "parse_math": False, "linespacing": 1.25} | how
-        self.figure.text(x / _WIDTH, 1 - y / self.height, text, fontsize=size, color=colour, **how)
+    def _text(self, x: float, y: float, text: str, size: float, color: str = _TEXT, **options: Any) -> None:
+        options = {"va": "top", "parse_math": False, "linespacing": 1.25} | options
+        self.figure.text(x / _WIDTH, 1 - y / self.height, text, fontsize=size, color=color, **options)
 
     def _box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
         return x / _WIDTH, 1 - (y + height) / self.height, width / _WIDTH, height / self.height
@@ -198,7 +205,7 @@ class _Page:
         self._text(_left(column), top + _TILE + 16, text, 8, va="baseline")
 
     def tile(self, column: int, top: float, picture: np.ndarray, note: str = "", part: int | None = None) -> None:
-        """A picture, uint8, with a line below; or one of four that share the place."""
+        """Draw a picture, uint8, with a line below; `part` (0 to 3) draws a quarter of the place."""
         side = _TILE if part is None else (_TILE - 4) // 2
         right, down = (0, 0) if part is None else (part % 2 * (side + 4), part // 2 * (side + 4))
         axes = self.figure.add_axes(self._box(_left(column) + right, top + down, side, side))
@@ -208,17 +215,17 @@ class _Page:
             self.note(column, top, note)
 
     def arrow(self, column: int, top: float) -> None:
-        """From the place before to this one."""
+        """Draw an arrow from the previous column to this one."""
         self._text(_left(column) - _GAP / 2, top + _TILE / 2, "\u25b6", 8, _MARK, ha="center", va="center")
 
     def bars(self, column: int, top: float, probabilities: pd.Series, marked: str) -> None:
         step = _TILE / len(probabilities)
         for place, (label, p) in enumerate(probabilities.items()):
             y = top + place * step
-            colour = _MARK if label == marked else _TEXT
-            self._text(_left(column), y + 11, label, 8, colour, va="baseline")
-            self._text(_left(column) + _TILE, y + 11, f"{p:.2f}", 8, colour, ha="right", va="baseline")
-            for width, shade in ((_TILE, "#2c333b"), (_TILE * p, colour)):
+            color = _MARK if label == marked else _TEXT
+            self._text(_left(column), y + 11, label, 8, color, va="baseline")
+            self._text(_left(column) + _TILE, y + 11, f"{p:.2f}", 8, color, ha="right", va="baseline")
+            for width, shade in ((_TILE, "#2c333b"), (_TILE * p, color)):
                 axes = self.figure.add_axes(self._box(_left(column), y + 16, width, 5))
                 axes.patch.set_facecolor(shade)
                 axes.set(xticks=[], yticks=[])
@@ -237,8 +244,25 @@ def _size(image: np.ndarray) -> str:
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
-    """With black beside a slice that is not square; uint8, shape (side, side)."""
+    """Pad a slice with black to a square; uint8, shape (side, side)."""
     rows, columns = picture.shape
     side = max(rows, columns)
     top, left = (side - rows) // 2, (side - columns) // 2
     return cv2.copyMakeBorder(picture, top, side - rows - top, left, side - columns - left, cv2.BORDER_CONSTANT)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("run", type=Path, help="a directory of runs/ with test predictions")
+    parser.add_argument("--slice", metavar="ID", help="a slice of the test set (default: the most confident)")
+    parser.add_argument("--label", help="label of the Grad-CAM map (default: the most probable kind of bleeding)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="(default: %(default)s)")
+    parser.add_argument("--dpi", type=int, default=180, help="100 makes it 900 pixels wide (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    life = follow(Run.open(arguments.run), arguments.slice, arguments.label)
+    save(draw(life, arguments.dpi), arguments.out)
+    print(f"{life.id}, {life.label} {life.probabilities[life.label]:.2f}: {arguments.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,4 +1,4 @@
-import runpy
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -17,12 +17,13 @@ from ich.dicom.windows import PRESETS, apply_window
 from ich.errors import IchError
 from ich.images import convert
 from ich.models import backbones
-from ich.report import slice_life
 from ich.results.predictions import write_predictions
 from ich.training import run_directory
 from ich.training.run_directory import Run
 
-SCRIPT = Path(__file__).parents[2] / "scripts/draw_life.py"
+SPEC = importlib.util.spec_from_file_location("slice_life", Path(__file__).parents[2] / "docs/slice_life.py")
+slice_life = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(slice_life)
 IDS = ["ID_00a", "ID_00b", "ID_00c"]
 SIZE = 32
 
@@ -161,9 +162,7 @@ def test_one_window_is_drawn_in_grey(there):
 
 
 def test_the_script_writes_it(there, tmp_path, capsys):
-    runpy.run_path(str(SCRIPT))["main"](
-        ["runs/one", "--slice", IDS[0], "--out", str(tmp_path / "a.png"), "--dpi", "50"]
-    )
+    slice_life.main(["runs/one", "--slice", IDS[0], "--out", str(tmp_path / "a.png"), "--dpi", "50"])
     assert capsys.readouterr().out == f"{IDS[0]}, subdural 0.50: {tmp_path}/a.png\n"
     assert cv2.imread(str(tmp_path / "a.png")).shape == (259, 450, 3)
 
