@@ -112,7 +112,7 @@ def test_a_contact_sheet_shows_the_repaired_and_lists_the_unread(tmp_path, setti
     assert told[0] == "2 of 5 slices, at random; windows: brain, subdural, bone"
     assert told[3:5] == ["repaired on reading: 1", "ID_04 wrapped"]
     assert told[5:] == ["without an image: 1", f"ID_02  truncated ({KINDS['truncated']})"]
-    short = texts(pictures.contact_sheet(tmp_path, table, settings, n=2, most=0))
+    short = texts(pictures.contact_sheet(tmp_path, table, settings, n=2, limit=0))
     assert short[3:] == ["repaired on reading: 0 of 1", "without an image: 0 of 1"]
 
 
@@ -178,7 +178,7 @@ def test_view_study_draws_a_config_and_a_result_directory(tmp_path, monkeypatch,
     Path("a.yaml").rename(run / "config.yaml")
     run_directory.write_predictions(labels + np.float32(0.5), run / "oof.parquet")
     script("view_study", run, "ID_series1", "--window", "subdural", "--out", "run.png")
-    assert capsys.readouterr().out.splitlines() == ["6 slices: config.png", "3 slices: run.png"]
+    assert capsys.readouterr().out.splitlines() == ["wrote: config.png: 6 slices", "wrote: run.png: 3 slices"]
     assert all(cv2.imread(name).std() > 10 for name in ("config.png", "run.png"))
 
 
