@@ -68,7 +68,7 @@ display(by_label.round(3))
 
 figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
 places = np.arange(len(by_label))
-axes.bar(places, by_label["of_prevalence"], width=0.8, color="0.85", label="prevalence alone")
+axes.bar(places, by_label["of_prevalence"], width=0.8, color="0.85", label="prevalence baseline")
 axes.bar(places, by_label["log_loss"], width=0.5, color="#56B4E9", label="this run")
 axes.vlines(places, by_label["low"], by_label["high"], color="black", linewidth=1.5, label="95 %")
 axes.set_xticks(places, by_label.index)
@@ -100,7 +100,7 @@ groups = {
 Image(pictures.png(figures.group_scores(groups)))
 
 # %% [markdown]
-# ## The worst misses, the worst false alarms, the surest hits
+# ## The worst misses, the worst false alarms, the most confident hits
 #
 # Of each label one slice, and of each scan at most one. Each row: the slice in its windows, what the network looked at
 # (Grad-CAM: the warmer, the more this region spoke for the label), the slices before and after, and the label's

@@ -104,7 +104,7 @@ def test_a_copy_has_the_content_and_a_missing_source_leaves_the_target(tmp_path)
     (tmp_path / "a").write_bytes(b"new")
     copy_file(tmp_path / "a", tmp_path / "folder/b")
     assert (tmp_path / "folder/b").read_bytes() == b"new"
-    with pytest.raises(IchError, match="cannot write .*b: No such file"):
+    with pytest.raises(IchError, match=r"cannot write .*b: No such file"):
         copy_file(tmp_path / "missing", tmp_path / "folder/b")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
     assert (tmp_path / "folder/b").read_bytes() == b"new"

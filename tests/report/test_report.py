@@ -105,7 +105,9 @@ def finished(tmp_path_factory):
         for k in (0, 1):
             (Path("runs/one") / f"fold{k}").mkdir()
             backbones.build_model("small_cnn", (SIZE, SIZE, 3)).save(Path("runs/one") / f"fold{k}" / "model.keras")
-            history = pd.DataFrame({"loss": [0.7, 0.5], "val_loss": [0.8, 0.6125 + k]})
+            losses = {name: [0.7, 0.5] for name in ("loss", "weighted_log_loss")}
+            losses |= {f"val_{name}": [0.8, 0.6125 + k] for name in losses}
+            history = pd.DataFrame(losses | {f"val_auc_{label}": [0.5, 0.9] for label in LABELS})
             history.rename_axis("epoch").to_csv(Path("runs/one") / f"fold{k}" / "history.csv")
         work = commands.Work(Path("runs/one"), "predictions_test.parquet")
         run_directory.write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
@@ -154,7 +156,7 @@ def test_the_score_stands_with_its_interval_beside_the_floor(finished, monkeypat
     found = Page(Path("runs/one/report.html")).plain
     assert f"one {told['weighted_log_loss']:.4f} Out-of-fold weighted log loss" in found
     assert f"{told['low']:.4f} to {told['high']:.4f} (bootstrap over patients)" in found
-    assert f"prevalence alone scores {floor:.4f}" in found
+    assert f"prevalence baseline scores {floor:.4f}" in found
     assert f"{N - 1} slices of 12 patients in 2 folds" in found
 
 
@@ -172,7 +174,7 @@ def test_a_run_shows_its_learning_its_slices_and_where_it_comes_from(finished):
         "12 bits",
         "python scripts/predict.py runs/one --set 'predict.tta=[none, flip]' python scripts/report.py",
         "packages: keras 3.15.1",
-        "there is nothing to set it against",
+        "there are no steps to compare",
         "name: small_cnn",
     ):
         assert words in found.plain, words
@@ -186,9 +188,9 @@ def test_a_blend_says_what_it_lacks_and_what_it_gained(finished):
     found = Page(finished / "runs/blend/report.html")
     score = json.loads((finished / "runs/blend/score.json").read_text())
     for words in (
-        "no fold has a history of its training here",
-        "there is no model in this directory, and so no Grad-CAM",
-        "the test set was not predicted",
+        "no fold has a training history here",
+        "this directory has no models: there is no Grad-CAM",
+        "there are no test predictions",
         f"Gain over the best member, {score['best_run']}: {score['gain']:+.4f}",
         f"{score['weights']['epidural']['runs/one']:.3f}",
         "python scripts/blend.py runs/one runs/other --out runs/blend --by-label",
@@ -244,7 +246,7 @@ def test_a_picture_that_is_gone_is_told_in_its_place(workdir):
     Path("runs/one/score.json").write_text("{")
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
-    assert "runs/one/fold0/history.csv is no history of a training" in found.plain
+    assert "runs/one/fold0/history.csv is not the history of a training" in found.plain
     told = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
     assert found.plain.count(told) == 1  # in place of what the steps gained
     assert "was it converted?" in found.plain
@@ -259,9 +261,11 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
     Path("runs/one/fold0/history.csv").write_text("seed,epoch,loss\n0,0,0.1\n")
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
-    assert "their loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace("&gt;", ">")
+    assert "their training loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace(
+        "&gt;", ">"
+    )
     assert "The first stage scores 0.4000: the second gains +0.1000." in found.plain
-    assert "Of it, recurrent alone scores 0.3100; its weight is 0.70." in found.plain
+    assert "Its kind recurrent alone scores 0.3100; its weight is 0.70." in found.plain
     assert "the model runs/one/fold1/model.keras cannot be read" in found.plain
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
@@ -271,20 +275,20 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     Path("runs/one/score.json").write_text(json.dumps(score))
     facts = json.loads(Path("runs/one/environment.json").read_text())
     Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
-    with pytest.raises(IchError, match=r"no Grad-CAM of them$"):  # as if runs/first were a table of scores
+    with pytest.raises(IchError, match=r"there is no Grad-CAM$"):  # as if runs/first were a table of scores
         galleries._heatmaps(Path("runs/one"), pd.DataFrame(), [])
     Path("runs/first").mkdir()
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))
     assert "scores 0.3200: the TTA passes (none, flip) gain +0.0200." in found.plain
-    assert "no Grad-CAM of them; see the report of runs/first" in found.plain
+    assert "there is no Grad-CAM; see the report of runs/first" in found.plain
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
 
 def test_a_directory_that_does_not_tell_its_commands_says_so(workdir):
     Path("runs/one/commands.jsonl").unlink()
     script("report", "runs/one")
-    assert "runs/one has no commands.jsonl that lists the commands" in Page(Path("runs/one/report.html")).plain
+    assert "runs/one has no commands.jsonl with the commands" in Page(Path("runs/one/report.html")).plain
     assert "python scripts/" not in Page(Path("runs/one/report.html")).plain
     Path("runs/one/commands.jsonl").write_text("half a li")
     script("report", "runs/one", "--folds", "images/folds.csv")
@@ -298,8 +302,8 @@ def test_images_of_other_slices_are_told(workdir):
     write_images(Path("images"), n=0)
     script("report", "runs/blend")
     found = Page(Path("runs/blend/report.html"))
-    assert "the slice table knows none of these slices" in found.plain
-    assert "this slice has no place in a scan" in found.plain
+    assert "the slice table has none of these slices" in found.plain
+    assert "this slice has no position in a scan" in found.plain
 
 
 def test_a_directory_without_predictions_is_refused(workdir):

@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ich.competition import metrics
-from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.competition.labels import ANY, LABELS, METRIC_WEIGHTS
 from ich.results import bootstrap
 
 SPECIFICITY = 0.9
@@ -68,7 +68,7 @@ def by_group(table: pd.DataFrame, probabilities: np.ndarray, groups: pd.Series) 
         rows[group] = {
             "slices": len(places),
             "patients": table["PatientID"].iloc[places].nunique(),
-            "any": truth[places, LABELS.index("any")].mean(),
+            "any": truth[places, ANY].mean(),
             "weighted_log_loss": weighted[places].mean(),
             "low": low,
             "high": high,
