@@ -131,6 +131,22 @@ def test_a_terminal_of_another_encoding_shows_escapes(encoding):
     assert (done.returncode, done.stdout, done.stderr) == (0, rb"\u2192 " + accent + rb" \udce9" + b"\n", b"\\u2026\n")
 
 
+def test_a_script_ends_with_what_it_wrote_and_what_comes_next(capsys):
+    overrides = ["data.images=a b", "train.epochs=1"]
+    cli.wrote("runs/a", cli.command("predict", "runs/a", overrides=overrides), cli.command("report", Path("runs/a")))
+    assert capsys.readouterr().out == (
+        "wrote: runs/a\nnext:  python scripts/predict.py runs/a --set 'data.images=a b'\n"
+        "or:    python scripts/report.py runs/a\n"
+    )
+    cli.wrote("a.png")
+    assert capsys.readouterr().out == "wrote: a.png\n"
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_says_what_it_wrote(path):
+    assert re.search(r"\bwrote\(", path.read_text(encoding="utf-8"))
+
+
 def test_overrides_are_collected():
     parser = cli.parser("what it does")
     cli.add_config(parser, "train")

@@ -1,4 +1,4 @@
-"""What every script shares: how it ends, and how it is told its config."""
+"""What all scripts share: how they end, what they print last, and the options that set a config."""
 
 import argparse
 import io
@@ -35,17 +35,16 @@ USES: dict[str, tuple[str, ...]] = {
     "make_submission": ("data.sources", "data.sample_submission", "data.images"),
 }
 """The keys and whole sections of a config that each script with --set uses: those that change what it does, and those
-that tell whether what it finds is what it was told (of which images, and in which folds)."""
+by which it checks that images and folds are the config's."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main; say an IchError as a sentence on stderr and exit with status 1, Ctrl-C with 130."""
-    # TensorFlow tells of its own build at each start (its warnings, as of a GPU that it cannot use, stay), and takes a
-    # smaller last batch, compiled anew, for a mistake.
+    """Run a script's main: an IchError ends it with its message and status 1, Ctrl-C with 130."""
+    # TensorFlow logs at level INFO while it trains, and warns of a smaller last batch, for which it compiles again.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows what it lacks as an escape
+        if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are shown as escapes
             stream.reconfigure(errors="backslashreplace")
     interrupts = []
 
@@ -57,8 +56,8 @@ def run(main: Callable[[], None]) -> None:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
 
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:  # else it is ignored, as by nohup
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as by nohup
         signal.signal(signal.SIGINT, interrupt)
     try:
         with names_in_utf8():
@@ -67,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
             main()
     except KeyboardInterrupt:
         stop()
-    # An extension that is being imported makes an ImportError of a KeyboardInterrupt, a pool a killed worker.
+    # A KeyboardInterrupt arrives as ImportError from an extension that is being imported, as killed worker from a pool.
     except IchError as error:
         if interrupts:
             stop()
@@ -77,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
             stop()
         raise
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, before)
 
 
 def wrote(what: str, *then: str) -> None:
@@ -89,23 +88,24 @@ def wrote(what: str, *then: str) -> None:
 
 def command(stage: str, *arguments: object, overrides: Iterable[str] = ()) -> str:
     """Return a script's command as a line for the shell, with those of the overrides that it uses."""
-    kept = [part for one in overrides if _within(_key(one), USES.get(stage, ())) for part in ("--set", one)]
-    return shlex.join(["python", f"scripts/{stage}.py", *map(str, arguments), *kept])
+    used = [override for override in overrides if _within(_key(override), USES.get(stage, ()))]
+    options = [part for override in used for part in ("--set", override)]
+    return shlex.join(["python", f"scripts/{stage}.py", *map(str, arguments), *options])
 
 
 def warn(sentences: Iterable[str]) -> None:
-    """Say each on stderr, as a warning."""
+    """Print each sentence on stderr as a warning."""
     for sentence in sentences:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser that shows the script's docstring as it stands."""
+    """Return a parser whose help shows the script's docstring unchanged."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_config(arguments: argparse.ArgumentParser, stage: str) -> None:
-    """Add CONFIG and --set, as every stage up to the training takes them.
+    """Add CONFIG and --set, for the stages up to the training.
 
     Args:
         stage: a key of `USES`.
@@ -115,13 +115,13 @@ def add_config(arguments: argparse.ArgumentParser, stage: str) -> None:
 
 
 def add_run(arguments: argparse.ArgumentParser, stage: str) -> None:
-    """Add RUN and --set, as the stages after the training take them."""
+    """Add RUN and --set, for the stages after the training."""
     arguments.add_argument("run", type=Path, help="a directory of runs/")
     add_overrides(arguments, stage, "the run's config")
 
 
 def add_overrides(arguments: argparse.ArgumentParser, stage: str, what: str) -> None:
-    """Add --set, which refuses what the stage does not use: parsing raises IchError."""
+    """Add --set, which refuses keys that the stage does not use: parsing raises IchError."""
     arguments.add_argument(
         "--set",
         dest="overrides",
@@ -148,14 +148,14 @@ class _Override(argparse.Action):
 
 
 def refuse(overrides: Iterable[str], keys: Sequence[str], why: str) -> None:
-    """Refuse overrides that have no effect beside the other options.
+    """Refuse overrides that have no effect beside other options.
 
     Args:
-        keys: keys and whole sections of the config.
-        why: how the sentence goes on: beside what they have none.
+        keys: keys and whole sections of the config without effect.
+        why: the end of the sentence "--set KEY has no effect …".
 
     Raises:
-        IchError: one of the overrides is of such a key.
+        IchError: an override sets one of the keys.
     """
     for key in map(_key, overrides):
         if _within(key, keys):
@@ -163,8 +163,8 @@ def refuse(overrides: Iterable[str], keys: Sequence[str], why: str) -> None:
 
 
 def sets(overrides: Iterable[str], *keys: str) -> bool:
-    """Whether one of the overrides is of these keys or sections."""
-    return any(_within(_key(one), keys) for one in overrides)
+    """Return whether an override sets one of these keys or sections."""
+    return any(_within(_key(override), keys) for override in overrides)
 
 
 def _key(override: str) -> str:
@@ -172,4 +172,4 @@ def _key(override: str) -> str:
 
 
 def _within(key: str, keys: Iterable[str]) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in keys)
+    return any(key == used or key.startswith(f"{used}.") for used in keys)

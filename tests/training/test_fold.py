@@ -142,11 +142,11 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_predicts(data, tmp_pat
     """Beside the average of all steps, taken by hand."""
     steps = []
 
-    class Recorder(fold.FiniteLoss):
+    class Recorder(fold.TerminateOnNaNLoss):
         def on_train_batch_end(self, batch, logs=None):
             steps.append([keras.ops.convert_to_numpy(weight) for weight in self.model.trainable_weights])
 
-    monkeypatch.setattr(fold, "FiniteLoss", Recorder)
+    monkeypatch.setattr(fold, "TerminateOnNaNLoss", Recorder)
     run = trained(data, tmp_path, 0, train={"ema_momentum": 0.7, "epochs": 3, "learning_rate": 0.01})
     assert len(steps) == 9
     averages = steps[0]

@@ -1,4 +1,4 @@
-"""What watches over a training: a checkpoint an epoch, the best weights so far, a loss that is no number."""
+"""Callbacks of a training: checkpoint, best weights, AUCs in validation alone, the line of an epoch, NaN loss."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from ich.models.losses import LabelAUC
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps in one file all that the next epoch depends on: the model's and the optimizer's variables, and the history.
+    """Writes after each epoch one file with all that the next one depends on: variables and history.
 
-    The variables hold the moving averages of the weights, the steps that the schedule has gone, the loss scale of mixed
-    precision and the random state of dropout too. What is drawn from the data depends on the epoch alone.
+    The variables of model and optimizer include the moving averages of the weights, the steps of the schedule, the loss
+    scale of mixed precision and the random state of dropout. The samples of an epoch depend on its number alone.
 
-    keras.callbacks.BackupAndRestore writes over its file in place, tells the epoch in a second file, so that a kill
-    between the two trains an epoch twice, and forgets the history of the epochs before.
+    keras.callbacks.BackupAndRestore overwrites its file in place, writes the epoch into a second file, so that after a
+    kill between the two an epoch is trained twice, and drops the history of the epochs before.
 
     Args:
-        path: of the file, .npz; replaced as a whole at the end of each epoch.
+        path: of the file, .npz.
 
     Attributes:
-        history: what `fit` told of each epoch, those before the restart among them, by the metrics' names.
+        history: metric -> its value in each epoch, those before a restart included.
     """
 
     def __init__(self, path: Path):
@@ -38,17 +38,17 @@ class Checkpoint(keras.callbacks.Callback):
         self.history: dict[str, list[float]] = {}
 
     def restore(self, model: keras.Model) -> int:
-        """Set a compiled model to the end of the last epoch, if there is a checkpoint.
+        """Set a compiled model to its state after the last epoch, if there is a checkpoint.
 
         Returns:
-            The number of epochs that are done: `fit(initial_epoch=…)`, and what the generator goes on with.
+            The number of epochs done: `initial_epoch` of `fit`.
 
         Raises:
             IchError: the checkpoint cannot be read, or is of another model.
         """
         if not self.path.exists():
             return 0
-        if not model.optimizer.built:  # twice, the loss scale of mixed precision would have its variables twice
+        if not model.optimizer.built:  # a second time, LossScaleOptimizer would add its variables once more
             model.optimizer.build(model.trainable_variables)
         self.history = json.loads(read_variables(self.path, _state(model)))
         return len(self.history["loss"])
@@ -60,15 +60,15 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Keeps the model's weights as they were when the validation was best.
+    """Writes the model's weights after each validation that is the best so far.
 
-    They are taken at the end of a validation, from the model that was evaluated: if the optimizer averages the weights,
-    this callback stands before keras.callbacks.SwapEMAWeights, which then takes the averages out of the model.
+    With averaged weights it must stand before keras.callbacks.SwapEMAWeights, which takes the averages that were
+    evaluated out of the model again.
 
     Args:
         path: of the file, .npz.
-        monitor: the metric's name, without val_; the lowest is the best.
-        best: of the epochs before a restart.
+        monitor: the metric's name without val_; lower is better.
+        best: the best value before a restart.
     """
 
     def __init__(self, path: Path, monitor: str, best: float = math.inf):
@@ -159,11 +159,11 @@ class EpochLine(keras.callbacks.Callback):
         self._bar = None
 
 
-class FiniteLoss(keras.callbacks.Callback):
-    """Stops at the first batch whose loss is no number, and names its samples: all those of one execution.
+class TerminateOnNaNLoss(keras.callbacks.Callback):
+    """Ends the training at the first batch with a NaN or infinite loss, with the ids of its samples.
 
-    keras.callbacks.TerminateOnNaN would end the epoch as if it were done: it is validated, and a checkpoint kept of
-    weights that are lost.
+    keras.callbacks.TerminateOnNaN ends the epoch as if it were complete: the checkpoint would hold lost weights. Of
+    several steps in one execution, the samples of all are named.
 
     Args:
         samples: what the model is trained on.
@@ -184,13 +184,14 @@ class FiniteLoss(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch, logs=None):
-        # The mean of the epoch so far; the first batch that makes it no number is the one.
-        if not math.isfinite(logs["loss"]):
-            these = range(self._first, min(self._first + self.model.steps_per_execution, len(self.samples)))
-            told = f"batch {these[0] + 1}" if len(these) == 1 else f"batches {these[0] + 1} to {these[-1] + 1}"
+        if not math.isfinite(logs["loss"]):  # the mean of the epoch so far
+            batches = range(self._first, min(self._first + self.model.steps_per_execution, len(self.samples)))
+            first, last = batches[0] + 1, batches[-1] + 1
+            place = f"batch {first}" if first == last else f"batches {first} to {last}"
+            ids = [str(id) for index in batches for id in self.samples.ids_of(index)]
             raise IchError(
-                f"the loss is no number any more in epoch {self._epoch + 1}, {told}, of the slices"
-                f" {', '.join(str(id) for one in these for id in self.samples.ids_of(one))}; {self.advice}"
+                f"the loss is {logs['loss']} in epoch {self._epoch + 1}, {place}, with the slices {', '.join(ids)};"
+                f" {self.advice}"
             )
 
 
@@ -198,7 +199,7 @@ def write_variables(path: Path, variables: Sequence[keras.Variable], note: str =
     """Write the values of variables, in their order, and a note.
 
     Raises:
-        IchError: the system refuses; what stood at `path` stands there still.
+        IchError: the system refuses; the file before stays.
     """
     values = {f"{place:05}": keras.ops.convert_to_numpy(variable) for place, variable in enumerate(variables)}
     with replacing(path) as temporary:
@@ -218,10 +219,10 @@ def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
     try:
         with np.load(path, allow_pickle=False) as stored:
             note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
-    except Exception as error:  # a damaged zip and a damaged array each fail in a way of their own
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
         raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
-        raise IchError(f"the checkpoint {path} is of another model than the config's; {advice}")
+        raise IchError(f"the checkpoint {path} has the variables of another model than the config's; {advice}")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return str(note)

@@ -28,7 +28,7 @@ from ich.models.losses import LabelAUC, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.results.predictions import read_predictions
 from ich.training import curves, run_directory, trackers
-from ich.training.callbacks import Checkpoint, EpochLine, FiniteLoss, KeepBest, ValidationAUC, read_variables
+from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
 from ich.training.chunked_inference import unwrapped
 from ich.training.inference import generator_options, load_model, predict_held_out
 from ich.training.run_directory import Run
@@ -104,8 +104,8 @@ def train_fold(run: Run, k: int) -> None:
     the checkpoint.
 
     Raises:
-        IchError: there is no such fold, another process trains it, slices of folds.csv have no image, the loss is no
-            number any more, a file cannot be read or written, or the backend cannot do what the config asks of it.
+        IchError: there is no such fold, another process trains it, slices of folds.csv have no image, the loss is NaN
+            or infinite, a file cannot be read or written, or the backend cannot do what the config asks of it.
     """
     config = run.config
     if config.preprocess.files != "channels":
@@ -226,7 +226,7 @@ def _fit(
         print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
     advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
     line = EpochLine(f"fold {k}")
-    watching: list[keras.callbacks.Callback] = [FiniteLoss(train, advice), ValidationAUC(aucs), line]
+    watching: list[keras.callbacks.Callback] = [TerminateOnNaNLoss(train, advice), ValidationAUC(aucs), line]
     if section.keep == "best":
         before = checkpoint.history.get("val_weighted_log_loss", ())
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
