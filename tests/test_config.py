@@ -414,7 +414,14 @@ def test_the_data_of_a_config_of_another_kind(tmp_path):
         load_data(path)
 
 
-@pytest.mark.parametrize(("value", "said"), [("[]", "tta is \\[\\]"), ("{}", r"tta.0 is {}")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[]", r"tta is \[\]"),
+        ("{}", r"tta.0 is {}"),
+        ("[none, flip, none]", "none is named twice, and the mean counts each pass once; name it once"),
+    ],
+)
 def test_passes_at_test_time_are_one_or_more(tmp_path, value, said):
     path = tmp_path / "a.yaml"
     path.write_text("name: a\ndata: {sources: a.zip, images: there}\n")

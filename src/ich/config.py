@@ -42,6 +42,13 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, (list, tuple, NoneType)) else [value]
 
 
+def _each_once(values: list[str]) -> list[str]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is named twice, and the mean counts each pass once; name it once")
+    return values
+
+
 class WindowConfig(_Section):
     center: float  # HU
     width: float = Field(gt=0)  # HU
@@ -201,7 +208,7 @@ class Predict(_Section):
     batch_size: int = Field(64, ge=1)
     # Passes of test-time augmentation whose mean is predicted, out of fold and on the test set: names of
     # ich.data.augment.PASSES.
-    tta: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["none"]
+    tta: Annotated[list[str], BeforeValidator(_as_list), AfterValidator(_each_once), Field(min_length=1)] = ["none"]
     # Mean over passes and folds: of probabilities, or of logits (the geometric mean of the odds).
     mean: Literal["probability", "logit"] = "probability"
 

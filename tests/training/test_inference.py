@@ -457,16 +457,31 @@ def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(
 
 def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(copied.path, other)
+    copied.elsewhere(other)
     facts = copied.environment()
-    for damage in ("another run", "a blend"):
-        (other / "environment.json").write_text(json.dumps(facts | {"cpu": "another"}))
-        if damage == "a blend":
+    config = (other / "config.yaml").read_text()
+    for damage in ("another machine", "another config", "no run"):
+        (other / "environment.json").write_text(
+            json.dumps(facts | ({"cpu": "another"} if damage == "another machine" else {}))
+        )
+        (other / "config.yaml").write_text(config)
+        if damage == "another config":  # of the same code, machine, images and folds
+            (other / "config.yaml").write_text(config.replace("name: ", "name: other-"))
+        if damage == "no run":
             (other / "environment.json").unlink()
         before = files(other)
         with pytest.raises(IchError, match=r"other holds .*(another run than .*; give a new|; name another) folder"):
             copied.elsewhere(other)
         assert files(other) == before
+
+
+def test_a_run_with_models_is_no_place_for_the_results_of_another(copied, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(copied.path, other)
+    before = files(other)
+    with pytest.raises(IchError, match=r"other is a run with models of its own; give a new folder for the results of"):
+        copied.elsewhere(other)
+    assert files(other) == before
 
 
 def test_a_folder_of_other_things_is_left_alone(copied, tmp_path):

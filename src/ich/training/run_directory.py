@@ -260,7 +260,7 @@ class Run:
         It gets a copy of all but the models, so that what was predicted is not predicted again.
 
         Raises:
-            IchError: the folder holds what is not of this run.
+            IchError: the folder has models of its own, or results of another run, or anything else.
         """
         if path.resolve() == self.path.resolve():
             return self
@@ -268,7 +268,14 @@ class Run:
 
         def check() -> None:
             ours = folders.is_ours(path, "environment.json", environment.made_here, "a run")
-            if ours and other.environment() != self.environment():
+            if any(path.glob("fold*/model.keras")):
+                raise IchError(
+                    f"{path} is a run with models of its own; give a new folder for the results of {self.path}"
+                )
+            same = other.environment() == self.environment() if ours else True
+            if other.config_path.exists():
+                same = same and not differences(load(other.config_path), load(self.config_path))
+            if not same:
                 raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
 
         with folders.locked(path, check):
