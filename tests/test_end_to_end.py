@@ -368,7 +368,7 @@ def test_of_several_results_the_best_is_submitted(further, tmp_path, monkeypatch
 
 def commands_of(report: Path) -> list[list[str]]:
     """Those that a report lists: the script's name, and what it is given."""
-    text = re.search(r"<h3>Commands that make it</h3>\s*<pre>(.*?)</pre>", report.read_text(), re.DOTALL)[1]
+    text = re.search(r"<h3>Commands</h3>\s*<pre>(.*?)</pre>", report.read_text(), re.DOTALL)[1]
     given = [shlex.split(line) for line in html.unescape(text).splitlines()]
     assert {words[0] for words in given} == {"python"}
     return [[Path(words[1]).stem, *words[2:]] for words in given]

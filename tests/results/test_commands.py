@@ -34,12 +34,31 @@ def test_none_is_what_the_process_was_given(monkeypatch):
     assert commands.told("train", None) == "python scripts/train.py a.yaml --fold 0"
 
 
-def test_the_last_of_two_equal_predictions_counts_and_the_first_of_two_equal_trainings(tmp_path):
+def test_a_prediction_stands_as_often_as_it_was_made_and_a_training_where_it_was_first(tmp_path):
     for content, arguments in enumerate([["train_kfold", "a"], ["predict", "r"], ["predict", "r", "--set", "x=1"]]):
         given(tmp_path, *arguments, content=str(content))
     given(tmp_path, "predict", "r", content="back")
     given(tmp_path, "train_kfold", "a", content="a fold anew")
-    assert lines(tmp_path) == ["train_kfold.py a", "predict.py r --set x=1", "predict.py r"]
+    given(tmp_path, "predict", "r", content="of the new fold")
+    assert lines(tmp_path) == ["train_kfold.py a", "predict.py r", "predict.py r --set x=1", *["predict.py r"] * 2]
+    given(tmp_path, "predict", "r", content="again")
+    assert lines(tmp_path) == ["train_kfold.py a", "predict.py r", "predict.py r --set x=1", *["predict.py r"] * 2]
+
+
+def test_commands_of_several_results_are_in_the_order_of_time(tmp_path):
+    """A replay must extract features and train a second stage on the passes that these had read."""
+    run, stage = tmp_path / "run", tmp_path / "stage"
+    run.mkdir()
+    stage.mkdir()
+    given(run, "predict", "run", "--set", "tta=flip", content="1")
+    given(run, "extract_features", "run", content="2")
+    given(stage, "train_sequence", "run", content="1", made_of=commands.read(run))
+    given(run, "predict", "run", "--set", "tta=none", content="3")
+    given(run, "predict", "run", "--set", "tta=flip", content="4")
+    expected = ["predict.py run --set tta=flip", "extract_features.py run", "train_sequence.py run"]
+    expected += ["predict.py run --set tta=none", "predict.py run --set tta=flip"]
+    assert lines(run, stage) == lines(stage, run) == expected
+    assert lines(run) == [expected[0], expected[1], expected[3], expected[4]]
 
 
 def test_what_it_was_made_of_stands_before_it_as_it_was_then(tmp_path):
@@ -59,8 +78,8 @@ def test_what_it_was_made_of_stands_before_it_as_it_was_then(tmp_path):
     assert lines(run, stage, tmp_path) == [
         *before,
         "predict.py run",
-        "predict.py run --set x=1",
         "train_sequence.py run",
+        "predict.py run --set x=1",
     ]
 
 
@@ -76,6 +95,9 @@ def test_of_several_files_of_folds_a_runs_own_counts_and_of_one_made_anew_the_la
     assert of_run == ["", "a.yaml --set data.folds=ten.csv"]
     of_run = [one["command"].partition("make_folds.py ")[2] for one in commands.of_images(images, images / "folds.csv")]
     assert of_run == ["", "a.yaml --set folds.seed=1"]
+    monkeypatch.chdir(images)  # the record tells the same from any working directory
+    own = commands.of_images(tmp_path / images, tmp_path / images / "folds.csv")
+    assert [one["command"].partition("make_folds.py ")[2] for one in own] == of_run
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": "a"}', '{"command": "a", "made_of": 3}'])

@@ -177,7 +177,7 @@ def test_scores_of_other_folds_or_none_have_no_best():
     one, none = write_result("one"), write_result("none", score=None)
     with pytest.raises(IchError, match=r"runs/one, runs/other do not share their folds.*; name one$"):
         overview.best([one, write_result("other", folds_path="other.csv")])
-    with pytest.raises(IchError, match=r"runs/none/score.json.* cannot be read"):
+    with pytest.raises(IchError, match=r"runs/none/score.json is missing; run scripts/predict.py runs/none"):
         overview.best([one, none])
     with pytest.raises(IchError, match="does not exist"):
         overview.best([Path("runs/missing"), one])

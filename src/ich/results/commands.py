@@ -1,10 +1,11 @@
-"""The commands that made a result, as they were given: `commands.jsonl` in its folder, a line a command.
+"""Record of the commands that made a result: `commands.jsonl` in its folder, one line for each command.
 
-Each line has the command, when it ended, and those that had made what it worked on by then: whoever gives them all
-again, in their order and on the same sources, gets the same files.
+Each line has the command, the time of its end, and the commands that had made its inputs by then. All of them run
+again, in their order and on the same sources, give the same results.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,18 +17,17 @@ from ich.errors import IchError, one_line
 
 FILE = "commands.jsonl"
 
-# Given again after a part of its work was lost, such a command makes that part anew: its place is where it came first.
-# Of any other the last counts, as its result replaces what it made before.
+# Run again, such a command makes anew what was lost of its results: its place is where it was first run.
 _FIRST = ("preprocess", "train", "train_kfold")
 
 
 class Work:
-    """What a command is about to work on.
+    """The recording of one command, from before its work.
 
     Args:
-        folder: of the result.
-        patterns: of the files in it that tell, by what they hold, whether the command did anything.
-        made_of: commands as `read` gives them, of what the result is made of.
+        folder: the result's folder.
+        patterns: of the files in it whose content tells whether the command did anything.
+        made_of: commands that made the inputs, from `read`.
     """
 
     def __init__(self, folder: Path, *patterns: str, made_of: Iterable[dict] = ()):
@@ -39,8 +39,8 @@ class Work:
 
         Args:
             stage: the name of its script.
-            argv: what was given to it; None takes the process's own.
-            wrote: the one file that it has made, where commands of a stage make several.
+            argv: its arguments; None takes the process's own.
+            wrote: the file that it wrote, where commands of a stage write different ones.
 
         Raises:
             IchError: the file cannot be written.
@@ -49,9 +49,9 @@ class Work:
             return
         entry = {
             "command": told(stage, argv),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "stage": stage,
-            **({} if wrote is None else {"wrote": str(wrote)}),
+            **({} if wrote is None else {"wrote": os.path.relpath(wrote, self.folder)}),
             "made_of": self.made_of,
         }
         path = self.folder / FILE
@@ -75,27 +75,32 @@ def told(stage: str, argv: Sequence[str] | None) -> str:
 
 
 def read(*folders: Path) -> list[dict]:
-    """The commands that made the results in these folders, in the order to give them in, each once.
+    """Return the commands that made the results in these folders, in the order in which they were run.
+
+    A command that was run several times stands as often, as what ran in between may have read its earlier result.
 
     Returns:
-        `command`, `time`, `stage` and, of some, `wrote` of each; nothing of a folder that does not tell.
+        Dicts of `command`, `time`, `stage` and, for some, `wrote` (a path from the folder of the record); none for a
+        folder without a record.
 
     Raises:
         IchError: a file is damaged.
     """
-    found: dict[str, dict] = {}
+    commands: dict[tuple[str, str], dict] = {}
     for folder in folders:
-        for entry in _standing(_entries(folder / FILE)):
-            for one in (*entry["made_of"], {key: value for key, value in entry.items() if key != "made_of"}):
-                found.setdefault(one["command"], one)
-    return list(found.values())
+        for entry in _entries(folder / FILE):
+            for command in (*entry["made_of"], {key: value for key, value in entry.items() if key != "made_of"}):
+                commands.setdefault((command["command"], command.get("time", "")), command)
+    return _standing(sorted(commands.values(), key=lambda command: command.get("time", "")))
 
 
 def of_images(images: Path, folds: Path) -> list[dict]:
-    """The commands that made a folder of images and one of the files of folds of its slices."""
-    every = read(images)
-    others = {one["wrote"] for one in every if "wrote" in one and Path(one["wrote"]).resolve() != folds.resolve()}
-    return [one for one in every if one.get("wrote") not in others]
+    """Return the commands that made a folder of images and one file of folds of its slices."""
+
+    def is_of_other_folds(command: dict) -> bool:
+        return "wrote" in command and (images / command["wrote"]).resolve() != folds.resolve()
+
+    return [command for command in read(images) if not is_of_other_folds(command)]
 
 
 def _entries(path: Path) -> list[dict]:
@@ -108,11 +113,17 @@ def _entries(path: Path) -> list[dict]:
         raise IchError(f"{path}, which lists the commands given, is damaged; restore it, or delete it") from error
 
 
-def _standing(entries: Sequence[dict]) -> list[dict]:
-    """Each command once, where it counts."""
-    keys = [one.get("wrote", one["command"]) for one in entries]
-    return [
-        one
-        for place, (key, one) in enumerate(zip(keys, entries, strict=True))
-        if key not in (keys[:place] if one.get("stage") in _FIRST else keys[place + 1 :])
-    ]
+def _standing(commands: Sequence[dict]) -> list[dict]:
+    """Leave out commands whose result was replaced before another command could read it."""
+    keys = [command.get("wrote", command["command"]) for command in commands]
+    kept = []
+    for place, (key, command) in enumerate(zip(keys, commands, strict=True)):
+        if command.get("stage") in _FIRST:
+            replaced = key in keys[:place]
+        elif "wrote" in command:
+            replaced = key in keys[place + 1 :]
+        else:
+            replaced = keys[place + 1 : place + 2] == [key]
+        if not replaced:
+            kept.append(command)
+    return kept

@@ -122,11 +122,13 @@ def check_alike(folder: Path) -> None:
 
 
 def read_score(folder: Path) -> dict:
-    """The out-of-fold score.
+    """Return the content of score.json.
 
     Raises:
-        IchError: it is not there, or lacks what is told of every result.
+        IchError: it is missing, or lacks what every result has.
     """
+    if (folder / "config.yaml").exists() and not (folder / "score.json").exists():
+        raise IchError(f"{folder / 'score.json'} is missing; {how_to_predict(folder)}")
     score = read_mapping(folder / "score.json", "holds the out-of-fold score")
     lacking = {"weighted_log_loss", "of_prevalence"} - score.keys()
     if lacking:
