@@ -9,7 +9,7 @@ comes from. Of several results of the same folds it submits the one with the bes
 
 A test slice that could not be read has no prediction, and without one no submission is written, unless a policy is
 named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of several, the
-first that can. The manifest lists the slices of each.
+first that can. The manifest counts the slices of each, NAME.filled.csv lists them.
 
 More: docs/competition.md
 """
@@ -66,19 +66,21 @@ def main(argv: list[str] | None = None) -> None:
             cli.refuse(arguments.overrides, ["data.sources"], f"beside data.sample_submission={data.sample_submission}")
         sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
     rows, images = labels.read_ids(sample)
-    policies, filled = arguments.missing or ["refuse"], {}
+    policies = arguments.missing or ["refuse"]
+    filled: dict[str, list[str]] = {}
     if policies != ["refuse"]:
         data = config.load_data(result / "config.yaml", arguments.overrides)
         table = slice_table.read_table(data.images / "slices.parquet", submission.NEEDED)
         probabilities, filled = submission.fill_missing(probabilities, images, policies, table, score.get("prevalence"))
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
-    missing = {policy: {"count": len(ids), "slices": ids} for policy, ids in filled.items()}
+    missing = {policy: len(ids) for policy, ids in filled.items()}
     made = [one["command"] for one in commands.read(*arguments.results)] + [commands.told("make_submission", argv)]
     how = {"missing": {"policies": policies, "filled": missing}, "commands": made}
     submission.write_submission(long, path, how | provenance)
+    listed = submission.write_filled(filled, path)
     for policy, ids in filled.items():
-        print(f"filled in by {policy}: {len(ids):,} slice(s)")
+        print(f"filled in by {policy}: {len(ids):,} slice(s){f', listed in {listed}' if ids else ''}")
     if len(arguments.results) > 1:
         for one in arguments.results:
             loss = result_directory.read_score(one)["weighted_log_loss"]

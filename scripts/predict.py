@@ -14,7 +14,6 @@ Of a second stage (scripts/train_sequence.py) it reads what its first stage has 
 More: docs/competition.md
 """
 
-import sys
 from pathlib import Path
 
 from ich import cli
@@ -61,12 +60,12 @@ def main(argv: list[str] | None = None) -> None:
 
     section = run.config.predict
     before = result_directory.passes_of(target.path)
-    if before != {"tta": section.tta, "mean": section.mean}:
-        for path in result_directory.made_of(target.path):
-            print(f"warning: {path} was made of the predictions that these replace ({before})", file=sys.stderr)
+    dependent = result_directory.made_of(target.path)
     work = target.work(*_MADE)
     predictions = inference.predict_test(run, target)
     work.done("predict", argv)
+    if before != {"tta": section.tta, "mean": section.mean}:
+        cli.warn(f"{path} was made of the predictions that these replace ({before})" for path in dependent)
     score = target.read_score()
     told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
     print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{told}")

@@ -411,8 +411,10 @@ def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finishe
     manifest = json.loads(Path("submissions/tiny.json").read_text())
     assert manifest["missing"] == {
         "policies": ["series_mean", "prevalence"],
-        "filled": {"series_mean": {"count": 1, "slices": [lost]}, "prevalence": {"count": 0, "slices": []}},
+        "filled": {"series_mean": 1, "prevalence": 0},
     }
+    assert lost not in Path("submissions/tiny.json").read_text()  # git takes the manifest
+    assert Path("submissions/tiny.filled.csv").read_text() == f"SOPInstanceUID,policy\n{lost},series_mean\n"
     assert manifest["rows"] == 6 * (table["split"] == "test").sum()
 
 

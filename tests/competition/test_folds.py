@@ -113,7 +113,8 @@ def test_fewer_than_two_folds_are_refused(n_folds):
     ("patients", "message"), [(1, "1 patient is too few for 5"), (4, "4 patients are too few for 5")]
 )
 def test_fewer_patients_than_folds_are_refused(patients, message):
-    with pytest.raises(IchError, match=message + f" folds, as a patient is never split; set folds.n to {patients} at"):
+    advice = f"set folds.n to {patients} at most, or add" if patients > 1 else "add patients with labeled slices"
+    with pytest.raises(IchError, match=f"{message} folds, as a patient is never split; {advice}"):
         make_folds(some_slices(patients))
 
 

@@ -267,7 +267,7 @@ def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, 
     score = json.loads(Path("runs/mean/score.json").read_text())
     warnings = [
         f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, no better than the prevalence"
-        f" baseline, {floor:.4f}: predicting each label's share of the slices everywhere is as good",
+        f" baseline, {floor:.4f}: predicting each label's share of the slices everywhere is better",
         f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, worse than its member runs/a,"
         f" {score['runs']['runs/a']:.4f}: that is to be preferred",
     ]

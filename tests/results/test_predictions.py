@@ -50,6 +50,16 @@ def test_how_they_were_made_comes_back_and_changes_nothing_else(tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    frame = some_predictions()
+    frame.iloc[1, 2] = np.nan
+    write_predictions(frame, tmp_path / "p.parquet")
+    with pytest.raises(
+        IchError, match=rf"hold NaN or infinite values of 1 slice.*, such as {frame.index[1]}; delete it"
+    ):
+        read_predictions(tmp_path / "p.parquet")
+
+
 def test_the_passes_of_earlier_versions_are_known_by_their_name_of_today(tmp_path):
     write_predictions(some_predictions(), tmp_path / "p.parquet", {"test_time": ["none"], "mean": "logit"})
     assert read_provenance(tmp_path / "p.parquet") == {"tta": ["none"], "mean": "logit"}

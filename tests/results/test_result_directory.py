@@ -146,6 +146,8 @@ def test_a_mixture_is_refused_with_the_difference(tmp_path):
         ({"of_first_stage": 0.1, "of_kinds": {"linear": 0.1}, "plain_weighted_log_loss": 0.1}, []),
         ({"of_first_stage": 0.09}, ["worse than its first stage, 0.0900"]),
         ({"of_first_stage": 0.09, "of_kinds": {"linear": 0.08}}, ["worse than its kind linear alone, 0.0800"]),
+        ({"of_kinds": {"linear": 0.099}, "of_kinds_intervals": {"linear": [-0.002, 0.004]}}, []),  # noise
+        ({"of_kinds": {"linear": 0.08}, "of_kinds_intervals": {"linear": [0.01, 0.03]}}, ["kind linear alone, 0.08"]),
         (
             {"runs": {"runs/a": 0.05, "runs/b": 0.09}},
             ["worse than its member runs/a, 0.0500"],

@@ -177,8 +177,23 @@ def test_another_section_or_other_scores_are_refused(blended):
         train.train(inputs.inputs_from_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
     stage = inputs.inputs_from_runs([first.path], overrides=FAST)
     stage.digests["train"][0] = "another"
-    with pytest.raises(IchError, match="give this one another name"):
+    with pytest.raises(IchError, match=r"give this one another name: scripts/train_sequence.py .*first --name NAME"):
         train.train(stage, root)
+
+
+def test_the_first_stage_is_not_overwritten_by_its_second(blended):
+    first, _, _ = blended
+    stage = inputs.inputs_from_runs([first.path], name=first.path.name, overrides=FAST)
+    with pytest.raises(IchError, match=r"first is the first stage itself; give the second stage another name"):
+        train.train(stage, first.path.parent)
+
+
+def test_the_intervals_are_of_the_blend_minus_each_kind(blended):
+    _, second, _ = blended
+    score = second.read_score()
+    assert score["of_kinds_intervals"].keys() == score["of_kinds"].keys()
+    for kind, (low, high) in score["of_kinds_intervals"].items():
+        assert low <= score["weighted_log_loss"] - score["of_kinds"][kind] <= high
 
 
 # ------------------------------------------------------------------------------------------------ honest stacking

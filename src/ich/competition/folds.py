@@ -53,9 +53,10 @@ def make_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.DataF
     # Sorted, so that the order of the rows has no say.
     patient, patients = pd.factorize(frame["PatientID"], sort=True)
     if len(patients) < n_folds:
+        fewer = f"set folds.n to {len(patients)} at most, or " if len(patients) > 1 else ""
         raise IchError(
             f"{len(patients)} patient{'s are' if len(patients) != 1 else ' is'} too few for {n_folds} folds, as a "
-            f"patient is never split; set folds.n to {len(patients)} at most, or add patients"
+            f"patient is never split; {fewer}add patients with labeled slices"
         )
     counts = np.empty((len(patients), 2 + len(LABELS)), dtype=np.int64)
     counts[:, 0] = 1

@@ -142,6 +142,27 @@ def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> 
             temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def write_filled(filled: dict[str, list[str]], path: Path) -> Path:
+    """Write which slices have no prediction of their own, beside a submission; ids stay out of its manifest.
+
+    Args:
+        filled: policy -> SOPInstanceUIDs, from `fill_missing`.
+        path: the submission's CSV; `<name>.filled.csv` beside it is replaced.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        IchError: the file cannot be written.
+    """
+    listed = path.with_suffix(".filled.csv")
+    if listed.exists() or any(filled.values()):  # one of an earlier submission of this name would be wrong
+        rows = [(id, policy) for policy, ids in filled.items() for id in ids]
+        with replacing(listed) as temporary:
+            pd.DataFrame(rows, columns=[INDEX_NAME, "policy"]).to_csv(temporary, index=False)
+    return listed
+
+
 def _check_ours(path: Path, content: bytes) -> None:
     """Refuse to replace a CSV or a .json of its name that is no submission's, nor what a kill left of this one."""
     manifest = path.with_suffix(".json")

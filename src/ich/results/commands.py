@@ -35,15 +35,12 @@ class Work:
         self.before = self._digests()
 
     def done(self, stage: str, argv: Sequence[str] | None, wrote: Path | None = None) -> None:
-        """Write down the command, if it did anything.
+        """Record the command, if it did anything; a folder that cannot be written is a warning, as the work is done.
 
         Args:
             stage: the name of its script.
             argv: its arguments; None takes the process's own.
             wrote: the file that it wrote, where commands of a stage write different ones.
-
-        Raises:
-            IchError: the file cannot be written.
         """
         if wrote is None and self._digests() == self.before:
             return
@@ -59,7 +56,7 @@ class Work:
             with path.open("a", encoding="utf-8") as file:  # a line of another process comes before or behind this one
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it") from error
+            print(f"warning: the command is not recorded: cannot write {path}: {one_line(error)}", file=sys.stderr)
 
     def _digests(self) -> dict[Path, str]:
         found = {}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Read what `write_predictions` wrote.
 
     Raises:
-        IchError: the file is missing, no Parquet, or has other columns.
+        IchError: the file is missing, not Parquet, has other columns, or holds NaN or infinite values.
     """
     try:
         frame = pq.read_table(path).to_pandas()
@@ -45,6 +46,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise IchError(
             f"predictions {path} have the columns {', '.join(map(str, frame.columns))} under the index"
             f" {frame.index.name}, expected the numbers {', '.join(LABELS)} under {INDEX_NAME}; make them again"
+        )
+    finite = np.isfinite(frame.to_numpy()).all(axis=1)
+    if not finite.all():
+        raise IchError(
+            f"predictions {path} hold NaN or infinite values of {(~finite).sum():,} slice(s), such as"
+            f" {frame.index[~finite][0]}; delete it, and run the command again that made it"
         )
     return frame
 

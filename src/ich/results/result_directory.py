@@ -169,10 +169,12 @@ def shortcomings(name: str | Path, score: Mapping) -> list[str]:
     if loss >= floor:
         told.append(
             f"{name} scores {loss:.4f} out of fold, no better than the prevalence baseline, {floor:.4f}: predicting"
-            " each label's share of the slices everywhere is as good"
+            f" each label's share of the slices everywhere is {'better' if loss > floor else 'as good'}"
         )
     parts = {"its first stage": score.get("of_first_stage")}
-    parts |= {f"its kind {kind} alone": part for kind, part in score.get("of_kinds", {}).items()}
+    intervals = score.get("of_kinds_intervals", {})  # of the blend's loss minus the kind's; around 0 it is noise
+    kinds = {kind: part for kind, part in score.get("of_kinds", {}).items() if intervals.get(kind, [1])[0] > 0}
+    parts |= {f"its kind {kind} alone": part for kind, part in kinds.items()}
     parts |= {f"its member {run}": part for run, part in score.get("runs", {}).items()}
     parts["one pass over the slices as they are"] = score.get("plain_weighted_log_loss")
     parts = {what: round(part, 4) for what, part in parts.items() if part is not None}

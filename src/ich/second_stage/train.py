@@ -15,11 +15,11 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from ich.competition import metrics
-from ich.competition.labels import LABELS
+from ich.competition.labels import LABELS, METRIC_WEIGHTS
 from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import remove, replacing, sha256_of, write_json
-from ich.results import environment
+from ich.results import bootstrap, environment
 from ich.results.blend import least_on_simplex
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import extracted_in, passes_of
@@ -63,6 +63,8 @@ def _claim(stage: FirstStage, run: Run) -> None:
     if stage.embedded is not None:
         (path,) = stage.sources
         passes[f"{path}, embeddings"] = extracted_in(path)
+    if run.path.resolve() in [path.resolve() for path in stage.sources]:
+        raise IchError(f"{run.path} is the first stage itself; give the second stage another name (--name)")
     if run.config_path.exists():
         then = run.environment()
         same_inputs = digests == {key: then.get(key) for key in digests}
@@ -72,8 +74,8 @@ def _claim(stage: FirstStage, run: Run) -> None:
             changes = [f"{source}: {before.get(source)} then, {passes[source]} now" for source in differing]
             changed = f" ({'; '.join(changes)})" if changes else ""
             raise IchError(
-                f"{run.path} was trained with another section sequence, other folds or other scores{changed}; give this"
-                " one another name (--name), or delete the directory"
+                f"{run.path} was trained with another section sequence, other folds or other scores{changed}; give"
+                f" this one another name: scripts/train_sequence.py {' '.join(map(str, stage.sources))} --name NAME"
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
             return
@@ -176,6 +178,7 @@ def _blend(stage: FirstStage, run: Run) -> dict:
     score = run.score() | {
         "of_first_stage": _loss(y, first),
         "of_kinds": {kind: _loss(y, part) for kind, part in zip(kinds, held_out, strict=True)},
+        "of_kinds_intervals": _intervals(stage, run, dict(zip(kinds, held_out, strict=True))),
         "weights": {
             "folds": [dict(zip(kinds, of_fold.tolist(), strict=True)) for of_fold in weights],
             "test": dict(zip(kinds, of_test.tolist(), strict=True)),
@@ -199,6 +202,19 @@ def _fit_weights(y: np.ndarray, parts: list[pd.DataFrame]) -> np.ndarray:
 def _mix(parts: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
     """Return the weighted mean of the kinds' logits."""
     return sum(weight * part for weight, part in zip(weights, parts, strict=True))
+
+
+def _intervals(stage: FirstStage, run: Run, kinds: dict[str, pd.DataFrame]) -> dict[str, list[float]]:
+    """Return the 95 % interval of the blend's loss minus each kind's, by bootstrap over patients."""
+    y, patients = stage.folds[list(LABELS)].to_numpy(), stage.folds["PatientID"].to_numpy()
+    weights = list(METRIC_WEIGHTS.values())
+    blend = read_predictions(run.oof_path).loc[stage.folds.index].to_numpy(np.float64)
+    intervals = {}
+    for kind, logits in kinds.items():
+        difference = metrics.log_losses(y, blend) - metrics.log_losses(y, expit(logits.to_numpy(np.float64)))
+        estimate = bootstrap.estimate(np.average(difference, axis=1, weights=weights), patients)
+        intervals[kind] = [float(estimate.low), float(estimate.high)]
+    return intervals
 
 
 def _loss(y: np.ndarray, logits: pd.DataFrame) -> float:

@@ -275,6 +275,9 @@ class Run:
             same = other.environment() == self.environment() if ours else True
             if other.config_path.exists():
                 same = same and not differences(load(other.config_path), load(self.config_path))
+            for k in range(self.config.folds.n):
+                theirs, own = (read_provenance(run.fold(k) / "oof.parquet") or {} for run in (other, self))
+                same = same and theirs.get("model") in (None, own.get("model"))
             if not same:
                 raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
 
