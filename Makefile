@@ -64,6 +64,7 @@ $(VENV)-backends/installed: requirements.txt constraints.txt pyproject.toml
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: install
 	$(BIN)/python benchmarks/bench_demo.py

@@ -13,6 +13,7 @@ More: docs/competition.md
 """
 
 import sys
+from typing import Any
 
 from ich import cli
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = config.load(arguments.config, arguments.overrides)
     data, machine = settings.data, settings.machine
     where = (data.sources, data.images, run_directory.settings(settings))
-    how = {"split": data.split, "jobs": machine.jobs, "backend": machine.backend, "scheduler": machine.scheduler}
+    how: dict[str, Any] = {"split": data.split} | machine.model_dump(include={"jobs", "backend", "scheduler"})
     if arguments.verify:
         differing = convert.verify(*where, **how)
         for id, what in differing.items():

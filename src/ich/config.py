@@ -19,6 +19,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import ErrorDetails
 
 from ich.errors import IchError, one_line
 
@@ -282,7 +283,7 @@ class Sequence(_Section):
     @field_validator("*")
     @classmethod
     def _is_read(cls, value: Any, info: ValidationInfo) -> Any:
-        kind, key = info.data.get("kind"), info.field_name
+        kind, key = info.data.get("kind"), str(info.field_name)
         if key in ("kind", "features") or kind in (None, "blend"):
             return value
         readers = _READERS.get(key, ("recurrent",))
@@ -499,16 +500,16 @@ def _set(content: dict, override: str) -> None:
         raise IchError(f"--set {override!r}: the value is no YAML: {one_line(error)}") from error
 
 
-def _complaint(error: dict) -> str:
+def _complaint(error: ErrorDetails) -> str:
     loc = [part for part in error["loc"] if part not in ("|preset", "|window")]
     where = ".".join(map(str, loc))
     if error["type"] == "extra_forbidden":
         if where in _RENAMED:
             return f"{where} {_RENAMED[where]}"
-        section = Config
+        section: type[BaseModel] = Config
         for part in loc[:-1]:
             if isinstance(part, str):  # else it is a place in a list
-                section = _section_within(section.model_fields[part].annotation)
+                section = _section_within(section.model_fields[part].annotation) or section
         return f"{where} is no known key; there are {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"{where} is missing"

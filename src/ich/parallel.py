@@ -148,7 +148,7 @@ def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> N
     workers: set[BaseProcess] = set()
     while not over.wait(_WATCH_SECONDS):
         used = [pool for pool in pools() if pool not in _given_up]
-        workers.update(*(pool._pool for pool in used))
+        workers.update(*(_workers(pool) for pool in used))
         codes = {worker: worker.exitcode for worker in workers}
         workers = {worker for worker, code in codes.items() if code is None}
         # A pool ends those that it needs no more by TERM.
@@ -161,7 +161,12 @@ def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> N
             workers.clear()
 
 
-def _give_up(pool: Pool) -> None:
+def _workers(pool: Any) -> list[BaseProcess]:
+    """Return the workers of a pool, which Pool holds as a private attribute alone."""
+    return pool._pool
+
+
+def _give_up(pool: Any) -> None:
     """Kill the workers of a pool, and make errors of all its results that are not there yet.
 
     Not by its terminate(): a worker that is killed while it waits for a task keeps the lock of the tasks, for which
@@ -171,7 +176,7 @@ def _give_up(pool: Pool) -> None:
     pool._worker_handler._state = TERMINATE  # it starts workers in place of those that ended
     pool._change_notifier.put(None)
     pool._worker_handler.join()
-    for worker in pool._pool:
+    for worker in _workers(pool):
         worker.kill()
     pool._terminate.cancel()  # terminate() at the end of the process
     for result in list(pool._cache.values()):

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -201,7 +201,7 @@ def _name(source: str | Path | BinaryIO) -> str:
 
 
 @contextmanager
-def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
+def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[IO[bytes]]:
     """The plain bytes of the source; a file that the caller opened stays open."""
     with ExitStack() as stack:
         if not isinstance(source, str | Path):
@@ -219,7 +219,8 @@ def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
                 )
             yield stack.enter_context(archive.open(members[0]))
         elif suffix in (".gz", ".xz"):
-            yield stack.enter_context((gzip.open if suffix == ".gz" else lzma.open)(source))
+            unpacked: Any = (gzip.open if suffix == ".gz" else lzma.open)(source)
+            yield stack.enter_context(unpacked)
         else:
             yield stack.enter_context(Path(source).open("rb"))
 

@@ -82,11 +82,11 @@ def summary(y_true: np.ndarray, y_pred: np.ndarray) -> dict:
         weighted_log_loss; of_prevalence, the floor that any model must beat; by_label, the log loss of each; slices;
         prevalence of each label.
     """
-    by_label = log_loss_by_label(y_true, y_pred)
+    by_label = np.asarray(log_loss_by_label(y_true, y_pred))
     return {
         "weighted_log_loss": weighted_log_loss(y_true, y_pred),
         "of_prevalence": prevalence_log_loss(y_true),
         "by_label": dict(zip(LABELS, by_label.tolist(), strict=True)),
         "slices": len(y_true),
-        "prevalence": dict(zip(LABELS, np.mean(y_true, axis=0, dtype=np.float64).tolist(), strict=True)),
+        "prevalence": dict(zip(LABELS, np.asarray(y_true, np.float64).mean(axis=0).tolist(), strict=True)),
     }

@@ -104,7 +104,7 @@ def members(sources: Iterable[Path], split: str | None = None) -> Members:
                 " archive or a folder of its slices"
             )
         tables.extend(parts)
-        others.update(beside)
+        others.merge(beside)
     index = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     index = index.sort_by([("id", "ascending"), ("name", "ascending")])
     counts = pc.value_counts(index["id"])
@@ -128,7 +128,7 @@ class _Others(dict[str, list]):
         extension = _EXTENSION.search(_in_slashes(name).lower())
         self.setdefault(extension[0] if extension else "", [0, name])[0] += 1
 
-    def update(self, other: "_Others") -> None:
+    def merge(self, other: "_Others") -> None:
         for extension, (count, name) in other.items():
             self.setdefault(extension, [0, name])[0] += count
 

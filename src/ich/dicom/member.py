@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from ich.errors import IchError, one_line
 
@@ -45,24 +45,24 @@ class Member:
         if max(self.size, self.packed or 0) > _MAX_BYTES:
             raise IchError(f"{self.source}: {self.name} has {self.size:,} bytes, more than any slice ({_MAX_BYTES:,})")
         try:
-            if self.offset is None:
+            if self.offset is None or self.packed is None:
                 return Path(self.source, self.name).read_bytes()
             with Path(self.source).open("rb") as file:
-                return self._unpack(file)
+                return self._unpack(file, self.offset, self.packed)
         except OSError as error:
             raise IchError(f"{self.source}: {self.name} cannot be read: {one_line(error)}") from error
-        except (isal_zlib.error, struct.error) as error:
+        except (igzip_lib.IsalError, struct.error) as error:
             raise IchError(f"{self.source}: {self.name} is damaged: {one_line(error)}") from error
 
-    def _unpack(self, file: BinaryIO) -> bytes:
-        file.seek(self.offset)
+    def _unpack(self, file: BinaryIO, offset: int, packed: int) -> bytes:
+        file.seek(offset)
         signature, flags, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         if signature != b"PK\x03\x04":
             raise IchError(f"{self.source}: {self.name} is not where the zip's directory says; download the zip again")
         if flags & _ENCRYPTED:
             raise IchError(f"{self.source}: {self.name} is encrypted; unpack it with its password and give the folder")
         file.seek(name_length + extra_length, 1)
-        data = file.read(self.packed)
+        data = file.read(packed)
         if self.method == zipfile.ZIP_DEFLATED:
             data = isal_zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
         elif self.method != zipfile.ZIP_STORED:

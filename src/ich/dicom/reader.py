@@ -423,15 +423,16 @@ def _overlaid(ds: FileDataset, unused: range) -> bool:
 
 
 def _has_wrapped_air(stored: np.ndarray) -> bool:
-    return np.count_nonzero(stored >= _WRAP - 1000) > _WRAPPED_SHARE * stored.size
+    return bool(np.count_nonzero(stored >= _WRAP - 1000) > _WRAPPED_SHARE * stored.size)
 
 
 def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if slope != 1 or not intercept.is_integer():
         return np.clip(np.rint(stored * slope + intercept), AIR, _TOP).astype(np.int16)
-    hu = cv2.add(stored, intercept, dtype=cv2.CV_16S)  # saturates at what 16 bits hold
-    # OpenCV's takes a fifth of the time, and an image of one pixel for a number.
-    return cv2.max(hu, AIR, dst=hu) if hu.size > 1 else np.maximum(hu, AIR)
+    # OpenCV takes a fifth of NumPy's time; its stubs know neither a number as an argument, nor that it gives an array.
+    opencv: Any = cv2
+    hu = opencv.add(stored, intercept, dtype=cv2.CV_16S)  # saturates at what 16 bits hold
+    return opencv.max(hu, AIR, dst=hu) if hu.size > 1 else np.maximum(hu, AIR)  # one pixel is a number to OpenCV
 
 
 def _value(ds: Dataset, keyword: str) -> Any:
@@ -447,21 +448,34 @@ def _value(ds: Dataset, keyword: str) -> Any:
     return value
 
 
-def _plain(ds: Dataset, keyword: str) -> tuple[float, ...] | str | None:
-    """Numbers or text of an element that are written as nearly all are; None for any other, which is pydicom's to read.
+def _plain(ds: Dataset, keyword: str) -> tuple[str, RawDataElement | None]:
+    """Return the VR of an element, and the element if it is encoded by it and has not been read yet.
 
-    pydicom allows for all that may be, and takes more time for a slice's two dozen elements than its pixels take.
+    Values in the usual form are decoded here, all others by pydicom, which takes more time for a slice's two dozen
+    elements than its pixels take.
     """
     vr, raw = _tag_and_vr(keyword)[1], _raw(ds, keyword)
-    if not isinstance(raw, RawDataElement) or raw.VR not in (None, vr) or not raw.value:
+    return vr, raw if isinstance(raw, RawDataElement) and raw.VR in (None, vr) and raw.value else None
+
+
+def _plain_numbers(ds: Dataset, keyword: str) -> tuple[float, ...] | None:
+    """Return the numbers of an element in the usual form; None for any other."""
+    vr, raw = _plain(ds, keyword)
+    if raw is None or raw.value is None:
         return None
     if vr == "US" and len(raw.value) == 2:
         return (float(int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")),)
     if vr == "DS" and _PLAIN_NUMBERS.fullmatch(raw.value):
         return tuple(map(float, raw.value.split(b"\\")))
-    if vr in ("UI", "LO", "CS") and _PLAIN_TEXT.fullmatch(raw.value):
-        return raw.value.rstrip(b"\0").decode("ascii")
     return None
+
+
+def _plain_text(ds: Dataset, keyword: str) -> str | None:
+    """Return the text of an element in the usual form; None for any other."""
+    vr, raw = _plain(ds, keyword)
+    if raw is None or raw.value is None or vr not in ("UI", "LO", "CS") or not _PLAIN_TEXT.fullmatch(raw.value):
+        return None
+    return raw.value.rstrip(b"\0").decode("ascii")
 
 
 _STANDARD_STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -483,7 +497,7 @@ def _tag_and_vr(keyword: str) -> tuple[BaseTag, str]:
 
 
 def _text(ds: Dataset, keyword: str) -> str | None:
-    value = _plain(ds, keyword) or _value(ds, keyword)
+    value = _plain_text(ds, keyword) or _value(ds, keyword)
     if value is None:
         return None
     # Some character sets decode to surrogates, which no table takes.
@@ -499,7 +513,7 @@ def _texts(ds: Dataset, keyword: str) -> list[str]:
 
 def _number(ds: FileDataset, keyword: str) -> float:
     """A finite number; one that is given several times must be the same each time."""
-    value = _plain(ds, keyword)
+    value = _plain_numbers(ds, keyword)
     if value is not None and len(value) == 1 and math.isfinite(value[0]):
         return value[0]
     value = _value(ds, keyword)
@@ -516,7 +530,7 @@ def _number(ds: FileDataset, keyword: str) -> float:
 
 
 def _integer(ds: FileDataset, keyword: str, default: int | None = None) -> int:
-    plain = _plain(ds, keyword)
+    plain = _plain_numbers(ds, keyword)
     if plain is None and default is not None and _value(ds, keyword) is None:
         return default
     number = plain[0] if plain is not None and len(plain) == 1 else _number(ds, keyword)
@@ -528,7 +542,7 @@ def _integer(ds: FileDataset, keyword: str, default: int | None = None) -> int:
 def _numbers(ds: FileDataset, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
     """All numbers of an element; None where there are not `count` of them, or one is not finite."""
     try:
-        numbers = _plain(ds, keyword)
+        numbers = _plain_numbers(ds, keyword)
         if numbers is None:
             value = _value(ds, keyword)
             numbers = tuple(float(v) for v in (value if isinstance(value, (MultiValue, list)) else [value]))

@@ -81,7 +81,12 @@ def working_in(out: Path, settings: Settings) -> AbstractContextManager[None]:
     Raises:
         IchError: it is not, or another process works in it.
     """
-    return folders.locked(out, lambda: _is_ours(out) and check_settings(out, settings))
+
+    def check() -> None:
+        if _is_ours(out):
+            check_settings(out, settings)
+
+    return folders.locked(out, check)
 
 
 def _convert(
@@ -106,7 +111,7 @@ def _convert(
     durable = backend == "dask"
     tasks = ((todo[at : at + _CHUNK], out.absolute(), settings, durable) for at in range(0, len(todo), _CHUNK))
     results = parallel.unordered(convert_chunk, tasks, jobs=jobs, backend=backend, scheduler=scheduler)
-    fresh = []
+    fresh: list[pd.DataFrame] = []
     with tqdm(total=total, initial=len(rows), unit="slice", desc="preprocess") as bar:
         fresh.extend(_saved(results, parts, bar))
     # Each of these is hundreds of megabytes of a whole archive: none may stay while the next is made.

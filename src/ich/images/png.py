@@ -101,7 +101,7 @@ def decode(data: bytes) -> np.ndarray | None:
     try:
         # Checks their checksum, and needs no second step if there are as many as there should be.
         found = isal_zlib.decompress(packed, bufsize=length + 1)
-    except isal_zlib.error:
+    except igzip_lib.IsalError:
         return None
     if len(found) != length:
         return None

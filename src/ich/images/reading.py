@@ -46,7 +46,8 @@ def _read_cv2(path: Path) -> np.ndarray:
         if image is not None:
             return image
     readable = data and (size is None or png.whole(data))
-    buffer, pages = np.frombuffer(data, np.uint8), ()
+    buffer = np.frombuffer(data, np.uint8)
+    pages: Sequence = ()
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if readable else None
         if image is not None and data[:4] in _TIFF:

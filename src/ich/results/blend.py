@@ -70,6 +70,8 @@ class Mixture:
         if self.method == "logit_mean":
             return expit(self._sum(map(clipped_logit, members)))
         if self.method == "rank_mean":
+            if self.reference is None:
+                raise ValueError("rank_mean needs the reference whose ranks it takes")
             ranks = self._sum(map(_ranks, members, self.reference))
             return ranks if self.line is None else self.line(ranks)
         return np.minimum(self._sum(members), 1.0)  # weights may add up to a rounding error more than 1

@@ -134,7 +134,7 @@ def compare(table: pd.DataFrame, predictions: Mapping[str, np.ndarray], baseline
     scores = bootstrap.estimate(losses, patients)
     differences = bootstrap.estimate(losses - losses[:, [place]], patients)
     names = ("weighted_log_loss", "standard_error", "low", "high")
-    columns = dict(zip(names, scores, strict=True))
+    columns: dict[str, Sequence[float] | np.ndarray] = dict(zip(names, scores, strict=True))
     columns |= dict(zip(("difference", *(f"difference_{name}" for name in names[1:])), differences, strict=True))
     columns |= {label: [own[:, k].mean() for own in by_label.values()] for k, label in enumerate(LABELS)}
     return pd.DataFrame(columns, index=pd.Index(by_label, name="run"))
@@ -207,7 +207,7 @@ def judge(found: Results, probabilities: np.ndarray) -> dict:
     """
     score = metrics.summary(found.table[list(LABELS)].to_numpy(), probabilities)
     alone = {name: metrics.weighted_log_loss(found.table[list(LABELS)], p) for name, p in found.oof.items()}
-    best = min(alone, key=alone.get)
+    best = min(alone, key=lambda name: alone[name])
     told = compare(found.table, {"best": found.oof[best], "made": probabilities}, baseline="made").loc["best"]
     return score | {
         "runs": alone,

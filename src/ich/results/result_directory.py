@@ -103,22 +103,25 @@ def check_alike(folder: Path) -> None:
     Raises:
         IchError: they were not, or one is missing.
     """
-    told = {name: read_provenance(folder / name) for name in ("oof.parquet", "predictions_test.parquet")}
-    for name, provenance in told.items():
-        if provenance is None:
-            what = "is damaged" if (folder / name).exists() else "is missing"
-            raise IchError(f"{folder / name} {what}; {how_to_predict(folder)}")
-    one, other = told.values()
+    oof, test = _provenance_of(folder, "oof.parquet"), _provenance_of(folder, "predictions_test.parquet")
     differing = [
-        f"{key}: {one.get(key)} out of fold, {other.get(key)} on the test set"
-        for key in {**one, **other}
-        if one.get(key) != other.get(key)
+        f"{key}: {oof.get(key)} out of fold, {test.get(key)} on the test set"
+        for key in {**oof, **test}
+        if oof.get(key) != test.get(key)
     ]
     if differing:
         raise IchError(
             f"the predictions of {folder} were made in two ways ({'; '.join(differing)}); to make both in one,"
             f" {how_to_predict(folder)}"
         )
+
+
+def _provenance_of(folder: Path, name: str) -> dict:
+    provenance = read_provenance(folder / name)
+    if provenance is None:
+        state = "is damaged" if (folder / name).exists() else "is missing"
+        raise IchError(f"{folder / name} {state}; {how_to_predict(folder)}")
+    return provenance
 
 
 def read_score(folder: Path) -> dict:
@@ -177,11 +180,11 @@ def shortcomings(name: str | Path, score: Mapping) -> list[str]:
     parts |= {f"its kind {kind} alone": part for kind, part in kinds.items()}
     parts |= {f"its member {run}": part for run, part in score.get("runs", {}).items()}
     parts["one pass over the slices as they are"] = score.get("plain_weighted_log_loss")
-    parts = {what: round(part, 4) for what, part in parts.items() if part is not None}
-    best = min(parts, key=parts.get, default=None)
-    if best is not None and loss > parts[best]:
+    losses = {what: round(part, 4) for what, part in parts.items() if part is not None}
+    best, best_loss = min(losses.items(), key=lambda item: item[1], default=(None, nan))
+    if loss > best_loss:  # never of nan
         told.append(
-            f"{name} scores {loss:.4f} out of fold, worse than {best}, {parts[best]:.4f}: that is to be preferred"
+            f"{name} scores {loss:.4f} out of fold, worse than {best}, {best_loss:.4f}: that is to be preferred"
         )
     return told
 
@@ -254,7 +257,7 @@ def describe(folder: Path) -> dict:
         "out_of_fold_weighted_log_loss": score["weighted_log_loss"],
         "prevalence_weighted_log_loss": score["of_prevalence"],
         "warnings": shortcomings(folder, score),
-        "predictions": read_provenance(folder / "predictions_test.parquet") | ({"passes": passes} if passes else {}),
+        "predictions": _provenance_of(folder, "predictions_test.parquet") | ({"passes": passes} if passes else {}),
         "config_sha256": sha256(text).hexdigest(),
         "config": config,
     }

@@ -70,15 +70,16 @@ class Run:
                 f"{path} is a blend, without models of its own; give its members ({', '.join(map(str, made_of))}) one"
                 " by one, and then make the blend again by the command that made it (scripts/blend.py)"
             )
-        there = results is not None and (results / "config.yaml").is_file()
-        kept = read_mapping(results / "config.yaml").get("predict", {}) if there else {}
+        kept = {}
+        if results is not None and (results / "config.yaml").is_file():
+            kept = read_mapping(results / "config.yaml").get("predict", {})
         own = load(path / "config.yaml")
         config = load(path / "config.yaml", [*overrides_of("predict", kept), *overrides])
         changed = differences(own, config)
         if changed:
             raise IchError(
-                f"{path} was trained as it was trained ({'; '.join(changed)}); only the sections data, predict,"
-                " sequence and machine can be set now"
+                f"{path}: these settings cannot change after training ({'; '.join(changed)}); only the sections data,"
+                " predict, sequence and machine can be set now"
             )
         run = cls(path, config)
         if config.data.folds != own.data.folds:  # of which the finished folds ask no more
