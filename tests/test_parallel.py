@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import dask_scheduler, make_dicom
 
@@ -70,6 +71,33 @@ def calls(numbers):
 def test_every_task_is_done_once(how):
     assert sorted(unordered(square, calls(range(200)), **how)) == [(n, n * n) for n in range(200)]
     assert list(unordered(square, calls([]), **how)) == []
+
+
+def pid_then_sleep(folder, number):
+    (folder / f"{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_parallel import pid_then_sleep
+from ich.parallel import unordered
+list(unordered(pid_then_sleep, ((Path(sys.argv[2]), n) for n in range(4)), jobs=2))
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]) as parent:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2:
+            assert time.monotonic() < deadline
+            assert parent.poll() is None
+            time.sleep(0.05)
+        workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+        assert all(worker.ppid() == parent.pid for worker in workers)
+        parent.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert (len(gone), alive) == (2, [])
 
 
 @pytest.mark.filterwarnings("ignore:.*tasks have been successfully executed")

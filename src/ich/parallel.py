@@ -1,5 +1,6 @@
 """The same work on the cores of one machine, by joblib, or on a Dask cluster."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -8,6 +9,7 @@ from multiprocessing.pool import TERMINATE, Pool
 from multiprocessing.process import BaseProcess
 from signal import SIGTERM
 from threading import Event, Thread
+from time import sleep
 from typing import Any
 from weakref import WeakSet
 
@@ -19,6 +21,8 @@ from ich.errors import IchError, one_line
 BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 """Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
 
+_PARENT_SECONDS = 0.1  # between a worker's looks at whether its parent lives
+_watching: list[int] = []  # in a worker process: the parent that a thread looks for
 _WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 KILLED = "was killed, which is what a system does that runs out of memory; run again, with fewer"
@@ -58,11 +62,30 @@ def unordered(
     if backend == "dask":
         yield from _on_cluster(function, tasks, jobs, scheduler)
         return
+    if backend == "processes":
+        function = partial(_while_parent_lives, os.getpid(), function)
     calls = (delayed(function)(*task) for task in tasks)
     try:
         yield from Parallel(n_jobs=jobs, backend=BACKENDS[backend], return_as="generator_unordered")(calls)
     except TerminatedWorkerError as error:
         raise IchError(_WORKER_KILLED) from error
+
+
+def _while_parent_lives(parent: int, function: Callable[..., Any], *task: Any) -> Any:
+    """Call a task's function; from the first task on, this worker process ends when its parent was killed.
+
+    It would work on for ever otherwise, and write into a folder that another process may have locked since.
+    """
+    if os.getpid() != parent and not _watching:
+        _watching.append(parent)
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+    return function(*task)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        sleep(_PARENT_SECONDS)
+    os._exit(1)
 
 
 def _on_cluster(
