@@ -408,6 +408,18 @@ def test_a_jpeg_2000_stream_of_the_other_sign_is_no_white_air(tmp_path, bits):
     np.testing.assert_array_equal(read(changed(data, ("PixelRepresentation", "US", 1)))[0], hu)
 
 
+@pytest.mark.parametrize(("intercept", "padding"), [(-1024, [63536]), (-1024, [63536, 62512]), (-8192, [62512])])
+def test_padding_of_16_bits_that_the_header_does_not_name_is_air(intercept, padding):
+    hu = np.random.default_rng(0).integers(-1000, 2000, (32, 24))
+    words = (hu - intercept).astype(np.uint16)
+    for row, value in enumerate(padding):
+        words[row] = value
+        hu[row] = AIR
+    read_hu, header = read(make_dicom(words, BitsStored=16, HighBit=15, RescaleIntercept=str(intercept)))
+    np.testing.assert_array_equal(read_hu, hu)
+    assert header.repaired == ()
+
+
 @pytest.mark.parametrize("vr", ["US", "SS"])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda s: s.name)
 def test_padding_above_all_tissue_is_air(vr, syntax):

@@ -15,6 +15,7 @@ METAL = 3000
 
 _SHARE = 0.01  # of the pixels; far fewer of a head CT are above `METAL`, and where there is padding, more are
 _PADDING = -2000  # HU; scanners pad outside the field of view with this and less
+_HIGHEST = 2**15 - 1  # HU of 16 bits
 _LOWEST = -(2**15)  # of the numbers that scanners pad with: they write them in 16 bits
 _SURE = 4  # times as many pixels that say one thing as say the other
 
@@ -44,6 +45,27 @@ def shifted(words: np.ndarray, by: int, overlaid: bool) -> np.ndarray:
             " HighBit = BitsStored - 1, or values that end in so many zeros"
         )
     return words >> by
+
+
+def unnamed_padding(words: np.ndarray, scale: tuple[float, float]) -> np.ndarray | None:
+    """Find padding that the header does not name in unsigned words of 16 stored bits.
+
+    Scanners pad with one or two numbers of -2000 HU and less. Read without a sign they are beyond 16 bits of HU, which
+    nothing else in a CT is.
+
+    Args:
+        words: integers, signed or not as PixelRepresentation says.
+        scale: RescaleSlope and RescaleIntercept.
+
+    Returns:
+        bool, where there is padding; None for nowhere.
+    """
+    if words.dtype.kind == "i" or words.size == 0 or int(words.max()) * scale[0] + scale[1] <= _HIGHEST:
+        return None
+    wide = words.astype(np.int64)
+    hu, hu_of_number = (values * scale[0] + scale[1] for values in (wide, wide - 2**16))
+    padding = (wide >= 2**15) & (hu > _HIGHEST) & (hu_of_number <= _PADDING)
+    return padding if 1 <= len(np.unique(wide[padding])) <= 2 else None
 
 
 def stored_values(

@@ -390,7 +390,8 @@ def _stored_values(
         if bits.fit(words, bits_stored) and (
             padding is None or max(value * scale[0] + scale[1] for value in padding) <= bits.METAL
         ):
-            return words.astype(np.int16 if words.dtype.kind == "i" else np.uint16, copy=False), None, ()
+            air = bits.unnamed_padding(words, scale)
+            return words.astype(np.int16 if words.dtype.kind == "i" else np.uint16, copy=False), air, ()
         overlaid = _overlaid(ds, range(high_bit + 1, words.itemsize * 8))
         return bits.stored_values(words, bits_stored, used=used, scale=scale, overlaid=overlaid, padding=padding)
     except DicomError:
