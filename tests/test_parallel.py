@@ -78,14 +78,14 @@ def pid_then_sleep(folder, number):
     time.sleep(60)
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_with_a_parent_that_is_killed_with_a_task_or_without(tmp_path):
     code = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_parallel import pid_then_sleep
 from ich.parallel import unordered
-list(unordered(pid_then_sleep, ((Path(sys.argv[2]), n) for n in range(4)), jobs=2))
+list(unordered(pid_then_sleep, ((Path(sys.argv[2]), n) for n in range(2)), jobs=4))
 """
     with subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]) as parent:
         deadline = time.monotonic() + 60
@@ -93,11 +93,12 @@ list(unordered(pid_then_sleep, ((Path(sys.argv[2]), n) for n in range(4)), jobs=
             assert time.monotonic() < deadline
             assert parent.poll() is None
             time.sleep(0.05)
-        workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
-        assert all(worker.ppid() == parent.pid for worker in workers)
+        workers = psutil.Process(parent.pid).children()  # joblib's trackers of resources too
+        assert {int(path.name) for path in tmp_path.iterdir()} < {worker.pid for worker in workers}
         parent.kill()
     gone, alive = psutil.wait_procs(workers, timeout=20)
-    assert (len(gone), alive) == (2, [])
+    assert len(gone) >= 4
+    assert alive == []
 
 
 @pytest.mark.filterwarnings("ignore:.*tasks have been successfully executed")

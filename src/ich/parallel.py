@@ -22,7 +22,6 @@ BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 """Names in a config, and joblib's for them: its own for Dask waits for ever when a worker was killed."""
 
 _PARENT_SECONDS = 0.1  # between a worker's looks at whether its parent lives
-_watching: list[int] = []  # in a worker process: the parent that a thread looks for
 _WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 KILLED = "was killed, which is what a system does that runs out of memory; run again, with fewer"
@@ -62,24 +61,22 @@ def unordered(
     if backend == "dask":
         yield from _on_cluster(function, tasks, jobs, scheduler)
         return
-    if backend == "processes":
-        function = partial(_while_parent_lives, os.getpid(), function)
+    # An initializer, as workers that never get a task have to end with this process too.
+    parent = {"initializer": _watch_parent, "initargs": (os.getpid(),)} if backend == "processes" and jobs != 1 else {}
     calls = (delayed(function)(*task) for task in tasks)
     try:
-        yield from Parallel(n_jobs=jobs, backend=BACKENDS[backend], return_as="generator_unordered")(calls)
+        yield from Parallel(n_jobs=jobs, backend=BACKENDS[backend], return_as="generator_unordered", **parent)(calls)
     except TerminatedWorkerError as error:
         raise IchError(_WORKER_KILLED) from error
 
 
-def _while_parent_lives(parent: int, function: Callable[..., Any], *task: Any) -> Any:
-    """Call a task's function; from the first task on, this worker process ends when its parent was killed.
+def _watch_parent(parent: int) -> None:
+    """Have this worker process end when its parent was killed.
 
     It would work on for ever otherwise, and write into a folder that another process may have locked since.
     """
-    if os.getpid() != parent and not _watching:
-        _watching.append(parent)
+    if os.getpid() != parent:
         Thread(target=_end_with, args=(parent,), daemon=True).start()
-    return function(*task)
 
 
 def _end_with(parent: int) -> None:
