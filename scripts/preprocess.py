@@ -46,7 +46,10 @@ def main(argv: list[str] | None = None) -> None:
         for id, what in differing.items():
             print(f"{id}: {what}")
         if differing:
-            raise IchError(f"{len(differing):,} slice(s) of {data.images} differ from their sources; convert them anew")
+            raise IchError(
+                f"{len(differing):,} slice(s) of {data.images} differ from their sources; delete their PNGs, and run"
+                " the same command without --verify: what is missing is made again"
+            )
         print(f"every image of {data.images} is what its source gives")
         return
     with convert.working_in(data.images, run_directory.settings(settings)):

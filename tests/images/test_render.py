@@ -375,5 +375,5 @@ def test_the_script_verifies(source, tmp_path, capsys):
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "1 slice(s) of" in ended.stderr
-    assert "convert them anew" in ended.stderr
+    assert "delete their PNGs, and run the same command without --verify" in ended.stderr
     assert ended.stdout.startswith(f"{name_of(2)}: ")

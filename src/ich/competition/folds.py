@@ -27,6 +27,8 @@ _PARTNERS = 512
 # A third changes nothing that shows either.
 _PASSES = 2
 
+_REMAKE = "name another file (data.folds), or, if it is damaged, remove it and run scripts/make_folds.py"
+
 
 def make_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Assign each patient to a fold, so that patients, slices and all six labels spread evenly.
@@ -223,15 +225,12 @@ def read_folds(path: str | Path) -> pd.DataFrame:
                 file, convert_options=options, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
             )
     except pa.ArrowInvalid as error:
-        raise IchError(
-            f"{path} is not a file of folds: {one_line(error)}; delete it, and make it again with scripts/make_folds.py"
-        ) from error
+        raise IchError(f"{path} is not a file of folds: {one_line(error)}; {_REMAKE}") from error
     except OSError as error:
         raise IchError(f"cannot read {path}: {one_line(error)}; make it with scripts/make_folds.py") from error
     if table.column_names != expected:
         raise IchError(
-            f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; delete it, and "
-            "make it again with scripts/make_folds.py"
+            f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; {_REMAKE}"
         )
     folds = table.to_pandas().set_index(INDEX_NAME)
     _check_folds(folds, str(path))
@@ -267,7 +266,7 @@ def _check_folds(folds: pd.DataFrame, name: str) -> None:
     found = sorted(folds["fold"].unique().tolist())
     if len(found) < 2 or found != list(range(len(found))):
         raise IchError(
-            f"{name} has the folds {name_some(found) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at "
-            "least: delete it, and make it again with scripts/make_folds.py"
+            f"{name} has the folds {name_some(found) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at"
+            f" least; {_REMAKE}"
         )
     check_no_leakage(folds)

@@ -55,7 +55,7 @@ def _read_cv2(path: Path) -> np.ndarray:
     except cv2.error:  # sides beyond OpenCV's own limit, in other formats
         image = None
     if image is None:
-        raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); make it again")
+        raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); delete it, and make it again")
     if len(pages) > 1:
         raise IchError(f"{path} holds several pages, expected one image; write each to a file, or give reader=")
     if image.ndim == 2:
