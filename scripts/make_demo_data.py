@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> None:
 
     settings = vars(arguments).copy()
     path, jobs, force = (settings.pop(name) for name in ("archive", "jobs", "force"))
+    if path.suffix != ".zip" or path.is_dir():
+        raise IchError(
+            f"{path} is {'a directory' if path.is_dir() else 'no name of a zip'}; name a file ending in .zip"
+        )
     record = path.with_suffix(".json")
     before = _settings_in(record)
     if record.exists() and not before:
@@ -74,11 +78,15 @@ def main(argv: list[str] | None = None) -> None:
     wrote(f"{path}, {record}", following)
 
 
+_RECORD = {"settings", "slices", "prevalence", "oddities"}
+
+
 def _settings_in(record: Path) -> dict:
-    """Read the settings of an archive from its record; empty if it has none."""
+    """Read the settings of an archive from its record; empty if there is no record of this script."""
     try:
-        return json.loads(record.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return content["settings"] if content.keys() == _RECORD else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

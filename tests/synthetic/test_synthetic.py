@@ -391,6 +391,17 @@ def test_the_script_leaves_a_file_alone_that_is_not_its_own(script, tmp_path):
     assert record.read_text() == '{"name": "somebody\'s"}'
 
 
+def test_the_script_leaves_other_files_with_settings_and_refuses_what_is_no_zip(script, tmp_path):
+    (tmp_path / "study.json").write_text('{"settings": {"editor.fontSize": 14}, "my": "years of notes"}')
+    with pytest.raises(IchError, match=r"study\.json is there, and not this script's"):
+        script.main([str(tmp_path / "study.zip"), "--size", "64"])
+    for name, said in (("record.json", "is no name of a zip"), ("folder.zip", "is a directory")):
+        (tmp_path / "folder.zip").mkdir(exist_ok=True)
+        with pytest.raises(IchError, match=rf"{name} {said}; name a file ending in .zip"):
+            script.main([str(tmp_path / name), "--force"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.zip", "study.json"]
+
+
 def test_the_script_writes_once_and_refuses_other_settings(script, tmp_path, capsys):
     path = tmp_path / "demo.zip"
     usual = [
