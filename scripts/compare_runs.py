@@ -30,9 +30,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich.competition import metrics
     from ich.competition.labels import LABELS
-    from ich.files import replacing
+    from ich.files import check_own, replacing
     from ich.results import overview, result_directory
 
+    for path, marker in ((arguments.out, "run,weighted_log_loss,"), (arguments.html, "<title>Runs</title>")):
+        if path:
+            check_own(path, marker)
     found = overview.overview(arguments.runs, arguments.folds)
     floor = metrics.prevalence_log_loss(found.results.table[list(LABELS)].to_numpy())
     patients = found.results.table["PatientID"].nunique()

@@ -13,6 +13,9 @@ More: docs/competition.md
 from pathlib import Path
 
 from ich import cli
+from ich.errors import IchError
+
+_FORMATS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".pdf", ".svg")  # Matplotlib's
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--window", help="of the images' windows by name (default: the first)")
     parser.add_argument("--out", type=Path, default=Path("study.png"), help="the picture to write (default: study.png)")
     arguments = parser.parse_args(argv)
+    if arguments.out.suffix.lower() not in _FORMATS or arguments.out.is_dir():
+        raise IchError(f"{arguments.out} is no name of a picture; name a file ending in {', '.join(_FORMATS)}")
 
     import pandas as pd
 

@@ -12,7 +12,7 @@ import pytest
 
 from ich import files
 from ich.errors import IchError
-from ich.files import copy_file, discard, names_in, replacing, sha256_of, sweep, sync_filesystem, write_json
+from ich.files import check_own, copy_file, discard, names_in, replacing, sha256_of, sweep, sync_filesystem, write_json
 
 
 def names(folder):
@@ -228,3 +228,14 @@ def test_json_comes_back_and_a_hash_is_the_files(tmp_path):
 def test_a_file_that_cannot_be_hashed_is_named(tmp_path):
     with pytest.raises(IchError, match=r"cannot read .*score\.json: No such file or directory; restore it"):
         sha256_of(tmp_path / "score.json")
+
+
+def test_a_file_without_the_marker_is_not_replaced(tmp_path):
+    check_own(tmp_path / "new.csv", "run,")
+    (tmp_path / "own.csv").write_text("run,loss\n")
+    check_own(tmp_path / "own.csv", "run,")
+    (tmp_path / "folds.csv").write_text("SOPInstanceUID,fold\n")
+    with pytest.raises(IchError, match=r"folds\.csv exists and was not written by this command, .*; name another file"):
+        check_own(tmp_path / "folds.csv", "run,")
+    with pytest.raises(IchError, match=r"cannot replace .*: Is a directory; name another file"):
+        check_own(tmp_path, "run,")

@@ -74,6 +74,26 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
+def check_own(path: Path, marker: str) -> None:
+    """Refuse to replace a file that this program did not write.
+
+    Args:
+        marker: text that stands in the first 4,096 bytes of every file of this kind that this program writes.
+
+    Raises:
+        IchError: the file exists and lacks the marker, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            own = marker.encode() in file.read(4096)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise IchError(f"cannot replace {path}: {one_line(error)}; name another file") from error
+    if not own:
+        raise IchError(f"{path} exists and was not written by this command, which would replace it; name another file")
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits.
 

@@ -202,6 +202,11 @@ def test_compare_runs_prints_and_writes_a_row_a_run(workdir, capsys):
     floor = metrics.prevalence_log_loss(fold_table()[list(LABELS)].to_numpy())
     told = f"{COUNT} slices of 60 patients; the prevalence baseline scores {floor:.4f}; differences are from runs/a"
     assert told in lines
+    script("compare_runs", *RUNS, "--out", "out/table.csv", "--html", "out/runs.html")
+    script("compare_runs", *RUNS, "--html", "out/runs.html")  # they replace their own
+    for option in ("--out", "--html"):
+        with pytest.raises(IchError, match=r"oof\.parquet exists and was not written by this command"):
+            script("compare_runs", *RUNS, option, "runs/a/oof.parquet")
 
 
 # ------------------------------------------------------------------------------------------- the blend's directory
