@@ -10,7 +10,7 @@ import pandas as pd
 from ich import folders
 from ich.competition.labels import INDEX_NAME, LABELS, to_long
 from ich.errors import IchError, name_some
-from ich.files import replacing
+from ich.files import replacing, write_json
 
 POLICIES = ("refuse", "series_mean", "prevalence")
 """What may stand for the prediction of a test slice that could not be read."""
@@ -138,8 +138,7 @@ def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> 
         _check_ours(path, content)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-        with replacing(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(path.with_suffix(".json"), manifest)
 
 
 def write_filled(filled: dict[str, list[str]], path: Path) -> Path:

@@ -23,7 +23,7 @@ from ich.dicom.archive import SPLITS, Members, members
 from ich.dicom.member import Member
 from ich.dicom.windows import Window
 from ich.errors import IchError, name_some, one_line
-from ich.files import discard, names_in, replacing, sweep, sync_filesystem
+from ich.files import discard, names_in, sweep, sync_filesystem, write_json
 from ich.images import reading, slice_table
 from ich.images.render import STATUSES, Settings, convert_chunk, read_slice, remove_images
 
@@ -283,8 +283,7 @@ def _claim(out: Path, settings: Settings) -> None:
     if _is_ours(out):
         check_settings(out, settings)
         return
-    with replacing(out / "settings.json") as temporary:
-        temporary.write_text(json.dumps(_as_json(settings), indent=2) + "\n")
+    write_json(out / "settings.json", _as_json(settings))
 
 
 def _as_json(settings: Settings) -> dict:

@@ -4,10 +4,8 @@ Of a result's directory this reads `oof.parquet`, the out-of-fold predictions; `
 folds; `config.yaml`, for where the folds are; and `predictions_test.parquet`, if it is there.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from ich.competition import metrics
 from ich.competition.folds import read_folds
 from ich.competition.labels import INDEX_NAME, LABELS, METRIC_WEIGHTS
 from ich.errors import IchError, name_some
-from ich.files import names_in, remove, replacing, sweep
+from ich.files import names_in, remove, replacing, sha256_of, sweep, write_json
 from ich.results import bootstrap, environment
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import check_alike, check_result, passes_of, read_mapping
@@ -64,7 +62,7 @@ def read_results(paths: Sequence[Path], folds_path: Path | None = None) -> Resul
             raise IchError(f"{paths[0]}/config.yaml does not say where the folds are; name their file with --folds")
         folds_path = Path(data.get("folds") or Path(data["images"]) / "folds.csv")
     table = read_folds(folds_path)
-    digest = sha256(folds_path.read_bytes()).hexdigest()
+    digest = sha256_of(folds_path)
     oof = {}
     for path in paths:
         if read_mapping(path / "environment.json").get("folds_sha256") != digest:
@@ -173,19 +171,17 @@ def write_results(
     """
     sweep(out)
     remove(out / "score.json", out / "predictions_test.parquet")  # of an earlier blend of the same name
-    made_of = {name: sha256((Path(name) / "oof.parquet").read_bytes()).hexdigest() for name in found.oof}
+    made_of = {name: sha256_of(Path(name) / "oof.parquet") for name in found.oof}
     facts = environment.environment() | {"folds_sha256": found.folds_sha256, "made_of": made_of}
     facts["passes"] = {name: passes_of(Path(name)) for name in found.oof}
-    with replacing(out / "environment.json") as temporary:  # first: it tells whose the directory is
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(out / "environment.json", facts)  # first: it tells whose the directory is
     with replacing(out / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False))
     provenance = {"made_of": made_of}
     write_predictions(frame(found.table.index, oof), out / "oof.parquet", provenance)
     if test is not None:
         write_predictions(test, out / "predictions_test.parquet", provenance)
-    with replacing(out / "score.json") as temporary:
-        temporary.write_text(json.dumps(score, indent=2) + "\n")
+    write_json(out / "score.json", score)
 
 
 def frame(ids: pd.Index, probabilities: np.ndarray) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from ich.errors import IchError, not_there, one_line, or_na
+from ich.files import sha256_of
 from ich.results.predictions import read_provenance
 
 
@@ -218,7 +219,7 @@ def made_of(folder: Path) -> list[Path]:
     oof = folder / "oof.parquet"
     if not oof.exists():
         return []
-    digest, found = sha256(oof.read_bytes()).hexdigest(), []
+    digest, found = sha256_of(oof), []
     for path in sorted(folder.resolve().parent.glob("*/environment.json")):
         with suppress(IchError):  # of what cannot be read nobody can tell
             facts = read_mapping(path)

@@ -1,4 +1,4 @@
-"""What a model makes of many slices, saved in parts as it comes."""
+"""Resumable inference in chunks: predictions of many slices, saved as parts while they are made."""
 
 import re
 import time

@@ -4,7 +4,7 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import keras
@@ -19,7 +19,7 @@ from ich.config import Config
 from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError, one_line
-from ich.files import sweep
+from ich.files import sha256_of, sweep
 from ich.images import slice_table
 from ich.models import devices
 from ich.models.prior import PriorCorrection
@@ -216,8 +216,7 @@ def model_digest(run: Run, k: int) -> str:
     Raises:
         IchError: the file is not there or cannot be read.
     """
-    with _model_file(run, k).open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return sha256_of(_model_file(run, k))
 
 
 def _model_file(run: Run, k: int) -> Path:

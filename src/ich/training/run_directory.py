@@ -1,6 +1,5 @@
 """A run's directory: what lies in it, and whose results it may hold."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from hashlib import sha256
@@ -16,7 +15,7 @@ from ich.competition.labels import LABELS
 from ich.config import Config, Predict, differences, load, overrides_of
 from ich.dicom import windows
 from ich.errors import IchError, name_some, one_line
-from ich.files import copy_file, discard, names_in, remove, replacing
+from ich.files import copy_file, discard, names_in, remove, replacing, write_json
 from ich.images import convert, slice_table
 from ich.images.render import Settings
 from ich.results import commands, environment
@@ -103,8 +102,7 @@ class Run:
             facts = (
                 environment.environment() | {"backend": backend, "devices": list(devices)} | _data_digests(self.config)
             )
-            with replacing(self.environment_path) as temporary:
-                temporary.write_text(json.dumps(facts, indent=2) + "\n")
+            write_json(self.environment_path, facts)
             with replacing(self.config_path) as temporary:
                 temporary.write_text(self.config.resolved())
 
@@ -407,8 +405,7 @@ class Run:
             score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, expit(plain.to_numpy(dtype=np.float64)))
         with self.locked(wait=folders.SHORT):
             write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
-            with replacing(self.score_path) as temporary:
-                temporary.write_text(json.dumps(score, indent=2) + "\n")
+            write_json(self.score_path, score)
         return score
 
     def _together(self, paths: list[Path], ids: pd.Index) -> pd.DataFrame:
