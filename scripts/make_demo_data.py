@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ich.cli import command, parser, run, wrote
 from ich.errors import IchError
-from ich.files import write_json
+from ich.files import remove, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         raise IchError(
             f"{path} is {'a directory' if path.is_dir() else 'no name of a zip'}; name a file ending in .zip"
         )
+    if file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise IchError(f"{file} is a file, expected a directory; name an archive in another")
     record = path.with_suffix(".json")
     before = _settings_in(record)
     if record.exists() and not before:
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     from ich.synthetic.plan import draw_plan
 
     plan = draw_plan(**settings)
-    record.unlink(missing_ok=True)  # a record never describes another archive than the one beside it
+    remove(record)  # a record never describes another archive than the one beside it
     summary = write_archive(path, plan, jobs, progress=True)
     content = {
         "settings": settings,

@@ -402,6 +402,14 @@ def test_the_script_leaves_other_files_with_settings_and_refuses_what_is_no_zip(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.zip", "study.json"]
 
 
+def test_the_script_refuses_a_folder_that_is_a_file(script, tmp_path):
+    (tmp_path / "file").write_text("notes")
+    for name in ("file/x.zip", "file/deep/x.zip"):
+        with pytest.raises(IchError, match=r"file is a file, expected a directory; name an archive in another"):
+            script.main([str(tmp_path / name), "--patients=1", "--size=32"])
+    assert (tmp_path / "file").read_text() == "notes"
+
+
 def test_the_script_writes_once_and_refuses_other_settings(script, tmp_path, capsys):
     path = tmp_path / "demo.zip"
     usual = [
