@@ -83,6 +83,13 @@ def test_what_it_was_made_of_stands_before_it_as_it_was_then(tmp_path):
     ]
 
 
+def test_folds_of_two_folders_of_images_have_one_name_and_both_count(tmp_path):
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+        given(tmp_path / name, "make_folds", f"{name}.yaml", wrote=tmp_path / name / "folds.csv")
+    assert lines(tmp_path / "small", tmp_path / "large") == ["make_folds.py small.yaml", "make_folds.py large.yaml"]
+
+
 def test_of_several_files_of_folds_a_runs_own_counts_and_of_one_made_anew_the_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = Path("images")

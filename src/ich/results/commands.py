@@ -48,7 +48,7 @@ class Work:
             "command": told(stage, argv),
             "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "stage": stage,
-            **({} if wrote is None else {"wrote": os.path.relpath(wrote, self.folder)}),
+            **({} if wrote is None else {"folder": str(self.folder), "wrote": os.path.relpath(wrote, self.folder)}),
             "made_of": self.made_of,
         }
         path = self.folder / FILE
@@ -77,8 +77,8 @@ def read(*folders: Path) -> list[dict]:
     A command that was run several times stands as often, as what ran in between may have read its earlier result.
 
     Returns:
-        Dicts of `command`, `time`, `stage` and, for some, `wrote` (a path from the folder of the record); none for a
-        folder without a record.
+        Dicts of `command`, `time`, `stage` and, for some, `wrote` (a path from `folder`, that of the record); none for
+        a folder without a record.
 
     Raises:
         IchError: a file is damaged.
@@ -112,7 +112,9 @@ def _entries(path: Path) -> list[dict]:
 
 def _standing(commands: Sequence[dict]) -> list[dict]:
     """Leave out commands whose result was replaced before another command could read it."""
-    keys = [command.get("wrote", command["command"]) for command in commands]
+    keys = [
+        (command.get("folder"), command["wrote"]) if "wrote" in command else command["command"] for command in commands
+    ]
     kept = []
     for place, (key, command) in enumerate(zip(keys, commands, strict=True)):
         if command.get("stage") in _FIRST:
