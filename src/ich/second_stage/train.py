@@ -15,11 +15,11 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from ich.competition import metrics
-from ich.competition.labels import LABELS, METRIC_WEIGHTS
+from ich.competition.labels import LABELS
 from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import remove, replacing, sha256_of, write_json
-from ich.results import bootstrap, environment
+from ich.results import compare, environment
 from ich.results.blend import least_on_simplex
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import extracted_in, passes_of
@@ -206,15 +206,10 @@ def _mix(parts: list[pd.DataFrame], weights: np.ndarray) -> pd.DataFrame:
 
 def _intervals(stage: FirstStage, run: Run, kinds: dict[str, pd.DataFrame]) -> dict[str, list[float]]:
     """Return the 95 % interval of the blend's loss minus each kind's, by bootstrap over patients."""
-    y, patients = stage.folds[list(LABELS)].to_numpy(), stage.folds["PatientID"].to_numpy()
-    weights = list(METRIC_WEIGHTS.values())
     blend = read_predictions(run.oof_path).loc[stage.folds.index].to_numpy(np.float64)
-    intervals = {}
-    for kind, logits in kinds.items():
-        difference = metrics.log_losses(y, blend) - metrics.log_losses(y, expit(logits.to_numpy(np.float64)))
-        estimate = bootstrap.estimate(np.average(difference, axis=1, weights=weights), patients)
-        intervals[kind] = [float(estimate.low), float(estimate.high)]
-    return intervals
+    predictions = {kind: expit(logits.to_numpy(np.float64)) for kind, logits in kinds.items()}
+    scores = compare.compare(stage.folds, {"blend": blend, **predictions}, baseline="blend")
+    return {kind: [-scores.at[kind, "difference_high"], -scores.at[kind, "difference_low"]] for kind in kinds}
 
 
 def _loss(y: np.ndarray, logits: pd.DataFrame) -> float:
