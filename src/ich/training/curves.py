@@ -19,6 +19,7 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
     Args:
         histories: fold -> one row for each epoch, with the columns of history.csv.
     """
+    is_alone = len(histories) == 1
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     *losses, auc = figure.subplots(1, 3)
     for color, (fold, history) in enumerate(histories.items()):
@@ -27,10 +28,9 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
             axes.plot(epochs, history[metric], "--", color=f"C{color}", linewidth=1)
             axes.plot(epochs, history[f"val_{metric}"], marker=".", color=f"C{color}", label=f"fold {fold}")
             axes.set(title=metric.replace("_", " "))
-        labels = LABELS if len(histories) == 1 else ("any",)
-        for label in labels:
+        for label in LABELS if is_alone else ("any",):
             values = history[f"val_auc_{label}"]
-            name = label if len(histories) == 1 else f"fold {fold}"
+            name = label if is_alone else f"fold {fold}"
             auc.plot(epochs, values, marker=".", label=f"{name}: n/a" if values.isna().all() else name)
     for axes in losses:
         axes.plot([], [], "--", color="gray", label="training, during the epoch")
@@ -38,7 +38,7 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
         axes.set_yscale("log")  # the first epochs are far off
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    auc.set(title="AUC, held out" if len(histories) == 1 else "AUC of any, held out")
+    auc.set(title="AUC, held out" if is_alone else "AUC of any, held out")
     for axes in (*losses, auc):
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -266,18 +266,13 @@ class Run:
         other = Run(path, self.config)
 
         def check() -> None:
-            ours = folders.is_ours(path, "environment.json", environment.made_here, "a run")
+            if not folders.is_ours(path, "environment.json", environment.made_here, "a run"):
+                return
             if any(path.glob("fold*/model.keras")):
                 raise IchError(
                     f"{path} is a run with models of its own; give a new folder for the results of {self.path}"
                 )
-            same = other.environment() == self.environment() if ours else True
-            if other.config_path.exists():
-                same = same and not differences(load(other.config_path), load(self.config_path))
-            for k in range(self.config.folds.n):
-                theirs, own = (read_provenance(run.fold(k) / "oof.parquet") or {} for run in (other, self))
-                same = same and theirs.get("model") in (None, own.get("model"))
-            if not same:
+            if not self._has_results_in(other):
                 raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
 
         with folders.locked(path, check):
@@ -298,6 +293,18 @@ class Run:
             with replacing(other.config_path) as temporary:
                 temporary.write_text(self.config.model_copy(update={"predict": kept}).resolved())
         return other
+
+    def _has_results_in(self, other: "Run") -> bool:
+        """Return whether the results in another directory, if any, were made by this run's config and models."""
+        if other.environment() != self.environment():
+            return False
+        if other.config_path.exists() and differences(load(other.config_path), load(self.config_path)):
+            return False
+        for k in range(self.config.folds.n):
+            theirs, own = (read_provenance(run.fold(k) / "oof.parquet") or {} for run in (other, self))
+            if theirs.get("model") not in (None, own.get("model")):
+                return False
+        return True
 
     def keep_predict(self, section: Predict) -> None:
         """Write down how the run's predictions are made: they are made so until told otherwise."""
