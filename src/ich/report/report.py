@@ -42,7 +42,9 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     """
     results = compare.read_results([path], folds_path)
     table, probabilities = results.table, results.oof[str(path)].astype(np.float64)
-    images = or_absent(_images, path, results, probabilities)
+    of_images = or_absent(_images, path, results, probabilities)
+    if isinstance(of_images, Absent):
+        of_images = dict.fromkeys(("weak_spots", "galleries", "conversion", "quarantined"), of_images)
     score = or_absent(score_file, path)
     score = {} if isinstance(score, Absent) else score  # the section of the steps says why
     context = {
@@ -62,18 +64,15 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
             "for each label: the share of slices that have it against the mean probability, in tenths of the"
             " probability, and how many slices these are",
         ),
-        "weak_spots": images if isinstance(images, Absent) else images["weak_spots"],
-        "galleries": images if isinstance(images, Absent) else images["galleries"],
         "test": or_absent(_test, path, table, probabilities),
         "folds": _folds_audit(table),
         "folds_path": results.data["folds"],
-        "conversion": images if isinstance(images, Absent) else images["conversion"],
-        "quarantined": images if isinstance(images, Absent) else images["quarantined"],
         "quarantined_shown": _QUARANTINED,
         "images": results.data.get("images"),
         "config": (path / "config.yaml").read_text(encoding="utf-8"),
         "environment": _environment(read_mapping(path / "environment.json")),
         "commands": or_absent(_commands, path, folds_path),
+        **of_images,
     }
     page = render("report.html", context)
     with folders.locked(path, wait=folders.SHORT), replacing(path / "report.html") as temporary:
