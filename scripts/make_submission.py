@@ -18,6 +18,7 @@ import shlex
 from pathlib import Path
 
 from ich import cli
+from ich.errors import IchError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
     parser.add_argument("--name", help="of both files (default: the result's)")
     arguments = parser.parse_args(argv)
+    if arguments.name is not None and (not arguments.name or Path(arguments.name).name != arguments.name):
+        raise IchError(f"--name {arguments.name!r} is no name of a file; the folder is --out")
     if arguments.sample_submission:
         cli.refuse(arguments.overrides, ["data.sources", "data.sample_submission"], "beside --sample-submission")
     if not arguments.missing or arguments.missing == ["refuse"]:

@@ -407,6 +407,8 @@ def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finishe
     slice_table.write_table(table, path)
     script("predict")(["runs/tiny"])
     assert f"asks for {lost}, of which there are no predictions" in complaint("make_submission", "runs/tiny")
+    for name in ("../tiny", "", "a/b"):
+        assert f"--name {name!r} is no name of a file" in complaint("make_submission", "runs/tiny", "--name", name)
     script("make_submission")(["runs/tiny", "--missing", "series_mean", "--missing", "prevalence"])
     manifest = json.loads(Path("submissions/tiny.json").read_text())
     assert manifest["missing"] == {
