@@ -160,8 +160,7 @@ def run_neighbours(folder: Path, clock: Clock) -> None:
 def run_neighbours_in_order(folder: Path, clock: Clock) -> None:
     import numpy as np
 
-    rounds = -(-(clock.skip + clock.count) * BATCH // IMAGES)
-    scan_order = lambda rng: np.tile(np.arange(IMAGES), rounds)  # noqa: E731
+    scan_order = lambda rng: np.arange((clock.skip + clock.count) * BATCH) % IMAGES  # noqa: E731
     consume(generator(folder, clock, neighbours=(-1, 0, 1), slices=data(folder)[1], sampling=scan_order), clock)
 
 
