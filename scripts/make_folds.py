@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from ich.training import run_directory
 
     settings = config.load(arguments.config, arguments.overrides)
+    cli.warn_of_unused(settings.unused, "make_folds")
     if settings.data.labels:
         cli.refuse(arguments.overrides, ["data.sources"], f"beside data.labels={settings.data.labels}")
     table = run_directory.slices_of(settings)

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from ich.training import run_directory
 
     settings = config.load(arguments.config, arguments.overrides)
+    cli.warn_of_unused(settings.unused, "preprocess")
     data, machine = settings.data, settings.machine
     where = (data.sources, data.images, run_directory.settings(settings))
     how: dict[str, Any] = {"split": data.split} | machine.model_dump(include={"jobs", "backend", "scheduler"})

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from ich.training.run_directory import Run
 
     run = Run.begin(config.load(arguments.config, arguments.overrides))
+    cli.warn_of_unused(run.config.unused, "train_kfold")
     if cli.sets(arguments.overrides, "predict"):
         run.check_passes()
     work = run.work("fold*/oof.parquet", "oof.parquet")

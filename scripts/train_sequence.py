@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         stage = inputs.inputs_from_table(arguments.table, arguments.name, arguments.overrides)
     else:
         stage = inputs.inputs_from_runs(arguments.runs, arguments.name, arguments.overrides)
+    cli.warn_of_unused(stage.config.unused, "train_sequence")
     files = ("oof.parquet", "predictions_test.parquet")
     made_of = commands.read(*(path for path in stage.sources if path.is_dir()))
     work = commands.Work(run_directory.RUNS / stage.config.name, *files, made_of=made_of)

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -108,10 +109,6 @@ def test_a_config_cannot_be_changed():
 
 def test_ways_to_sample_that_do_not_go_together(written):
     path = written(LEAST)
-    assert refusal(path, "train.centre_weighted=true") == (
-        "config FILE: train.centre_weighted is True: Value error, needs train.slices_per_series, the number of slices"
-        " to choose"
-    )
     assert refusal(path, "train.slices_per_series=4", "train.positive_share=0.5") == (
         "config FILE: train.positive_share is 0.5: Value error, train.slices_per_series is set too; an epoch is sampled"
         " in one of both ways"
@@ -133,7 +130,7 @@ def test_what_does_not_go_with_embeddings(written):
     for kind in ("boosting", "linear"):
         assert refusal(path, "sequence.features=embeddings", f"sequence.kind={kind}") == (
             "config FILE: sequence.features is 'embeddings': Value error, the network alone reads them; set"
-            " sequence.kind to recurrent or blend"
+            " sequence.kind to recurrent or blend, or sequence.features to logits"
         )
     load(path, ["sequence.features=embeddings", "sequence.shuffle_kinds=0"])
 
@@ -162,35 +159,71 @@ TREES_ALONE = {"reach": 2, "rounds": 9, "tree_rate": 0.1}
 @pytest.mark.parametrize(
     ("with_it", "key", "value", "needs"),
     [
-        ("train.loss=weighted_bce", "train.focal_gamma", 1.5, "train.loss=focal, .*; or leave it at 2.0"),
-        ("train.epochs=3", "train.warmup_epochs", 3.5, "has 3 epochs; set it to these at most; or leave it at 1.0"),
-        ("sequence.epochs=3", "sequence.warmup_epochs", 4, "has 3 epochs; set it to these at most; or leave it at 2.0"),
-        ("preprocess.size=null", "preprocess.fit", "stretch", "needs preprocess.size, .*; or leave it at pad"),
-        (
-            "machine.backend=threads",
-            "machine.scheduler",
-            "tcp://a:1",
-            "needs machine.backend=dask, .* at null",
-        ),
+        ("train.loss=weighted_bce", "train.focal_gamma", 1.5, "needs train.loss=focal, "),
+        ("train.slices_per_series=null", "train.centre_weighted", True, "needs train.slices_per_series, "),
+        ("preprocess.size=null", "preprocess.fit", "stretch", "needs preprocess.size, "),
+        ("machine.backend=threads", "machine.scheduler", "tcp://a:1", "needs machine.backend=dask, "),
         *(
-            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=recurrent or blend, not {kind};")
+            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=recurrent or blend, not {kind}")
             for key, value in NETWORK_ALONE.items()
             for kind in ("boosting", "linear")
         ),
         *(
-            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=boosting or blend, not {kind};")
+            (f"sequence.kind={kind}", f"sequence.{key}", value, f"needs sequence.kind=boosting or blend, not {kind}")
             for key, value in TREES_ALONE.items()
             for kind in ("recurrent", "linear")
         ),
         ("sequence.kind=linear", "sequence.seed", 1, "needs sequence.kind=recurrent or boosting or blend, not linear"),
     ],
 )
-def test_a_key_that_nothing_reads_is_refused_by_its_name(written, with_it, key, value, needs):
+def test_a_key_that_nothing_reads_is_refused_on_the_command_line_and_named_in_a_file(
+    written, with_it, key, value, needs
+):
     path = written(LEAST)
-    told = refusal(path, with_it, f"{key}={value}")
-    assert told.startswith(f"config FILE: {key} is ")
-    assert re.search(needs, told), told
-    load(path, [with_it])  # with the default, as a run's own config has it
+    section, _, name = key.partition(".")
+    default = getattr(getattr(load(path), section), name)
+    for override in (f"{key}={value}", f"{key}={json.dumps(default)}"):
+        told = refusal(path, with_it, override)
+        assert told.startswith("config FILE: ")
+        assert needs in told
+        assert told.endswith("; or leave it out")
+    assert load(path, [with_it]).unused == {}  # with the default, as a run's own config has it
+
+    named = load(written(LEAST, **{section: {name: value}}), [with_it])
+    assert list(named.unused) == [key]
+    assert named.unused[key].partition(" has no effect: it ")[2].startswith(needs)
+    assert getattr(getattr(named, section), name) == value  # for when another key is set again
+    path.write_text(named.resolved())
+    assert load(path).unused == named.unused
+
+
+def test_a_crop_leaves_nothing_to_fit(written):
+    path = written(LEAST, preprocess={"size": 64, "fit": "stretch"})
+    assert load(path, ["preprocess.crop=true"]).unused == {
+        "preprocess.fit": 'preprocess.fit="stretch" has no effect: it needs preprocess.crop=false: what is cropped is'
+        " square already"
+    }
+    assert "needs preprocess.crop=false" in refusal(path, "preprocess.crop=true", "preprocess.fit=stretch")
+
+
+@pytest.mark.parametrize(("section", "default"), [("train", 1.0), ("sequence", 2.0)])
+def test_a_warm_up_is_no_longer_than_the_training(written, section, default):
+    told = f"has 3 epochs; set it to these at most, or leave it at {default}"
+    assert told in refusal(written(LEAST), f"{section}.epochs=3", f"{section}.warmup_epochs=3.5")
+    assert told in refusal(written(LEAST, **{section: {"warmup_epochs": 4}}), f"{section}.epochs=3")
+
+
+def test_every_config_of_the_repository_takes_every_kind_of_second_stage():
+    for path in CONFIGS:
+        for kind in ("recurrent", "boosting", "linear", "blend"):
+            assert load(path, [f"sequence.kind={kind}"]).sequence.kind == kind
+    assert list(load(CONFIGS[0].with_name("demo.yaml"), ["sequence.kind=linear"]).unused) == [
+        "sequence.epochs",
+        "sequence.batch_size",
+        "sequence.shuffle_kinds",
+        "sequence.rounds",
+    ]
+    assert list(load(CONFIGS[0], ["sequence={kind: linear, width: 8}"]).unused) == ["sequence.width"]
 
 
 def test_every_key_of_the_second_stage_is_read_by_some_kind(written):
@@ -211,10 +244,6 @@ def test_what_has_an_effect_together_is_taken(written):
     load(path, ["sequence.epochs=1"])  # whose warm-up is two epochs unless told otherwise
     load(path, ["preprocess.size=64", "preprocess.fit=stretch"])
     load(path, ["machine.backend=dask", "machine.scheduler=tcp://a:1"])
-    assert refusal(path, "preprocess.size=64", "preprocess.fit=stretch", "preprocess.crop=true") == (
-        "config FILE: preprocess.crop is True: Value error, what is cropped is square already, and"
-        " preprocess.fit=stretch changes nothing; leave one"
-    )
 
 
 # ------------------------------------------------------------------------------------------------- overrides

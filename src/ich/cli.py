@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -97,6 +97,16 @@ def warn(sentences: Iterable[str]) -> None:
     """Print each sentence on stderr as a warning."""
     for sentence in sentences:
         print(f"warning: {sentence}", file=sys.stderr)
+
+
+def warn_of_unused(unused: Mapping[str, str], stage: str) -> None:
+    """Warn of values of a config that the stage would read, but for the value of another key.
+
+    Args:
+        unused: as `ich.config.Config.unused` has them.
+        stage: a key of `USES`.
+    """
+    warn(sentence for key, sentence in unused.items() if _within(key, USES[stage]))
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -31,11 +31,25 @@ class _Section(BaseModel):
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def _unused(section: type[BaseModel], key: str, value: Any, why: str) -> Any:
-    """Refuse a value that nothing reads: any but the default, which a run's own config.yaml writes out."""
-    default = section.model_fields[key].default
-    if value != default:
-        raise ValueError(f"{why}; or leave it at {'null' if default is None else default}")
+class _Unused(NamedTuple):
+    """The context of a validation: the keys that overrides set, and the values of the file that nothing reads."""
+
+    overridden: set[str]
+    found: dict[str, str]
+
+
+def _unused(section: type[BaseModel], key: str, value: Any, why: str, info: ValidationInfo) -> Any:
+    """Refuse a key without effect that an override sets; note a value of the file, but the default, as unused.
+
+    A file holds the keys of several kinds, so that one override changes the kind; a run's own config.yaml holds all. A
+    whole section that is overridden counts as a file's.
+    """
+    path, differs = f"{section.__name__.lower()}.{key}", value != section.model_fields[key].default
+    context: _Unused | None = info.context
+    if differs if context is None else path in context.overridden:
+        raise ValueError(f"{why}; or leave it out")
+    if differs and context is not None:
+        context.found[path] = f"{path}={json.dumps(value)} has no effect: it {why}"
     return value
 
 
@@ -100,14 +114,16 @@ class Preprocess(_Section):
     @classmethod
     def _has_a_size(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("size", 0) is None:
-            return _unused(cls, "fit", value, "needs preprocess.size, the side of the square that slices are fitted to")
+            why = "needs preprocess.size, the side of the square that slices are fitted to"
+            return _unused(cls, "fit", value, why, info)
         return value
 
     @field_validator("crop")
     @classmethod
     def _nothing_to_fit(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("fit", "pad") != "pad":
-            raise ValueError("what is cropped is square already, and preprocess.fit=stretch changes nothing; leave one")
+            why = "needs preprocess.crop=false: what is cropped is square already"
+            _unused(cls, "fit", info.data["fit"], why, info)
         return value
 
 
@@ -133,8 +149,9 @@ class Model(_Section):
 
 def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> float:
     epochs = info.data.get("epochs", value)
-    if value > epochs:
-        return _unused(section, "warmup_epochs", value, f"the training has {epochs} epochs; set it to these at most")
+    default = section.model_fields["warmup_epochs"].default
+    if value > epochs and value != default:
+        raise ValueError(f"the training has {epochs} epochs; set it to these at most, or leave it at {default}")
     return value
 
 
@@ -186,14 +203,15 @@ class Train(_Section):
     @classmethod
     def _is_focal(cls, value: float, info: ValidationInfo) -> float:
         if info.data.get("loss", "focal") != "focal":
-            return _unused(cls, "focal_gamma", value, "needs train.loss=focal, which alone has a gamma")
+            return _unused(cls, "focal_gamma", value, "needs train.loss=focal, which alone has a gamma", info)
         return value
 
     @field_validator("centre_weighted")
     @classmethod
     def _has_series(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("slices_per_series") is None:
-            raise ValueError("needs train.slices_per_series, the number of slices to choose")
+        if "slices_per_series" in info.data and info.data["slices_per_series"] is None:
+            why = "needs train.slices_per_series, the number of slices to choose"
+            return _unused(cls, "centre_weighted", value, why, info)
         return value
 
     @field_validator("positive_share")
@@ -289,13 +307,15 @@ class Sequence(_Section):
         readers = _READERS.get(key, ("recurrent",))
         if kind in readers:
             return value
-        return _unused(cls, key, value, f"needs sequence.kind={' or '.join([*readers, 'blend'])}, not {kind}")
+        return _unused(cls, key, value, f"needs sequence.kind={' or '.join([*readers, 'blend'])}, not {kind}", info)
 
     @field_validator("features")
     @classmethod
     def _has_a_network(cls, value: str, info: ValidationInfo) -> str:
         if value == "embeddings" and info.data.get("kind") in ("boosting", "linear"):
-            raise ValueError("the network alone reads them; set sequence.kind to recurrent or blend")
+            raise ValueError(
+                "the network alone reads them; set sequence.kind to recurrent or blend, or sequence.features to logits"
+            )
         return value
 
     @field_validator("shuffle_kinds")
@@ -338,7 +358,7 @@ class Machine(_Section):
     @classmethod
     def _has_a_cluster(cls, value: str | None, info: ValidationInfo) -> str | None:
         if info.data.get("backend", "dask") != "dask":
-            return _unused(cls, "scheduler", value, "needs machine.backend=dask, which alone has a scheduler")
+            return _unused(cls, "scheduler", value, "needs machine.backend=dask, which alone has a scheduler", info)
         return value
 
     @field_validator("distribute")
@@ -362,6 +382,13 @@ class Config(_Section):
     predict: Predict = Predict()
     sequence: Sequence = Sequence()
     machine: Machine = Machine()
+
+    _unused: dict[str, str] = {}
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """The keys whose values, other than the defaults, no stage reads, as another key decides; a sentence each."""
+        return self._unused
 
     def resolved(self) -> str:
         """The config as YAML, defaults written out."""
@@ -407,7 +434,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises:
         IchError: no such file, no YAML, an unknown key or a value that does not fit, each named by its path in the
-            file; an override that is not of the form.
+            file; an override that is not of the form, or that sets a key without effect.
     """
     return _load(path, overrides, Config)
 
@@ -453,10 +480,12 @@ def of_values(content: dict, overrides: Iterable[str], source: str) -> Config:
 
 def _validated(content: dict, overrides: Iterable[str], source: str, schema: type[_Model]) -> _Model:
     content = {key: {} if value is None else value for key, value in content.items()}  # a section left empty
-    for override in overrides:
-        _set(content, override)
+    unused = _Unused({_set(content, override) for override in overrides}, {})
     try:
-        return schema.model_validate(content)
+        config = schema.model_validate(content, context=unused)
+        if isinstance(config, Config):
+            config._unused = unused.found
+        return config
     except ValidationError as error:
         raise IchError(f"{source}: " + "; ".join(map(_complaint, error.errors()))) from error
 
@@ -485,7 +514,8 @@ def _flatten(section: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _set(content: dict, override: str) -> None:
+def _set(content: dict, override: str) -> str:
+    """Set a value of nested sections, or a whole section; return its key."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -498,6 +528,7 @@ def _set(content: dict, override: str) -> None:
         content[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise IchError(f"--set {override!r}: the value is no YAML: {one_line(error)}") from error
+    return path.strip()
 
 
 def _complaint(error: ErrorDetails) -> str:
