@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     from ich.images import convert, slice_table
     from ich.report import pictures
     from ich.results import compare
-    from ich.training import run_directory
+    from ich.results.predictions import read_predictions
 
     images, folds_path = compare.data_of(arguments.where)
     scans = pictures.find_scans(slice_table.read_table(images / "slices.parquet"), arguments.study)
     labels = folds.read_folds(folds_path)[list(LABELS)] if folds_path.exists() else None
     found = [arguments.where / name for name in ("oof.parquet", "predictions_test.parquet")]
-    found = [run_directory.read_predictions(path) for path in found if path.exists()]
+    found = [read_predictions(path) for path in found if path.exists()]
     predictions = pd.concat(found) if found else None
     figure = pictures.montage(images, scans, convert.read_settings(images), arguments.window, labels, predictions)
     pictures.save(figure, arguments.out)

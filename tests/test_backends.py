@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import make_images, tiny_config
 
-from ich.training import run_directory
+from ich.results.predictions import read_predictions
 from ich.training.run_directory import Run
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -75,7 +75,7 @@ def test_a_model_saved_by_one_predicts_the_same_in_all(trained, tmp_path, of):
     found = {}
     for backend in BACKENDS:
         script("predict", backend, trained[of] / "runs/tiny", "--out", tmp_path / backend)
-        found[backend] = run_directory.read_predictions(tmp_path / backend / "predictions_test.parquet")
+        found[backend] = read_predictions(tmp_path / backend / "predictions_test.parquet")
     for backend in BACKENDS:
         pd.testing.assert_frame_equal(found[backend], found[of], rtol=1e-4, atol=1e-6)
 
@@ -105,6 +105,4 @@ fold.train_fold(run_directory.Run.begin(config.load(Path(sys.argv[1]))), 0)
     assert "goes on after epoch 2" in script("train", backend, config, "--fold", 0, *steps)
     one, other = (run_of(folder).fold(0) for folder in (tmp_path, trained[backend]))
     pd.testing.assert_frame_equal(*(pd.read_csv(fold / "history.csv") for fold in (one, other)), rtol=1e-4)
-    pd.testing.assert_frame_equal(
-        *(run_directory.read_predictions(fold / "oof.parquet") for fold in (one, other)), rtol=1e-3
-    )
+    pd.testing.assert_frame_equal(*(read_predictions(fold / "oof.parquet") for fold in (one, other)), rtol=1e-3)

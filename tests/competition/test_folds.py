@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ich.competition.folds import audit, check_no_leakage, make_folds, read_folds, write_folds
+from ich.competition.folds import audit, check_no_shared_patients, make_folds, read_folds, write_folds
 from ich.competition.labels import LABELS
 from ich.errors import IchError
 
@@ -53,7 +53,7 @@ def test_every_slice_is_in_one_fold_and_no_patient_in_two(data, seed):
     assert folds["fold"].dtype == np.int64
     assert set(folds["fold"]) == set(range(n_folds))
     assert (folds.groupby("PatientID")["fold"].nunique() == 1).all()
-    check_no_leakage(folds)
+    check_no_shared_patients(folds)
     pd.testing.assert_frame_equal(frame, before)
 
 
@@ -177,7 +177,7 @@ def test_the_audit_counts_what_is_in_each_fold():
 
 def test_a_patient_in_two_folds_is_found_and_named():
     folds = make_folds(some_slices(), 3)
-    check_no_leakage(folds)
+    check_no_shared_patients(folds)
     one = folds.index[folds["PatientID"] == "ID_p07"][0]
     home = folds.loc[one, "fold"]
     away = (home + 1) % 3
@@ -188,7 +188,7 @@ def test_a_patient_in_two_folds_is_found_and_named():
     assert result.shared.to_numpy().sum() == 2
     assert "LEAK: patients in more than one fold: ID_p07" in str(result)
     with pytest.raises(IchError, match="patients in more than one fold: ID_p07; the score would"):
-        check_no_leakage(folds)
+        check_no_shared_patients(folds)
 
 
 @given(data_sets(), st.data())
@@ -263,7 +263,7 @@ def test_names_without_control_characters_are_written_as_ever(tmp_path):
 def test_a_name_of_two_lines_is_told_in_one():
     rows = slices(["A\n1", "A\n1", "B"], [[0] * 5] * 3)
     with pytest.raises(IchError) as told:
-        check_no_leakage(rows.assign(fold=[0, 1, 0]))
+        check_no_shared_patients(rows.assign(fold=[0, 1, 0]))
     assert "\n" not in str(told.value)
     assert r"A\n1" in str(told.value)
 

@@ -18,7 +18,7 @@ from ich.errors import IchError
 from ich.images import convert, png, slice_table
 from ich.images.render import Settings, encode
 from ich.report import pictures
-from ich.training import run_directory
+from ich.results.predictions import write_predictions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 THREE = Settings((PRESETS["brain"], PRESETS["subdural"], PRESETS["bone"]))
@@ -176,7 +176,7 @@ def test_view_study_draws_a_config_and_a_result_directory(tmp_path, monkeypatch,
     run = Path("runs/a")
     run.mkdir(parents=True)
     Path("a.yaml").rename(run / "config.yaml")
-    run_directory.write_predictions(labels + np.float32(0.5), run / "oof.parquet")
+    write_predictions(labels + np.float32(0.5), run / "oof.parquet")
     script("view_study", run, "ID_series1", "--window", "subdural", "--out", "run.png")
     assert capsys.readouterr().out.splitlines() == ["wrote: config.png: 6 slices", "wrote: run.png: 3 slices"]
     assert all(cv2.imread(name).std() > 10 for name in ("config.png", "run.png"))

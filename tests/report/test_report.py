@@ -23,7 +23,7 @@ from ich.errors import IchError
 from ich.images import slice_table
 from ich.report import galleries, page
 from ich.results import commands
-from ich.training import run_directory
+from ich.results.predictions import write_predictions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -67,7 +67,7 @@ def predictions(table, seed=0):
 
 def write_run(path, config, oof, **files):
     path.mkdir(parents=True)
-    run_directory.write_predictions(oof, path / "oof.parquet")
+    write_predictions(oof, path / "oof.parquet")
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     digest = sha256(Path("images/folds.csv").read_bytes()).hexdigest()
     facts = {"python": "3.11.7", "packages": {"keras": "3.15.1"}, "commit": "<b>0123</b>", "folds_sha256": digest}
@@ -110,7 +110,7 @@ def finished(tmp_path_factory):
             history = pd.DataFrame(losses | {f"val_auc_{label}": [0.5, 0.9] for label in LABELS})
             history.rename_axis("epoch").to_csv(Path("runs/one") / f"fold{k}" / "history.csv")
         work = commands.Work(Path("runs/one"), "predictions_test.parquet")
-        run_directory.write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
+        write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
         work.done("predict", ["runs/one", "--set", "predict.tta=[none, flip]"])
         write_run(Path("runs/other"), config_of("other"), predictions(made, seed=1))
         script("blend", "runs/one", "runs/other", "--out", "runs/blend", "--by-label")

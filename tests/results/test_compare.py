@@ -17,7 +17,7 @@ from ich.competition import folds, metrics
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.errors import IchError
 from ich.results import bootstrap, compare
-from ich.training import run_directory
+from ich.results.predictions import read_predictions, write_predictions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COUNT = 240
@@ -52,10 +52,10 @@ def some_predictions(seed, ids=None):
 def write_run(path, seed, config=None, test=None):
     """What a run leaves that others read."""
     path.mkdir(parents=True)
-    run_directory.write_predictions(some_predictions(seed).sample(frac=1, random_state=seed), path / "oof.parquet")
+    write_predictions(some_predictions(seed).sample(frac=1, random_state=seed), path / "oof.parquet")
     if test is not None:
         ids = pd.Index(test, name=INDEX_NAME)
-        run_directory.write_predictions(some_predictions(seed, ids), path / "predictions_test.parquet")
+        write_predictions(some_predictions(seed, ids), path / "predictions_test.parquet")
     digest = sha256(Path("images/folds.csv").read_bytes()).hexdigest()
     (path / "environment.json").write_text(json.dumps({"folds_sha256": digest}))
     content = {"name": path.name, "data": {"sources": ["a.zip"], "images": "images", "folds": None}}
@@ -91,7 +91,7 @@ def test_test_predictions_come_in_the_order_of_the_first(workdir):
     ids, probabilities = compare.read_test(RUNS)
     assert ids.tolist() == ["ID_1", "ID_2", "ID_3"]
     for path, values in zip(RUNS, probabilities, strict=True):
-        frame = run_directory.read_predictions(path / "predictions_test.parquet")
+        frame = read_predictions(path / "predictions_test.parquet")
         np.testing.assert_array_equal(values, frame.loc[ids].to_numpy())
 
 
@@ -111,7 +111,7 @@ def test_a_config_that_does_not_tell_the_folds_is_refused(workdir):
 
 def test_runs_of_other_folds_are_refused(workdir):
     folds.write_folds(Path("other.csv"), fold_table(seed=1))
-    with pytest.raises(IchError, match=r"runs/a was made with other folds than other.csv holds; .* cannot be compared"):
+    with pytest.raises(IchError, match=r"runs/a was made with other folds than other.csv, .* cannot be compared"):
         compare.read_results(RUNS, Path("other.csv"))
     Path("runs/c/environment.json").write_text("{}")
     with pytest.raises(IchError, match=r"runs/c was made with other folds than images/folds.csv"):
@@ -139,15 +139,15 @@ def test_what_is_no_result_directory_is_told(workdir, name, content):
 @pytest.mark.parametrize("name", ["oof", "predictions_test"])
 def test_predictions_of_other_slices_are_refused(workdir, name, spoil):
     path = Path(f"runs/b/{name}.parquet")
-    frame = run_directory.read_predictions(path)
-    run_directory.write_predictions(frame[1:] if spoil == "missing" else frame.rename({frame.index[0]: "ID_f"}), path)
+    frame = read_predictions(path)
+    write_predictions(frame[1:] if spoil == "missing" else frame.rename({frame.index[0]: "ID_f"}), path)
     with pytest.raises(IchError, match=rf"runs/b/{name}.parquet has predictions of .* they differ in .*ID_"):
         compare.read_results(RUNS) if name == "oof" else compare.read_test(RUNS)
 
 
 def test_predictions_twice_are_refused(workdir):
-    frame = run_directory.read_predictions(Path("runs/b/oof.parquet"))
-    run_directory.write_predictions(pd.concat([frame, frame[:1]]), Path("runs/b/oof.parquet"))
+    frame = read_predictions(Path("runs/b/oof.parquet"))
+    write_predictions(pd.concat([frame, frame[:1]]), Path("runs/b/oof.parquet"))
     with pytest.raises(IchError, match=rf"runs/b/oof.parquet has {frame.index[0]} twice"):
         compare.read_results(RUNS)
 
@@ -226,14 +226,14 @@ def test_a_blend_is_a_result_directory(workdir, capsys):
         "score.json",
     }
     score = json.loads((out / "score.json").read_text())
-    y, oof = fold_table()[list(LABELS)].to_numpy(), run_directory.read_predictions(out / "oof.parquet")
+    y, oof = fold_table()[list(LABELS)].to_numpy(), read_predictions(out / "oof.parquet")
     assert oof.index.equals(fold_table().index)
     assert score["weighted_log_loss"] == metrics.weighted_log_loss(y, oof.to_numpy())
     assert score["slices"] == COUNT
     assert score["gain"] > 0
     weights = np.array([score["weights"][label][str(run)] for run in RUNS for label in LABELS]).reshape(3, 6)
     ids, theirs = compare.read_test(RUNS)
-    test = run_directory.read_predictions(out / "predictions_test.parquet")
+    test = read_predictions(out / "predictions_test.parquet")
     assert test.index.equals(ids)
     np.testing.assert_allclose(test.to_numpy(), np.einsum("ml,mnl->nl", weights, theirs), rtol=1e-5)
     facts = json.loads((out / "environment.json").read_text())
@@ -265,8 +265,8 @@ def test_one_run_is_calibrated(workdir, capsys):
 
 
 def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, capsys):
-    worse = 1 - run_directory.read_predictions(Path("runs/b/oof.parquet"))
-    run_directory.write_predictions(worse, Path("runs/b/oof.parquet"))
+    worse = 1 - read_predictions(Path("runs/b/oof.parquet"))
+    write_predictions(worse, Path("runs/b/oof.parquet"))
     script("blend", "runs/a", "runs/b", "--out", "runs/mean", "--method", "mean")
     floor = metrics.prevalence_log_loss(fold_table()[list(LABELS)])
     score = json.loads(Path("runs/mean/score.json").read_text())

@@ -16,6 +16,7 @@ from ich.competition.labels import INDEX_NAME, LABELS
 from ich.config import Config
 from ich.errors import IchError
 from ich.images import convert, slice_table
+from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import check_alike
 from ich.second_stage import inputs, scans, train
 from ich.training import run_directory
@@ -53,10 +54,10 @@ def first_stage(folder, test=True):
     run.claim("tensorflow", ["cpu:0"])
     told = probabilities(table)
     for k in (0, 1):
-        run_directory.write_predictions(told[folded["fold"] == k], run.fold(k) / "oof.parquet")
+        write_predictions(told[folded["fold"] == k], run.fold(k) / "oof.parquet")
     run.score()
     if test:
-        run_directory.write_predictions(probabilities(unseen), run.predictions_path)
+        write_predictions(probabilities(unseen), run.predictions_path)
     return run
 
 
@@ -89,10 +90,8 @@ def test_it_leaves_a_run_like_every_other(blended):
     assert opened.read_score().keys() >= first.read_score().keys()
     check_alike(second.path)  # so that a submission can be made of it
     for path in (second.oof_path, second.predictions_path):
-        told = run_directory.read_predictions(path)
-        assert told.index.sort_values().equals(
-            run_directory.read_predictions(first.path / path.name).index.sort_values()
-        )
+        told = read_predictions(path)
+        assert told.index.sort_values().equals(read_predictions(first.path / path.name).index.sort_values())
         assert ((told > 0) & (told < 1)).all(axis=None)
     assert {path.name for path in second.fold(0).iterdir()} >= {"model.keras", "history.csv", "oof.parquet"}
     history = pd.read_csv(second.fold(0) / "history.csv")
@@ -111,9 +110,9 @@ def test_the_weights_are_fitted_on_other_patients_than_they_are_judged_on(blende
     table = folds.read_folds(second.config.data.folds_path)
     kinds = ("recurrent", "boosting", "linear")
     parts = [
-        pd.concat(
-            [scans.logits_of(run_directory.read_predictions(second.fold(k) / f"{kind}.parquet")) for k in (0, 1)]
-        ).loc[table.index]
+        pd.concat([scans.logits_of(read_predictions(second.fold(k) / f"{kind}.parquet")) for k in (0, 1)]).loc[
+            table.index
+        ]
         for kind in kinds
     ]
     for k in (0, 1):
@@ -122,7 +121,7 @@ def test_the_weights_are_fitted_on_other_patients_than_they_are_judged_on(blende
         weights = train._fit_weights(y, [part[others] for part in parts])
         assert dict(zip(kinds, weights, strict=True)) == pytest.approx(facts["weights"]["folds"][k], abs=1e-6)
         mixed = expit(sum(weight * part[~others] for weight, part in zip(weights, parts, strict=True)))
-        told = run_directory.read_predictions(second.fold(k) / "oof.parquet")
+        told = read_predictions(second.fold(k) / "oof.parquet")
         np.testing.assert_allclose(told, mixed.loc[told.index], atol=1e-6)
 
 
@@ -163,10 +162,10 @@ def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, 
     for seed in (0, 1):
         unseen = table_of_scores(6, seed=1)
         unseen["score_any"] += seed
-        run_directory.write_predictions(probabilities(unseen), first.predictions_path)
+        write_predictions(probabilities(unseen), first.predictions_path)
         _, again = train.train(inputs.inputs_from_runs([first.path], overrides=overrides), tmp_path / "runs")
         assert again == facts
-        told.append(run_directory.read_predictions(second.predictions_path))
+        told.append(read_predictions(second.predictions_path))
     assert not told[0].equals(told[1])
 
 
@@ -276,19 +275,19 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
     first = first_stage(tmp_path)
     other = tmp_path / "runs" / "other"
     for path in first.path.rglob("*.parquet"):
-        run_directory.write_predictions(run_directory.read_predictions(path) / 2, other / path.relative_to(first.path))
+        write_predictions(read_predictions(path) / 2, other / path.relative_to(first.path))
     for name in ("config.yaml", "environment.json"):
         shutil.copy(first.path / name, other)
     one, two, both = (inputs.inputs_from_runs(paths) for paths in ([first.path], [other], [first.path, other]))
     assert both.train.ids.equals(one.train.ids)
     np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
     np.testing.assert_allclose(both.test.logits, (one.test.logits + two.test.logits) / 2, atol=1e-5)
-    short = run_directory.read_predictions(other / "predictions_test.parquet").iloc[1:]
-    run_directory.write_predictions(short, other / "predictions_test.parquet")
+    short = read_predictions(other / "predictions_test.parquet").iloc[1:]
+    write_predictions(short, other / "predictions_test.parquet")
     with pytest.raises(IchError, match=r"are of other slices: ID_1"):
         inputs.inputs_from_runs([first.path, other])
     (other / "environment.json").write_text(json.dumps(first.environment() | {"folds_sha256": "another"}))
-    with pytest.raises(IchError, match=r"other was made with other folds than .*folds.csv holds; give runs of these"):
+    with pytest.raises(IchError, match=r"other was made with other folds than .*folds.csv, and results"):
         inputs.inputs_from_runs([first.path, other])
 
 

@@ -156,7 +156,7 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_predicts(data, tmp_pat
     for average, last, saved in zip(averages, steps[-1], model.trainable_weights, strict=True):
         np.testing.assert_allclose(saved, average, rtol=1e-4, atol=1e-6)
         assert not np.allclose(saved, last, rtol=1e-3, atol=1e-6)
-    oof = run_directory.read_predictions(run.fold(0) / "oof.parquet")
+    oof = read_predictions(run.fold(0) / "oof.parquet")
     table = folds.read_folds(run.config.data.folds_path)
     score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
     history = pd.read_csv(run.fold(0) / "history.csv")

@@ -17,7 +17,8 @@ from ich.competition import folds, metrics
 from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.models import devices
-from ich.training import fold, run_directory
+from ich.results.predictions import read_predictions
+from ich.training import fold
 from ich.training.run_directory import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -200,7 +201,7 @@ def test_a_cluster_trains_the_folds_as_one_process_does(data, tmp_path):
         fold.train_folds(shared)  # which asks nothing of the cluster
     assert shared.finished_folds() == [0, 1]
     for k in range(2):
-        one, other = (run_directory.read_predictions(run.fold(k) / "oof.parquet") for run in (alone, shared))
+        one, other = (read_predictions(run.fold(k) / "oof.parquet") for run in (alone, shared))
         # Dask gives its workers a thread each, and sums are rounded by another number of parts.
         pd.testing.assert_frame_equal(one, other, rtol=1e-4)
     assert shared.score()["weighted_log_loss"] == pytest.approx(alone.score()["weighted_log_loss"], rel=1e-4)

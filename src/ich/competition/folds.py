@@ -173,7 +173,7 @@ def audit(folds: pd.DataFrame) -> Audit:
     )
 
 
-def check_no_leakage(folds: pd.DataFrame) -> None:
+def check_no_shared_patients(folds: pd.DataFrame) -> None:
     """Refuse folds that share a patient.
 
     Raises:
@@ -269,4 +269,4 @@ def _check_folds(folds: pd.DataFrame, name: str) -> None:
             f"{name} has the folds {name_some(found) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at"
             f" least; {_REMAKE}"
         )
-    check_no_leakage(folds)
+    check_no_shared_patients(folds)

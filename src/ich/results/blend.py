@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from tqdm import tqdm
 
-from ich.competition.folds import check_no_leakage
+from ich.competition.folds import check_no_shared_patients
 from ich.competition.labels import ANY, LABELS, METRIC_WEIGHTS
 from ich.competition.metrics import EPSILON, log_losses
 from ich.errors import IchError
@@ -169,7 +169,7 @@ def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarr
         IchError: as of `fit`; a patient is in two folds, or there is one fold only.
     """
     _check(members, table, recipe)
-    check_no_leakage(table)
+    check_no_shared_patients(table)
     fold = table["fold"].to_numpy()
     if len(np.unique(fold)) < 2:
         raise IchError("there is one fold only; a blend is judged on folds that it was not fitted on, two at least")

@@ -21,7 +21,7 @@ from ich.errors import IchError, name_some
 from ich.files import names_in, remove, replacing, sha256_of, sweep, write_json
 from ich.results import bootstrap, environment
 from ich.results.predictions import read_predictions, write_predictions
-from ich.results.result_directory import check_alike, check_result, passes_of, read_mapping
+from ich.results.result_directory import check_alike, check_folds, check_result, passes_of, read_mapping
 
 
 class Results(NamedTuple):
@@ -65,11 +65,7 @@ def read_results(paths: Sequence[Path], folds_path: Path | None = None) -> Resul
     digest = sha256_of(folds_path)
     oof = {}
     for path in paths:
-        if read_mapping(path / "environment.json").get("folds_sha256") != digest:
-            raise IchError(
-                f"{path} was made with other folds than {folds_path} holds; name those with --folds, or leave the"
-                " directory out: scores of other folds, or of other slices, cannot be compared"
-            )
+        check_folds(path, digest, folds_path)
         oof[str(path)] = _rows_of(table.index, path / "oof.parquet", f"slices of {folds_path}")
     return Results(table, oof, data | {"folds": str(folds_path)}, digest)
 

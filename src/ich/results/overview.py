@@ -13,7 +13,7 @@ from ich.errors import IchError, or_na
 from ich.files import sha256_of
 from ich.results import compare
 from ich.results.compare import Results
-from ich.results.result_directory import check_result, read_mapping, read_score
+from ich.results.result_directory import check_folds, check_result, read_mapping, read_score
 
 _FACTS = ["model", "size", "epochs", "seconds"]
 
@@ -51,15 +51,18 @@ def overview(paths: Sequence[Path], folds_path: Path | None = None) -> Overview:
     rows = {path: _row(path) for path in paths}
     digests = Counter(row["folds_sha256"] for row in rows.values() if not row["reason"])
     shared = sha256_of(folds_path) if folds_path else max(digests, key=digests.__getitem__, default=None)
+    reference = folds_path or next(
+        (path for path, row in rows.items() if row["folds_sha256"] == shared and not row["reason"]), Path()
+    )
     found = []
     for path, row in rows.items():
-        if not row["reason"] and row["folds_sha256"] != shared:
-            row["reason"] = "it has other folds"
-        elif not row["reason"]:
-            try:
-                found.append(compare.read_results([path], folds_path))
-            except IchError as error:
-                row["reason"] = str(error)
+        if row["reason"]:
+            continue
+        try:
+            check_folds(path, shared, reference)
+            found.append(compare.read_results([path], folds_path))
+        except IchError as error:
+            row["reason"] = str(error)
     if not found:
         raise IchError("none of the results can be compared: " + "; ".join(row["reason"] for row in rows.values()))
     listed = pd.DataFrame(rows.values(), index=pd.Index(map(str, rows), name="run"))
@@ -75,14 +78,12 @@ def best(paths: Sequence[Path]) -> Path:
     """Return the result with the lowest out-of-fold score; of one, that one.
 
     Raises:
-        IchError: one has no score, or they do not share their folds, so that their scores cannot be compared.
+        IchError: one has no score, or was made with other folds than the first.
     """
     for path in paths:
         check_result(path)
-    if len(paths) > 1 and len({read_mapping(path / "environment.json").get("folds_sha256") for path in paths}) > 1:
-        raise IchError(
-            f"{', '.join(map(str, paths))} do not share their folds, so that their scores cannot be compared; name one"
-        )
+    for path in paths[1:]:
+        check_folds(path, read_mapping(paths[0] / "environment.json").get("folds_sha256"), paths[0])
     return min(paths, key=lambda path: read_score(path)["weighted_log_loss"])
 
 

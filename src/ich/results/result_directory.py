@@ -62,6 +62,23 @@ def check_result(folder: Path) -> None:
     raise IchError(f"{found}; name a directory of a run, a second stage or a blend{others}")
 
 
+def check_folds(folder: Path, digest: str | None, reference: Path) -> None:
+    """Refuse a result that was made with other folds than a file, or another result, has.
+
+    Args:
+        digest: SHA-256 of the file of folds.
+        reference: the file, or the result, for the message.
+
+    Raises:
+        IchError: it was, or nothing says which folds it was made with.
+    """
+    if read_mapping(folder / "environment.json").get("folds_sha256") != digest:
+        raise IchError(
+            f"{folder} was made with other folds than {reference}, and results of different folds cannot be compared"
+            " or combined; leave it out, or name the file of its folds"
+        )
+
+
 def members(folder: Path) -> list[Path]:
     """The results that a blend was made of; none of a result of another kind.
 

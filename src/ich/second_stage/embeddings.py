@@ -111,7 +111,7 @@ def read(folder: Path, part: str) -> tuple[pd.DataFrame, np.ndarray]:
     return logits, np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def check_no_leakage(path: Path, table: pd.DataFrame, test: pd.Index | None) -> list[Path]:
+def check_features_match_folds(path: Path, table: pd.DataFrame, test: pd.Index | None) -> list[Path]:
     """Check that each model's features are of the expected slices, and that it saw none of its fold.
 
     Each file must be by the model that predicted its fold as held out; that these predictions are of that fold alone,

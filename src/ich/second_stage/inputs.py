@@ -24,7 +24,7 @@ from ich.config import Config, load, of_values
 from ich.errors import IchError, name_some
 from ich.files import sha256_of
 from ich.results.predictions import read_predictions
-from ich.results.result_directory import check_result, how_to_predict, members, read_mapping
+from ich.results.result_directory import check_folds, check_result, how_to_predict, members
 from ich.second_stage import embeddings, scans
 from ich.second_stage.scans import Scans
 from ich.training import run_directory
@@ -113,8 +113,7 @@ def _read(paths: Sequence[Path], config: Config) -> FirstStage:
     table = folds.read_folds(config.data.folds_path)
     digest = sha256_of(config.data.folds_path)
     for path in paths:
-        if read_mapping(path / "environment.json").get("folds_sha256") != digest:
-            raise IchError(f"{path} was made with other folds than {config.data.folds_path} holds; give runs of these")
+        check_folds(path, digest, config.data.folds_path)
         check_out_of_fold(path, table)
     slices = run_directory.slices_of(config, ["SOPInstanceUID", "SeriesInstanceUID", "z"]).set_index("SOPInstanceUID")
     files = {"train": [path / "oof.parquet" for path in paths]}
@@ -131,7 +130,7 @@ def _read(paths: Sequence[Path], config: Config) -> FirstStage:
                 " sequence.features=logits"
             )
         Run(paths[0], config).check_data()
-        for file in embeddings.check_no_leakage(paths[0], table, None if test is None else test.ids):
+        for file in embeddings.check_features_match_folds(paths[0], table, None if test is None else test.ids):
             files["test" if file.stem == "test" else "train"].append(file)
         embedded = partial(_read_embedded, paths[0], slices, ["seen", "oof", *([] if test is None else ["test"])])
     digests = {split: list(map(sha256_of, of_split)) for split, of_split in files.items()}
@@ -193,7 +192,7 @@ def check_out_of_fold(path: Path, table: pd.DataFrame) -> None:
         IchError: there are predictions of other slices than the folds list, or a model has predicted, as held out,
             slices of another fold than its own.
     """
-    folds.check_no_leakage(table)
+    folds.check_no_shared_patients(table)
     oof = read_predictions(path / "oof.parquet")
     differing = oof.index.symmetric_difference(table.index)
     if len(differing) or not oof.index.is_unique:
