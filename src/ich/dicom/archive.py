@@ -4,7 +4,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -204,7 +204,7 @@ def _in_slashes(name: str) -> str:
 
 def _plain_files(folder: Path) -> Iterator[dict]:
     """The files in a folder at any depth, as fields of `Member`."""
-    for name, entry in _files(folder):
+    for name, entry in files(folder):
         try:
             size = entry.stat().st_size
         except OSError:  # a link to nothing; `Member.read` tells it
@@ -212,22 +212,35 @@ def _plain_files(folder: Path) -> Iterator[dict]:
         yield {"name": name, "size": size}
 
 
-def _files(
-    folder: Path, prefix: str = "", above: frozenset[Path] = frozenset()
+def files(
+    folder: Path,
+    prefix: str = "",
+    above: frozenset[Path] = frozenset(),
+    unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """The files in a folder at any depth, by their path within it.
 
     Unlike `Path.rglob`, this follows links and tells of folders that it may not enter.
+
+    Args:
+        prefix, above: of the recursion: the folder's path within the first one, and the folders that it lies in.
+        unreadable: called with the path of each folder that may not be entered, instead of an error.
+
+    Raises:
+        IchError: a folder may not be entered.
     """
     above |= {folder.resolve()}  # a link to one of these would never end
     try:
         with os.scandir(folder) as listing:
-            entries = [(entry, entry.is_dir()) for entry in listing]
+            entries = sorted(((entry, entry.is_dir()) for entry in listing), key=lambda one: one[0].name)
     except OSError as error:
+        if unreadable is not None:
+            unreadable(prefix)
+            return
         raise IchError(f"{folder} cannot be read: {one_line(error)}") from error
     for entry, is_folder in entries:
         if is_folder and Path(entry).resolve() not in above:
-            yield from _files(Path(entry), f"{prefix}{entry.name}/", above)
+            yield from files(Path(entry), f"{prefix}{entry.name}/", above, unreadable)
         elif not is_folder and (entry.is_file() or (entry.is_symlink() and not Path(entry).exists())):
             yield prefix + entry.name, entry  # no pipe or device, which could be read for ever
 

@@ -3,6 +3,8 @@
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +17,8 @@ from ich.errors import IchError, one_line
 _LOCAL_HEADER = struct.Struct("<4s2xH18xHH")
 _ENCRYPTED = 1  # 4.4.4
 
-_MAX_BYTES = 2**28  # of a slice; more is none, and is refused before memory is taken
+MAX_BYTES = 2**28
+"""Of a slice; more is none, and is refused before memory is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +39,71 @@ class Member:
     method: int | None = None  # zipfile.ZIP_STORED or ZIP_DEFLATED
     crc: int | None = None
 
-    def read(self) -> bytes:
+    def read(self, limit: int = MAX_BYTES) -> bytes:
         """The file's bytes.
 
+        Args:
+            limit: bytes; more are refused before memory is taken.
+
         Raises:
-            IchError: the bytes cannot be had: unreadable, damaged, or packed in a way that is not read here.
+            IchError: the bytes cannot be had: unreadable, damaged, too many, or packed in a way that is not read here.
         """
-        if max(self.size, self.packed or 0) > _MAX_BYTES:
-            raise IchError(f"{self.source}: {self.name} has {self.size:,} bytes, more than any slice ({_MAX_BYTES:,})")
-        try:
+        if max(self.size, self.packed or 0) > limit:
+            raise IchError(f"{self.source}: {self.name} has {self.size:,} bytes, more than any slice ({limit:,})")
+        with self._told():
             if self.offset is None or self.packed is None:
                 return Path(self.source, self.name).read_bytes()
             with Path(self.source).open("rb") as file:
                 return self._unpack(file, self.offset, self.packed)
+
+    def head(self, count: int) -> bytes:
+        """The file's first bytes, at most so many, which a zip's checksum says nothing of.
+
+        Raises:
+            IchError: as `read`.
+        """
+        with self._told():
+            if self.offset is None or self.packed is None:
+                with Path(self.source, self.name).open("rb") as file:
+                    return file.read(count)
+            with Path(self.source).open("rb") as file:
+                self._find(file, self.offset)
+                data = file.read(min(self.packed, count + 1024))
+            return self._inflate(data, count) if self.method == zipfile.ZIP_DEFLATED else data[:count]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise IchError(f"{self.source}: {self.name} cannot be read: {one_line(error)}") from error
         except (igzip_lib.IsalError, struct.error) as error:
             raise IchError(f"{self.source}: {self.name} is damaged: {one_line(error)}") from error
 
-    def _unpack(self, file: BinaryIO, offset: int, packed: int) -> bytes:
+    def _find(self, file: BinaryIO, offset: int) -> None:
+        """Move to the member's data.
+
+        Raises:
+            IchError: they are not there, or packed in a way that is not read here.
+        """
         file.seek(offset)
         signature, flags, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         if signature != b"PK\x03\x04":
             raise IchError(f"{self.source}: {self.name} is not where the zip's directory says; download the zip again")
         if flags & _ENCRYPTED:
             raise IchError(f"{self.source}: {self.name} is encrypted; unpack it with its password and give the folder")
+        if self.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise IchError(f"{self.source}: {self.name} is packed by method {self.method}, expected deflate or none")
         file.seek(name_length + extra_length, 1)
+
+    def _inflate(self, data: bytes, most: int) -> bytes:
+        return isal_zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most)
+
+    def _unpack(self, file: BinaryIO, offset: int, packed: int) -> bytes:
+        self._find(file, offset)
         data = file.read(packed)
         if self.method == zipfile.ZIP_DEFLATED:
-            data = isal_zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
-        elif self.method != zipfile.ZIP_STORED:
-            raise IchError(f"{self.source}: {self.name} is packed by method {self.method}, expected deflate or none")
+            data = self._inflate(data, self.size + 1)
         if len(data) != self.size or isal_zlib.crc32(data) != self.crc:
             raise IchError(f"{self.source}: {self.name} is damaged: its checksum differs from the zip's directory")
         return data

@@ -1,0 +1,1 @@
+"""Anybody's scans: which series a folder, zip or file holds, which of them are read, and why; begin with find.py."""

@@ -1,0 +1,122 @@
+"""Of series that show the same slices, which is read: the one with the softer kernel."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import numpy as np
+
+from ich.own_scans.kernels import NOISIER, noise, sharpness
+from ich.own_scans.parts import Part, Record, normal_of, turned_orientation
+
+_COVERED = 0.8  # of the sharper series' length that the softer must cover to be read instead
+_TILTED = np.cos(np.deg2rad(2))  # between the normals of two series of the same slices
+_MOMENT = 60  # seconds; two scans of a patient lie farther apart, two reconstructions of one scan have one time
+_MIDDLE = 3  # slices whose noise is measured
+
+ReadSlice = Callable[[Record], np.ndarray | None]
+
+
+def choose(parts: Iterable[Part], read: ReadSlice) -> None:
+    """Mark as skipped those parts to be read that show the slices of another one with a sharper kernel.
+
+    Two series show the same slices if they are of one study and one frame of reference, have one plane, one acquisition
+    and the same contrast agent as far as these are told, and the softer covers most of the other's length. Of series
+    that differ in this way and in nothing of their kernels, all are read.
+
+    Args:
+        parts: as `ich.own_scans.series.judge` left them.
+        read: gives a slice's HU, None where it cannot be read.
+    """
+    studies = defaultdict(list)
+    for part in parts:
+        if part.status == "read":
+            studies[part.slices[0].facts.study].append(part)
+    for of_study in studies.values():
+        if len(of_study) > 1:
+            _choose(of_study, read)
+
+
+def _choose(parts: list[Part], read: ReadSlice) -> None:
+    noises: dict[int, float] = {}
+
+    def noise_of(part: Part) -> float:
+        if id(part) not in noises:
+            noises[id(part)] = _noise(part, read)
+        return noises[id(part)]
+
+    for part in parts:
+        for other in parts:
+            if other is part or other.status != "read" or not _same_slices(part, other):
+                continue
+            told = _sharper(part, other, noise_of)
+            if told:
+                part.status, part.reason, part.detail = "skipped", *told
+                break
+
+
+def _sharper(part: Part, other: Part, noise_of: Callable[[Part], float]) -> tuple[str, str] | None:
+    """Why another part is to be read in place of this one, as a reason and a sentence; None if it is not."""
+    facts, of_other = part.slices[0].facts, other.slices[0].facts
+    if facts.mono_energetic != of_other.mono_energetic:
+        return ("derived", f"computed for one energy, beside {_named(other)}") if facts.mono_energetic else None
+    here, there = sharpness(facts.kernel), sharpness(of_other.kernel)
+    if here is not None and there is not None:
+        return ("sharper_kernel", f"kernel {facts.kernel}, beside {_named(other)}") if here > there else None
+    if facts.kernel == of_other.kernel != "":
+        return None
+    here, there = noise_of(part), noise_of(other)
+    if here > NOISIER * there:  # false for NaN
+        told = f"noise in the brain of {here:.1f} HU against {there:.1f} HU of {_named(other)}, as by a sharper kernel"
+        return "sharper_kernel", told
+    return None
+
+
+def _named(part: Part) -> str:
+    facts = part.slices[0].facts
+    names = (
+        *([f"series {facts.series_number:g}"] if facts.series_number is not None else []),
+        *([f"of kernel {facts.kernel}"] if facts.kernel else []),
+    )
+    return " ".join(names) or f"series {facts.series}"
+
+
+def _same_slices(sharper: Part, softer: Part) -> bool:
+    one, other = sharper.slices[0].facts, softer.slices[0].facts
+    told = ((one.reference, other.reference), (one.acquisition, other.acquisition))
+    if any(a is not None and b is not None and a != b for a, b in told):
+        return False
+    if bool(one.contrast) != bool(other.contrast):
+        return False
+    times = [_time(part) for part in (sharper, softer)]
+    if times[0] is not None and times[1] is not None and abs(times[0] - times[1]) > _MOMENT:
+        return False
+    normal = normal_of(turned_orientation(one.orientation) or ())
+    if not abs(float(normal @ normal_of(turned_orientation(other.orientation) or ()))) >= _TILTED:
+        return False
+    ends = [_ends(part, normal) for part in (sharper, softer)]
+    length = ends[0][1] - ends[0][0]
+    return length > 0 and min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0]) >= _COVERED * length
+
+
+def _ends(part: Part, normal: np.ndarray) -> tuple[float, float]:
+    """Where a part begins and ends along a normal, mm; NaN where its positions are unknown."""
+    positions = [one.facts.position for one in part.slices if one.facts.position is not None]
+    if not positions:
+        return float("nan"), float("nan")
+    along = np.array(positions) @ normal
+    return float(along.min()), float(along.max())
+
+
+def _time(part: Part) -> float | None:
+    """When its slices were taken, seconds of the day; None where it is not told."""
+    times = [record.facts.time for record in part.slices if record.facts.time is not None]
+    return median(times) if times else None
+
+
+def _noise(part: Part, read: ReadSlice) -> float:
+    """The noise of its middle slices, as of slices of 1 mm: thinner ones have more, by the root of their thickness."""
+    middle = len(part.slices) // 2
+    first = max(0, middle - _MIDDLE // 2)
+    found = [hu for record in part.slices[first : first + _MIDDLE] if (hu := read(record)) is not None]
+    return noise(found) * (part.slices[0].facts.thickness or 1.0) ** 0.5

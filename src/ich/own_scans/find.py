@@ -1,0 +1,233 @@
+"""Find the series in folders, zips and single files, decide which of them are read, and read their slices."""
+
+import logging
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ich.dicom import archive, reader, zip_directory
+from ich.dicom.member import Member
+from ich.dicom.reader import DicomError
+from ich.errors import IchError, not_there, one_line, printable
+from ich.own_scans import header
+from ich.own_scans.choice import choose
+from ich.own_scans.header import Facts, NoFacts
+from ich.own_scans.parts import Part, Record, split, turn_of, turned
+from ich.own_scans.series import Series, SliceFile, judge, to_series
+
+MAX_BYTES = 2**31
+"""Of a file; a multi-frame file of 600 slices has a seventh of it."""
+
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the sources hold.
+
+    The files of `series` and the counts of `others` together are all files: nothing is left out without a word.
+    """
+
+    series: list[Series]  # by study, series number and uid
+    others: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Files of no series: by a word of `ich.own_scans.reasons.REASONS`, how many, and the first of them."""
+
+
+def find_series(sources: Sequence[Path], all_series: bool = False) -> Found:
+    """Find the series in the sources, by what the files hold and not by their names, and choose those to be read.
+
+    Args:
+        sources: folders (any depth), zips, also within folders, and single files.
+        all_series: read also series that share their positions with one of a softer kernel, and those of fewer than
+            `ich.own_scans.series.LEAST_SLICES` slices.
+
+    Raises:
+        IchError: a source does not exist or cannot be read.
+    """
+    others: dict[str, tuple[int, str]] = {}
+    files = _distinct(file for source in sources for file in _files_of(source, others))
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    with _silent():
+        for member, name in tqdm(files, desc="headers", unit="file", disable=None):
+            try:
+                for facts in _facts(member):
+                    groups[facts.study, _series_of(facts, member, name)].append(Record(member, name, facts))
+            except NoFacts as error:
+                _count(others, error.reason, name)
+            except IchError:
+                _count(others, "unreadable", name)
+    parts = {key: split(records, _differ) for key, records in groups.items()}
+    every = [part for of_series in parts.values() for part in of_series]
+    for part in every:
+        judge(part, all_series)
+    if not all_series:
+        choose(every, _hu_of)
+    return Found(_in_order(parts), dict(sorted(others.items())))
+
+
+def read_slices(series: Series) -> Iterator[tuple[SliceFile, np.ndarray | DicomError]]:
+    """Read the slices of a series in its order.
+
+    Yields:
+        Each slice, and its HU as int16 of shape (rows, columns), anterior at the top and the patient's right on the
+        left; or why it cannot be read.
+    """
+    for one in series.slices:
+        yield one, _read(one.member)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within the block, pydicom says nothing of odd values: of a damaged file it would fill the screen."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(member: Member) -> np.ndarray | DicomError:
+    try:
+        hu, facts = reader.read(header.with_preamble(member.read(MAX_BYTES)))
+    except DicomError as error:
+        return error
+    except IchError as error:
+        return DicomError("unreadable", str(error))
+    if facts.ImageOrientationPatient is None:
+        return hu
+    turn = turn_of(facts.ImageOrientationPatient)
+    return turned(hu, turn) if any(turn) else hu
+
+
+def _hu_of(record: Record) -> np.ndarray | None:
+    hu = _read(record.member)
+    return None if isinstance(hu, DicomError) else hu
+
+
+def _differ(one: Record, other: Record) -> bool:
+    """Whether two files hold different slices; one that cannot be read says nothing against it."""
+    try:
+        first, second = (record.member.read(MAX_BYTES) for record in (one, other))
+    except IchError:
+        return True
+    if first == second:
+        return False
+    if one.facts.position != other.facts.position:
+        return True
+    found = [_read(record.member) for record in (one, other)]
+    if isinstance(found[0], DicomError) or isinstance(found[1], DicomError):
+        return True
+    return not np.array_equal(found[0], found[1])
+
+
+def _facts(member: Member) -> Iterable[Facts]:
+    ds, pixels, fault = header.read_header(member.head, member.size)
+    yield header.facts_of(ds, pixels, fault)
+
+
+def _series_of(facts: Facts, member: Member, name: str) -> str:
+    """The SeriesInstanceUID, or the folder of a file that names none: nothing else tells what belongs together."""
+    return facts.series or f"folder {Path(member.source).name}/{name.rpartition('/')[0]}".rstrip("/")
+
+
+def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:
+    """The series by study, number and uid, each with a uid of its own and the count of its files."""
+
+    def place(key: tuple) -> tuple:
+        number = parts[key][0].records[0].facts.series_number
+        return key[0] or "", np.inf if number is None else number, key[1]
+
+    found: list[Series] = []
+    names: Counter[str] = Counter()
+    counted: set[tuple[str, str]] = set()
+    for key in sorted(parts, key=place):
+        for part in sorted(parts[key], key=lambda part: part.status != "read"):  # stable
+            files = {(record.member.source, record.member.name) for record in part.records} - counted
+            counted |= files
+            names[key[1]] += 1
+            uid = printable(key[1]) + (f"#{names[key[1]]}" if names[key[1]] > 1 else "")
+            found.append(to_series(part, uid, len(files)))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
+    """The files of a source, each with its path within it as the user knows it; hidden and empty ones are counted."""
+    try:
+        is_folder = source.is_dir()
+        source.stat()
+    except FileNotFoundError as error:
+        raise IchError(f"{not_there(source)}; expected a folder, a zip or a file of CT slices") from error
+    except OSError as error:
+        raise IchError(f"{source} cannot be read: {one_line(error)}") from error
+    source = source.absolute()
+    if not is_folder:
+        member = Member(str(source.parent), source.name, source.name, "", source.stat().st_size)
+        yield from _opened(member, "", others)
+        return
+
+    def unreadable(folder: str) -> None:
+        if not folder:
+            raise IchError(f"{source} cannot be read; expected a folder that this user may enter")
+        _count(others, "unreadable", folder)
+
+    for name, entry in archive.files(source, unreadable=unreadable):
+        try:
+            size = entry.stat().st_size
+        except OSError:
+            _count(others, "unreadable", name)  # a link to nothing
+            continue
+        if _hidden(name):
+            _count(others, "hidden", name)
+        else:
+            yield from _opened(Member(str(source), name, entry.name, "", size), f"{name}/", others)
+
+
+def _opened(member: Member, within: str, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
+    """A file; of a zip the files in it, whose names then begin with `within`."""
+    try:
+        begin = member.head(4)
+    except IchError:
+        _count(others, "unreadable", member.name)
+        return
+    if begin not in _ZIP:
+        yield member, member.name
+        return
+    place = Path(member.source, member.name)
+    try:
+        entries = list(zip_directory.entries(place))
+    except IchError:
+        _count(others, "damaged_zip", member.name)
+        return
+    for entry in entries:
+        path = entry["name"].replace("\\", "/")
+        if _hidden(path) or path.startswith("__MACOSX/"):
+            _count(others, "hidden", within + path)
+        else:
+            yield Member(source=str(place), id=path.rpartition("/")[2], split="", **entry), within + path
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _distinct(files: Iterable[tuple[Member, str]]) -> list[tuple[Member, str]]:
+    """Each file once, however many of the sources it lies in."""
+    return list({f"{member.source}/{member.name}": (member, name) for member, name in files}.values())
+
+
+def _count(others: dict[str, tuple[int, str]], reason: str, name: str) -> None:
+    count, first = others.get(reason, (0, printable(name)))
+    others[reason] = count + 1, first

@@ -1,0 +1,357 @@
+"""What the header of a DICOM file says of its series, its place and its kind, from the first bytes of the file.
+
+Elements that are not asked for are passed over: names and birth dates of patients are never decoded. Section numbers
+are those of the DICOM standard, PS3.3 (objects), PS3.5 (encoding) and PS3.10 (files).
+"""
+
+import io
+import math
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from sys import intern
+from typing import Any
+
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.filewriter import write_file_meta_info
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
+
+from ich.dicom import reader
+from ich.dicom.reader import DicomError
+from ich.errors import one_line
+
+MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+
+_TEXTS = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *("Modality", "SeriesDescription", "Manufacturer", "ContrastBolusAgent", "BodyPartExamined"),
+)
+_NUMBERS = (
+    *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "AcquisitionTime", "SliceThickness", "Rows", "Columns"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SamplesPerPixel", "NumberOfFrames"),
+)
+_MORE = ("ImageType", "ConvolutionKernel", "RescaleType", "PhotometricInterpretation", "ContrastBolusAgentSequence")
+_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*_TEXTS, *_NUMBERS, *_MORE, *_FUNCTIONAL_GROUPS)]
+
+_PIXELS = 0x7FE00008  # the first of the elements that hold pixels
+_INFLATED = 2**24  # bytes of a deflated file that are looked at
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SECONDARY_CAPTURE = f"{_STORAGE}7."
+_NO_IMAGE = {"SR", "KO", "PR", "DOC", "REG", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "FID", "RWV", "PLAN"}
+
+# Values of ImageType that mean a quantity computed of slices. Of the standard (C.8.2.1.1.1, C.8.15.3.1, C.8.16.1.4)
+# and of vendors' perfusion and dual-energy programs.
+_MAPS = {"CBF", "CBV", "MTT", "TTP", "TTD", "TMAX", "PBV", "PERMEABILITY", "FLOW", "PENUMBRA", "PERFUSION_MAP"}
+_MAPS |= {"MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"}
+_MAPS |= {"IODINE", "IODINE_MAP", "Z_EFF", "ZEFF", "QUANTITY", "SUBTRACTION", "DIVISION", "STD_DEVIATION"}
+_PROJECTIONS = {"MIP", "MINIP", "MAXIP", "MIN_IP", "MAX_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE", "VRT", "SSD"}
+_PROJECTIONS |= {"VOLREN", "VOLUME_RENDERING", "CSA MIP"}
+_MONO_ENERGETIC = {"VMI", "MONO", "MONOENERGETIC", "MONO_ENERGETIC"}
+
+Vector = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file says of itself, or one frame of a multi-frame file. None, or "", where it says nothing."""
+
+    uid: str | None
+    study: str | None
+    series: str | None
+    patient: str | None
+    kind: str  # a word of REASONS for what is no slice of CT; "" for what may be
+    why: str  # a sentence with what was found, for such a kind
+    fault: str  # why it cannot be read although it belongs to a series; "" if nothing speaks against it
+    modality: str
+    description: str
+    kernel: str
+    contrast: str
+    body_part: str
+    image_type: tuple[str, ...]
+    reference: str | None  # FrameOfReferenceUID
+    series_number: float | None
+    acquisition: float | None
+    number: float | None  # InstanceNumber
+    time: float | None  # of the acquisition, seconds of the day
+    thickness: float | None  # mm
+    position: Vector | None  # mm
+    orientation: Vector | None
+    pixel_spacing: Vector | None  # mm
+    rows: int | None
+    columns: int | None
+    frame: int | None = None
+
+    @property
+    def mono_energetic(self) -> bool:
+        """Whether it was computed for one energy of X-rays."""
+        return bool(_MONO_ENERGETIC.intersection(self.image_type))
+
+
+class NoFacts(Exception):
+    """A file that belongs to no series.
+
+    Args:
+        reason: a word of `ich.own_scans.reasons.REASONS`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether bytes begin as a DICOM file does, or as a dataset without the preamble and the mark (PS3.10, 7.1)."""
+    return head[128:132] == b"DICM" or _starts_bare(head)
+
+
+def _starts_bare(head: bytes) -> bool:
+    """Whether bytes begin with a first element of group 2 or 8, in any of the plain encodings."""
+    little = head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0"
+    big = head[:2] in (b"\0\x02", b"\0\x08") and head[2:3] == b"\0"
+    return (little or big) and len(head) > 132
+
+
+def with_preamble(data: bytes) -> bytes:
+    """A DICOM file with preamble, mark and transfer syntax, as `ich.dicom.reader` expects it.
+
+    A dataset that begins without them is read by the standard's default, implicit little endian, unless its first
+    element shows another plain encoding (PS3.10, 7.1; PS3.5, 10.1).
+    """
+    if data[128:132] == b"DICM" or not _starts_bare(data):
+        return data
+    if data[:2] == b"\x02\0":
+        return bytes(128) + b"DICM" + data
+    meta = FileMetaDataset()
+    explicit = data[4:6].isalpha() and data[4:6].isupper()
+    big = ExplicitVRBigEndian if data[:1] == b"\0" else ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = big if explicit else ImplicitVRLittleEndian
+    file = DicomBytesIO()
+    write_file_meta_info(file, meta, enforce_standard=False)
+    return bytes(128) + b"DICM" + file.getvalue() + data
+
+
+def read_header(head: Callable[[int], bytes], size: int) -> tuple[Dataset, bool, str]:
+    """The elements of `TAGS` of a DICOM file, as far as they can be told apart.
+
+    Args:
+        head: gives the first bytes of the file, so many or all.
+        size: of the file, bytes.
+
+    Returns:
+        (dataset, whether pixel data follow, what is wrong or "").
+
+    Raises:
+        NoFacts: it is no DICOM file.
+    """
+    want = 2**15
+    while True:
+        data = head(want)
+        if not looks_like_dicom(data):
+            raise NoFacts("not_dicom" if data else "empty")
+        bare = data[128:132] != b"DICM"
+        ds, pixels, fault = _parse(with_preamble(data))
+        if pixels or len(data) >= size or want >= size:
+            break
+        want *= 8  # the header is longer than that
+    if bare and not (reader_text(ds, "SOPClassUID") or "").startswith(_STORAGE):
+        raise NoFacts("not_dicom")  # any bytes may begin so
+    return ds, pixels, fault
+
+
+def _parse(data: bytes) -> tuple[Dataset, bool, str]:
+    last, pixels = 0, False
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        nonlocal last, pixels
+        last, pixels = int(tag), tag >= _PIXELS
+        return pixels
+
+    try:
+        return _dataset(data, stop), pixels, ""
+    except Exception as error:  # noqa: BLE001 - pydicom meets damaged bytes with whatever its parser tripped over
+        fault, end = f"the elements cannot be parsed ({one_line(error, named=True)})", last
+    with suppress(Exception):  # what comes before the damage names the series in most cases
+        return _dataset(data, lambda tag, vr, length: tag >= end), False, fault
+    return FileDataset("", {}, file_meta=FileMetaDataset()), False, fault
+
+
+def _dataset(data: bytes, stop: Callable[[BaseTag, str | None, int], bool]) -> Dataset:
+    if DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
+        file = io.BytesIO(data)
+        meta = read_partial(file, lambda tag, vr, length: tag >> 16 != 2)
+        if meta.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            # Here, as pydicom inflates all of it, however much memory that takes.
+            file.seek(132)
+            read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _INFLATED)
+            ds = read_dataset(io.BytesIO(inflated), False, True, stop_when=stop, specific_tags=TAGS)
+            ds.file_meta = meta.file_meta
+            return ds
+    return read_partial(io.BytesIO(data), stop, force=True, specific_tags=TAGS)
+
+
+def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
+    """What a single-frame file says of itself.
+
+    Args:
+        ds, pixels, fault: as `read_header` gives them.
+
+    Raises:
+        NoFacts: it names no series, or is a DICOMDIR.
+    """
+    if reader_text(ds.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise NoFacts("dicomdir")
+    texts = {keyword: reader_text(ds, keyword) for keyword in _TEXTS}
+    numbers = {keyword: reader_numbers(ds, keyword) for keyword in _NUMBERS}
+    if texts["SOPClassUID"] is None and texts["SeriesInstanceUID"] is None:
+        raise NoFacts("no_identity")
+    image_type = tuple(map(intern, reader_texts(ds, "ImageType")))
+    kind, why = _kind(ds, texts, numbers, image_type)
+    if not fault and kind == "":
+        if not pixels:
+            fault = "the file ends before its pixel data, or has none"
+        elif texts["SOPInstanceUID"] is None:
+            fault = "SOPInstanceUID is missing or empty, so that the slice has no name"
+    return Facts(
+        uid=texts["SOPInstanceUID"],
+        study=_interned(texts["StudyInstanceUID"]),
+        series=_interned(texts["SeriesInstanceUID"]),
+        patient=_interned(texts["PatientID"]),
+        kind=kind,
+        why=why,
+        fault=fault,
+        modality=intern(texts["Modality"] or ""),
+        description=intern(texts["SeriesDescription"] or ""),
+        kernel=intern(kernel_of(ds)),
+        contrast=intern(texts["ContrastBolusAgent"] or _contrast(ds)),
+        body_part=intern(texts["BodyPartExamined"] or ""),
+        image_type=image_type,
+        reference=_interned(texts["FrameOfReferenceUID"]),
+        series_number=_one(numbers["SeriesNumber"]),
+        acquisition=_one(numbers["AcquisitionNumber"]),
+        number=_one(numbers["InstanceNumber"]),
+        time=_seconds(_one(numbers["AcquisitionTime"])),
+        thickness=_one(numbers["SliceThickness"]),
+        position=_vector(numbers["ImagePositionPatient"], 3),
+        orientation=_vector(numbers["ImageOrientationPatient"], 6),
+        pixel_spacing=_vector(numbers["PixelSpacing"], 2),
+        rows=_whole(numbers["Rows"]),
+        columns=_whole(numbers["Columns"]),
+    )
+
+
+def _kind(ds: Dataset, texts: dict, numbers: dict, image_type: tuple[str, ...]) -> tuple[str, str]:
+    """What the file is if it is no slice of CT, as a word of REASONS, and a sentence with what was found."""
+    sop_class, modality = texts["SOPClassUID"] or "", texts["Modality"]
+    if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
+        return "secondary_capture", "SOPClassUID is that of a Secondary Capture"
+    if modality not in (None, "CT"):
+        return "no_image" if modality in _NO_IMAGE else "other_modality", f"Modality is {modality}"
+    if sop_class not in (CTImageStorage, *MULTI_FRAME) and sop_class.startswith(_STORAGE):
+        name = UID(sop_class).name
+        return "other_modality" if "Image" in name else "no_image", f"SOPClassUID is that of {name}"
+    if sop_class in MULTI_FRAME:
+        return "", ""
+    return kind_of_image(image_type, reader_texts(ds, "RescaleType")) or _color(ds, numbers) or ("", "")
+
+
+def _color(ds: Dataset, numbers: dict) -> tuple[str, str] | None:
+    samples, frames = _one(numbers["SamplesPerPixel"]) or 1, _one(numbers["NumberOfFrames"]) or 1
+    photometric = reader_text(ds, "PhotometricInterpretation") or "MONOCHROME2"
+    if samples == 1 and frames == 1 and photometric in ("MONOCHROME1", "MONOCHROME2"):
+        return None
+    return "unsupported", f"{samples:g} sample(s) a pixel, {frames:g} frame(s), {photometric}; expected one grey frame"
+
+
+def kind_of_image(image_type: tuple[str, ...], rescale_type: list[str]) -> tuple[str, str] | None:
+    """What an image of CT is if it is no slice in HU, as a word of REASONS and a sentence; None if it is one."""
+    told = "/".join(image_type)
+    if "LOCALIZER" in image_type:
+        return "localizer", f"ImageType is {told}"
+    # C.11.1.1.2; missing, it is HU. GDCM, and so ITK, writes US for "unspecified".
+    other = set(rescale_type) - {"HU", "US", ""}
+    if other:
+        return "not_hu", f"RescaleType is {', '.join(sorted(other))}"
+    if (_MAPS | _PROJECTIONS).intersection(image_type):
+        return "derived", f"ImageType is {told}"
+    if "SCREEN SAVE" in image_type:
+        return "secondary_capture", f"ImageType is {told}"
+    return None
+
+
+def kernel_of(ds: Dataset) -> str:
+    """ConvolutionKernel: all values, separated by a space; "" where there is none."""
+    try:
+        value = ds.get("ConvolutionKernel")
+    except Exception:  # noqa: BLE001 - pydicom meets damaged bytes with whatever its parser tripped over
+        return ""
+    return " ".join(value if isinstance(value, MultiValue) else [value or ""]).strip()
+
+
+def _contrast(ds: Dataset) -> str:
+    try:
+        agents = ds.get("ContrastBolusAgentSequence") or []
+        return "; ".join(str(agent[0x00080104].value) for agent in agents if 0x00080104 in agent)  # CodeMeaning
+    except Exception:  # noqa: BLE001 - pydicom meets damaged bytes with whatever its parser tripped over
+        return ""
+
+
+def reader_text(ds: Dataset, keyword: str) -> str | None:
+    """An element's text; None where it is missing, empty or cannot be parsed."""
+    with suppress(DicomError):
+        return reader._text(ds, keyword)
+    return None
+
+
+def reader_texts(ds: Dataset, keyword: str) -> list[str]:
+    """All values of an element of text, in capitals; none where it is missing, empty or cannot be parsed."""
+    with suppress(DicomError):
+        return reader._texts(ds, keyword)
+    return []
+
+
+def reader_numbers(ds: Any, keyword: str) -> Vector | None:
+    """All numbers of an element; None where it is missing or holds anything else than finite numbers."""
+    return reader._numbers(ds, keyword)
+
+
+def _interned(text: str | None) -> str | None:
+    return None if text is None else intern(text)
+
+
+def _one(numbers: Vector | None) -> float | None:
+    return numbers[0] if numbers else None
+
+
+def _vector(numbers: Vector | None, length: int) -> Vector | None:
+    return numbers if numbers is not None and len(numbers) == length else None
+
+
+def _whole(numbers: Vector | None) -> int | None:
+    one = _one(numbers)
+    return int(one) if one is not None and one.is_integer() else None
+
+
+def _seconds(clock: float | None) -> float | None:
+    """Seconds of the day, of a time that is written HHMMSS.FFFFFF (PS3.5, 6.2)."""
+    if clock is None or not 0 <= clock < 240000:
+        return None
+    minutes, seconds = divmod(clock, 100)
+    return 60 * (minutes // 100 * 60 + minutes % 100) + seconds if math.isfinite(seconds) else None

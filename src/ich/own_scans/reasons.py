@@ -1,0 +1,29 @@
+"""Why a series is skipped or has failed, and why a file belongs to no series: words and what they mean."""
+
+REASONS: dict[str, str] = {
+    # A series that is skipped.
+    "localizer": "a localizer (scout): a projection of the patient and no slice",
+    "other_plane": "slices of another plane: their normal is more than 45° off the axis of the patient",
+    "other_modality": "images of another modality than CT",
+    "no_image": "no images but a report, a presentation, a plan, a document or the like",
+    "secondary_capture": "screen saves or scanned pages, whose values are no Hounsfield units",
+    "not_hu": "the values are another quantity than Hounsfield units",
+    "derived": "a map or a projection that was computed of slices, such as a perfusion map or a MIP",
+    "too_few": "fewer than five slices; all_series reads them",
+    "sharper_kernel": "a series at the same positions has a softer kernel and is read instead; all_series reads both",
+    "unsupported": "images that this project has no reading for, such as color",
+    "no_nibabel": "NIfTI files are read by nibabel: pip install 'ich[nifti]'",
+    # A series that has failed.
+    "conflict": "two different slices have one SOPInstanceUID, so that which one is meant is unknown",
+    "damaged": "no file of the series can be read",
+    # A file of no series.
+    "hidden": "a hidden file, or one in a hidden folder",
+    "empty": "an empty file",
+    "not_dicom": "neither DICOM nor NIfTI",
+    "unreadable": "the system cannot read the file or folder",
+    "damaged_zip": "a zip that is damaged",
+    "nested_zip": "a zip within a zip; unpack the outer one",
+    "dicomdir": "a DICOMDIR: a list of the files beside it, which are read themselves",
+    "no_identity": "a damaged DICOM file, or one that names no series",
+}
+"""By the word that `Series.reason` and `Found.others` have."""

@@ -1,0 +1,208 @@
+"""A series of slices, as it was found: what it is, whether it is read, and what there is to tell of it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ich.dicom.member import Member
+from ich.errors import printable
+from ich.own_scans.header import Facts
+from ich.own_scans.kernels import SHARP, sharpness
+from ich.own_scans.parts import Part, normal_of, turn_of
+
+_T = TypeVar("_T")
+
+LEAST_SLICES = 5
+"""Of a series that is read unless all are."""
+
+_USUAL = "anterior at the top and the patient's right on the left"
+_HEAD = 100  # mm; from the skull base to the vertex it is 120 to 160
+_TILT = 1.0  # degrees; less is not worth telling
+_STEP = 1.5  # times the usual step, from which a slice may be missing
+_OTHER_BODY = {"CHEST", "ABDOMEN", "PELVIS", "HEART", "LSPINE", "TSPINE", "LEG", "KNEE", "HIP", "FOOT", "LUNG"}
+_OTHER_BODY |= {"SHOULDER", "EXTREMITY", "LIVER", "THORAX", "WHOLEBODY", "ABDOMENPELVIS", "CHESTABDPELVIS"}
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFile:
+    """One slice to read."""
+
+    member: Member  # where its bytes are
+    file: str  # path within its source, as the user knows it
+    uid: str  # SOPInstanceUID; of a frame "<SOPInstanceUID>.<frame from 1>", of NIfTI "<stem>.<slice from 1>"
+    z: float  # mm along the normal of the slices, NaN where it is unknown
+    frame: int | None = None  # from 0, of a multi-frame or NIfTI file
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A series, or the part of one that has one plane and one stack of slices.
+
+    Several of one SeriesInstanceUID have "#2", "#3" and so on after it, from the second on.
+    """
+
+    uid: str  # unique
+    study: str | None
+    patient: str | None
+    status: str  # "read", "skipped" or "failed"
+    reason: str  # a word of REASONS, "" where it is read
+    detail: str  # a sentence with what was found
+    notes: tuple[str, ...]  # sentences: what is to be told of it, but is no reason to skip it
+    slices: tuple[SliceFile, ...]  # in scan order; empty unless it is read
+    unread: tuple[tuple[str, str], ...]  # files of it that are known to be broken: the file and a sentence
+    files: int  # all of its files, duplicates and broken ones too; a file that several have counts at the first
+    modality: str
+    description: str
+    kernel: str
+    thickness: float | None  # mm
+    spacing: float | None  # mm between neighboring slices, the median
+    pixel_spacing: tuple[float, float] | None  # mm between rows, between columns; as `read_slices` turns them
+    rows: int | None
+    columns: int | None
+
+
+def judge(part: Part, all_series: bool) -> None:
+    """Decide whether a part can be read, for itself alone; writes its status, reason, detail and notes."""
+    if part.reason:
+        return
+    if not part.slices:
+        part.status, part.reason = "failed", "damaged"
+        part.detail = f"{_files(len(part.unread))}, the first: {part.unread[0][1]}"
+        return
+    if len(part.slices) < LEAST_SLICES and not all_series:
+        part.status, part.reason = "skipped", "too_few"
+        part.detail = f"{len(part.slices)} slice(s), expected {LEAST_SLICES} or more"
+        return
+    part.status = "read"
+    part.notes += _notes(part)
+
+
+def to_series(part: Part, uid: str, files: int) -> Series:
+    """Make a `Series` of a part that was judged."""
+    facts = [record.facts for record in part.slices or part.records]
+    first = facts[0]
+    read = part.status == "read"
+    spacing = _most([one.pixel_spacing for one in facts])
+    rows, columns = _most([(one.rows, one.columns) for one in facts]) or (None, None)
+    if first.orientation is not None and turn_of(first.orientation)[0]:
+        rows, columns = columns, rows
+        spacing = None if spacing is None else spacing[::-1]
+    slices = (
+        SliceFile(record.member, record.file, record.facts.uid or "", float(z), record.facts.frame)
+        for record, z in zip(part.slices, part.z, strict=True)
+    )
+    return Series(
+        uid=uid,
+        study=first.study,
+        patient=_most([one.patient for one in facts]),
+        status=part.status,
+        reason=part.reason,
+        detail=part.detail,
+        notes=tuple(part.notes) if read else (),
+        slices=tuple(slices) if read else (),
+        unread=tuple(part.unread),
+        files=files,
+        modality=first.modality,
+        description=printable(first.description),
+        kernel=printable(first.kernel),
+        thickness=_most([one.thickness for one in facts]),
+        spacing=spacing_of(part.z),
+        pixel_spacing=None if spacing is None else (spacing[0], spacing[1]),
+        rows=rows,
+        columns=columns,
+    )
+
+
+def spacing_of(z: np.ndarray) -> float | None:
+    """The median of the steps between neighboring slices that lie apart, mm; None where there are none."""
+    steps = _steps(z)
+    return float(np.median(steps)) if len(steps) else None
+
+
+def _steps(z: np.ndarray) -> np.ndarray:
+    steps = np.diff(z[~np.isnan(z)])
+    return steps[steps > 0]
+
+
+def _notes(part: Part) -> list[str]:
+    facts = [record.facts for record in part.slices]
+    return [note for note in (*_of_headers(facts), *_of_geometry(facts, part.z)) if note]
+
+
+def _of_headers(facts: Sequence[Facts]) -> list[str]:
+    notes = []
+    if facts[0].series is None:
+        notes.append("the files name no SeriesInstanceUID: those of one folder are taken as one series")
+    if agents := {one.contrast for one in facts} - {""}:
+        agent = printable(sorted(agents)[0])[:80]
+        notes.append(f"a contrast agent was given ({agent}): what it enhances can look like blood")
+    kernel = facts[0].kernel
+    if (sharpness(kernel) or 0) >= SHARP:
+        notes.append(f"the kernel {printable(kernel)} is a sharp one, for bone or lung: noise can hide or feign blood")
+    if any(one.mono_energetic for one in facts):
+        notes.append("computed for one energy of X-rays: its contrast differs from that of an ordinary CT")
+    parts = {one.body_part.upper().replace(" ", "") for one in facts} & _OTHER_BODY
+    if parts:
+        notes.append(f"BodyPartExamined is {', '.join(sorted(parts))}: only of heads predictions mean anything")
+    if len({one.patient for one in facts}) > 1:
+        notes.append(f"the slices name {len({one.patient for one in facts})} different patients")
+    sizes = Counter((one.rows, one.columns) for one in facts)
+    if len(sizes) > 1:
+        usual = sizes.most_common(1)[0][0]
+        odd = ", ".join(f"{rows} × {columns}" for rows, columns in sorted(set(sizes) - {usual}, key=str)[:3])
+        notes.append(f"{_slices(len(facts) - sizes[usual])} of another size than {usual[0]} × {usual[1]}: {odd}")
+    return notes
+
+
+def _of_geometry(facts: Sequence[Facts], z: np.ndarray) -> list[str]:
+    notes = []
+    oriented = [one.orientation for one in facts if one.orientation is not None]
+    if not oriented:
+        notes.append(f"no ImageOrientationPatient: taken as axial, {_USUAL}")
+    else:
+        tilt = np.rad2deg(np.arccos(min(1.0, abs(float(normal_of(oriented[0])[2])))))
+        if tilt >= _TILT:
+            notes.append(f"the slices are tilted by {tilt:.0f}° (gantry or reformatted)")
+        if any(turn_of(oriented[0])):
+            notes.append(f"the images are turned to the usual orientation, {_USUAL}")
+    unknown = int(np.isnan(z).sum())
+    if unknown == len(z):
+        by = "InstanceNumber" if all(one.number is not None for one in facts) else "InstanceNumber and file name"
+        notes.append(f"the positions of the slices are unknown: they are in the order of {by}")
+        return notes
+    if unknown:
+        notes.append(f"{_slices(unknown)} without a position, placed last")
+    known = z[~np.isnan(z)]
+    if ties := int((np.diff(known) == 0).sum()):
+        notes.append(f"{_slices(ties)} at the position of another")
+    steps, usual = _steps(z), spacing_of(z)
+    if usual is not None:
+        # Beside each step the ones before and after, as a spacing that changes once leaves no slice out.
+        beside = np.maximum(np.r_[0, steps[:-1]], np.r_[steps[1:], 0])
+        gaps = steps[(steps > _STEP * beside) & (len(steps) > 1)]
+        if len(gaps):
+            notes.append(f"{len(gaps)} gap(s) of up to {gaps.max():.1f} mm, where slices may be missing")
+        low, high = np.quantile(steps, [0.1, 0.9])
+        if high > _STEP * low:
+            notes.append(f"the distance between slices changes, from {low:.1f} to {high:.1f} mm")
+        covered = float(known[-1] - known[0]) + usual
+        if covered < _HEAD:
+            notes.append(f"covers {covered:.0f} mm along the slices, less than a whole head")
+    return notes
+
+
+def _most(values: Iterable[_T | None]) -> _T | None:
+    """The value that most have, of several the first; None where none has one."""
+    counts = Counter(one for one in values if one is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _slices(count: int) -> str:
+    return f"{count} slice" if count == 1 else f"{count} slices"
+
+
+def _files(count: int) -> str:
+    return f"{count} broken file" if count == 1 else f"{count} broken files"

@@ -1,0 +1,191 @@
+"""What is found in folders, zips and files, and how many files of which kind."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import make_dicom
+from made_scans import head, write_scan
+
+from ich.dicom import reader
+from ich.dicom.reader import DicomError
+from ich.errors import IchError
+from ich.own_scans.find import find_series, read_slices
+from ich.own_scans.reasons import REASONS
+
+
+def total(found):
+    """All files that were found; each reason is one that is explained."""
+    reasons = {one.reason for one in found.series if one.status != "read"} | set(found.others)
+    assert reasons <= set(REASONS)
+    assert all((one.reason == "") == (one.status == "read") == bool(one.slices) for one in found.series)
+    assert all(one.detail for one in found.series if one.status != "read")
+    assert len({one.uid for one in found.series}) == len(found.series)
+    return sum(one.files for one in found.series) + sum(count for count, _ in found.others.values())
+
+
+def the_read(found):
+    (series,) = (one for one in found.series if one.status == "read")
+    return series
+
+
+def files_in(folder):
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def test_a_pacs_export_is_found_by_what_its_files_hold(tmp_path):
+    paths = write_scan(tmp_path / "PAT000/STU00001/SER00002")
+    (tmp_path / "DICOMDIR").write_bytes(make_dicom(drop=["SOPClassUID"])[:200])
+    (tmp_path / "readme.txt").write_text("how to open the viewer, in more than one hundred and thirty two bytes" * 3)
+    (tmp_path / "PAT000/thumbnail.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(400))
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / ".hidden").mkdir()
+    write_scan(tmp_path / ".hidden", series="1.2.9")
+    found = find_series([tmp_path])
+    series = the_read(found)
+    assert series.uid == "1.2.7"
+    assert (series.study, series.patient, series.modality, series.kernel) == ("1.2.3", "p1", "CT", "STANDARD")
+    assert (series.files, series.rows, series.columns) == (6, 32, 32)
+    assert (series.thickness, series.spacing, series.pixel_spacing) == (5.0, 5.0, (0.5, 0.5))
+    assert [one.file for one in series.slices] == [str(path.relative_to(tmp_path)) for path in paths]
+    assert [one.uid for one in series.slices] == [f"1.2.7.{number}" for number in range(1, 7)]
+    assert [one.z for one in series.slices] == [0, 5, 10, 15, 20, 25]
+    assert {reason: count for reason, (count, _) in found.others.items()} == {
+        "empty": 1,
+        "hidden": 7,
+        "no_identity": 1,
+        "not_dicom": 2,
+    }
+    assert total(found) == files_in(tmp_path)
+    for (one, hu), expected in zip(read_slices(series), head(), strict=False):
+        np.testing.assert_array_equal(hu, expected)
+        assert hu.dtype == np.int16
+        assert one.frame is None
+
+
+def test_a_zip_a_folder_of_zips_and_a_single_file_are_sources(tmp_path):
+    paths = write_scan(tmp_path / "scan")
+    (tmp_path / "zips").mkdir()
+    with zipfile.ZipFile(tmp_path / "zips/export", "w", zipfile.ZIP_DEFLATED) as file:
+        for path in paths:
+            file.write(path, f"DICOM\\{path.name}")
+        file.writestr("__MACOSX/x", "resource")
+        file.writestr("folder/", "")
+    (tmp_path / "zips/broken.zip").write_bytes((tmp_path / "zips/export").read_bytes()[:-30])
+    direct, within = find_series([tmp_path / "zips/export"]), find_series([tmp_path / "zips"])
+    assert the_read(direct).slices[0].file == f"DICOM/{paths[0].name}"
+    assert the_read(within).slices[0].file == f"export/DICOM/{paths[0].name}"
+    assert direct.others == {"hidden": (1, "__MACOSX/x")}
+    assert within.others == {"damaged_zip": (1, "broken.zip"), "hidden": (1, "export/__MACOSX/x")}
+    for found in (direct, within):
+        for (_, hu), expected in zip(read_slices(the_read(found)), head(), strict=False):
+            np.testing.assert_array_equal(hu, expected)
+    single = find_series([paths[0]], all_series=True)
+    assert [one.file for one in the_read(single).slices] == [paths[0].name]
+    assert [one.status for one in find_series([paths[0]]).series] == ["skipped"]
+
+
+def test_a_source_given_twice_counts_once(tmp_path):
+    write_scan(tmp_path / "scan")
+    found = find_series([tmp_path, tmp_path / "scan"])
+    assert total(found) == 6
+    assert the_read(found).notes == the_read(find_series([tmp_path])).notes
+
+
+def test_links_are_followed_and_never_in_a_circle(tmp_path):
+    write_scan(tmp_path / "elsewhere/scan")
+    (tmp_path / "source/sub").mkdir(parents=True)
+    (tmp_path / "source/sub/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "source/sub/circle").symlink_to(tmp_path / "source")
+    (tmp_path / "source/nothing").symlink_to(tmp_path / "nowhere")
+    found = find_series([tmp_path / "source"])
+    assert the_read(found).files == 6
+    assert found.others == {"unreadable": (1, "nothing")}
+
+
+def test_what_the_system_refuses_is_counted(tmp_path, monkeypatch):
+    write_scan(tmp_path / "scan")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_series([tmp_path])
+    assert the_read(found).files == 6
+    assert found.others == {"unreadable": (1, "closed/")}
+    with pytest.raises(IchError, match="may enter"):
+        find_series([tmp_path / "closed"])
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(IchError, match="does not exist"):
+        find_series([tmp_path / "nothing"])
+
+
+def test_files_without_preamble_are_read_if_they_are_plainly_dicom(tmp_path):
+    for number, path in enumerate(write_scan(tmp_path / "scan")):
+        data = path.read_bytes()
+        meta = data.index(b"\x08\0\x08\0CS")  # where the first group after the file meta information begins
+        # With the file meta information, and without.
+        path.write_bytes(data[132:] if number % 2 else data[meta:])
+    (tmp_path / "text").write_bytes(b"\x08\0\x05\0" + b"no DICOM at all, but begins so" * 20)
+    found = find_series([tmp_path])
+    assert found.others == {"not_dicom": (1, "text")}
+    for (_, hu), expected in zip(read_slices(the_read(found)), head(), strict=False):
+        np.testing.assert_array_equal(hu, expected)
+
+
+def test_a_slice_that_cannot_be_read_comes_as_its_error(tmp_path):
+    paths = write_scan(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    paths[3].write_bytes(paths[3].read_bytes()[:600])  # within the header
+    found = find_series([tmp_path])
+    series = the_read(found)
+    assert total(found) == 6
+    outcomes = [hu.kind if isinstance(hu, DicomError) else "" for _, hu in read_slices(series)]
+    assert outcomes == ["", "", "truncated", "", ""]
+    assert [file for file, _ in series.unread] == [paths[3].name]
+    paths[0].unlink()
+    assert next(read_slices(series))[1].kind == "unreadable"
+
+
+def test_slices_are_ordered_as_the_slice_table_orders_them(tmp_path):
+    from ich.images import slice_table
+
+    paths = write_scan(tmp_path, change={4: {"ImagePositionPatient": [-125.0, -100.0, 10.004]}}, slices=9)
+    rows = []
+    for path in paths:
+        _, facts = reader.read(path)
+        keys = ("SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient")
+        rows.append({key: getattr(facts, key) for key in keys} | {"split": "train"})
+    table = slice_table.scan_order(slice_table.to_frame(rows))
+    series = the_read(find_series([tmp_path]))
+    assert [one.uid for one in series.slices] == table["SOPInstanceUID"].tolist()
+    assert [one.z for one in series.slices] == table["z"].tolist()
+
+
+def test_names_and_birth_dates_are_not_held(tmp_path):
+    write_scan(tmp_path)
+    write_scan(tmp_path / "b", series="1.2.8", Modality="SR")
+    assert b"Doe^Jane" in next(tmp_path.glob("IMG*")).read_bytes()
+    told = repr(find_series([tmp_path]))
+    assert "Doe" not in told
+    assert "19500101" not in told
+
+
+def test_a_long_header_is_read_to_its_end(tmp_path):
+    write_scan(tmp_path, slices=5, ImageComments="x" * 300_000)
+    assert the_read(find_series([tmp_path])).files == 5
+
+
+def test_deflated_files_are_found_without_inflating_all(tmp_path):
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    write_scan(tmp_path, syntax=DeflatedExplicitVRLittleEndian)
+    assert the_read(find_series([tmp_path])).files == 6
