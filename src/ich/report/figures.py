@@ -11,13 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ich.competition.labels import LABELS
+from ich.report.colors import COLORS
 from ich.report.diagnostics import SPECIFICITY
 
-# Okabe and Ito's palette for all kinds of color vision (jfly.uni-koeln.de/color, 2008).
-COLORS: dict[str, str] = dict(
-    zip(LABELS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#000000"), strict=True)
-)
 _BINS = np.linspace(0, 1, 11)  # of probabilities, for calibration
 _POINTS = 400  # of a curve: more are invisible
 

@@ -1,11 +1,10 @@
-"""Parts of a page (pictures, tables, absent parts), and the page from its template."""
+"""Parts of a page: pictures, tables, absent parts."""
 
 import base64
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -57,15 +56,3 @@ def png_picture(image: np.ndarray, alt: str, caption: str) -> Picture:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     data = png.encode(image if image.ndim == 3 else image[..., None])
     return Picture("data:image/png;base64," + base64.b64encode(data).decode(), alt, caption)
-
-
-def render(template: str, context: dict) -> str:
-    """Fill in a template of `templates/`; values are escaped, and a missing name is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ich.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(context)

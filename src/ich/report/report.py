@@ -13,7 +13,8 @@ from ich.errors import IchError, one_line, or_na
 from ich.files import replacing
 from ich.images import convert, slice_table
 from ich.report import diagnostics, figures, galleries
-from ich.report.page import Absent, Picture, Table, or_absent, render, svg_picture
+from ich.report.html import render
+from ich.report.page import Absent, Picture, Table, or_absent, svg_picture
 from ich.results import commands, compare
 from ich.results.predictions import read_predictions
 from ich.results.result_directory import read_mapping, score_file, share, shortcomings

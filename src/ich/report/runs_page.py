@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from ich.files import replacing
-from ich.report.page import Table, render
+from ich.report.html import render
+from ich.report.page import Table
 
 
 def write(path: Path, tables: Mapping[str, pd.DataFrame], summary: str, warnings: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.images.render import Settings
 from ich.report import pictures
-from ich.report.figures import COLORS
+from ich.report.colors import COLORS
 
 _HEIGHT, _WINDOW, _CURVES = 3.4, 2.8, 5.6  # inches: of the figure; the widths of a window and of the curves
 
