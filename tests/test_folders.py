@@ -10,14 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import filelock
 import pytest
 from conftest import HOLDER, in_use
 
-from ich import folders
+from ich import files, folders
 from ich.errors import IchError
-from ich.folders import is_ours, locked
+from ich.folders import DATA_SET, IMAGES, KINDS, RESULT, is_ours, locked
+from ich.images import convert
+from ich.images.render import Settings
+from ich.kaggle import packing
+from ich.results import environment
 
 
 def names(folder):
@@ -27,8 +33,8 @@ def names(folder):
 # ---------------------------------------------------------------------------------------------------------- whose
 
 
-def ask(folder, **options):
-    return is_ours(folder, "settings.json", lambda content: "windows" in content, "images", **options)
+def ask(folder):
+    return is_ours(folder, IMAGES)
 
 
 def test_a_folder_is_new_ours_or_refused(tmp_path):
@@ -38,7 +44,6 @@ def test_a_folder_is_new_ours_or_refused(tmp_path):
         (tmp_path / name).write_text("of a kill")
     assert not ask(tmp_path)
     (tmp_path / "folds.csv").write_text("")
-    assert not ask(tmp_path, begun=("folds.csv",))
     for content in (None, "", "{", "[1]", '{"editor.fontSize": 12}', "\xff"):
         if content is not None:
             (tmp_path / "settings.json").write_text(content, encoding="latin-1")
@@ -50,8 +55,33 @@ def test_a_folder_is_new_ours_or_refused(tmp_path):
         with pytest.raises(IchError, match=re.escape(message)):
             ask(tmp_path)
         assert names(tmp_path) == before
-    (tmp_path / "settings.json").write_text('{"windows": []}')
+    (tmp_path / "settings.json").write_text('{"windows": [], "size": null}')
     assert ask(tmp_path)
+
+
+MARKERS = {
+    IMAGES: {"windows": [], "size": 64},
+    RESULT: {"python": "3.11", "packages": {}, "commit": None, "platform": ""},
+    DATA_SET: {"id": "jane/x", "description": f"Code. {DATA_SET.says}"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
+def test_a_folder_of_another_stage_is_told_as_such(tmp_path, kind):
+    (tmp_path / kind.marker).write_text(json.dumps(MARKERS[kind]))
+    assert is_ours(tmp_path, kind)
+    for other in {*KINDS} - {kind}:
+        message = f"{tmp_path} holds {kind.what} (by scripts/{kind.stages}), expected {other.what}; name another folder"
+        with pytest.raises(IchError, match=re.escape(message)):
+            is_ours(tmp_path, other)
+
+
+def test_the_markers_are_what_the_stages_write():
+    assert environment.environment().keys() >= RESULT.keys
+    assert convert._as_json(Settings(windows=(), files="hu")).keys() >= IMAGES.keys
+    told = packing.metadata("jane/x-data-set")
+    assert told.keys() >= DATA_SET.keys
+    assert DATA_SET.says in json.dumps(told)
 
 
 def test_what_is_no_folder_is_told(tmp_path):
@@ -59,6 +89,36 @@ def test_what_is_no_folder_is_told(tmp_path):
     for attempt in (lambda: ask(tmp_path / "file"), lambda: locked(tmp_path / "file").__enter__()):
         with pytest.raises(IchError, match=r"cannot write into .*file"):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("found", "put"), [("a folder", lambda path: path.mkdir()), ("a link", lambda path: path.symlink_to("elsewhere"))]
+)
+def test_what_stands_in_the_place_of_the_lock_is_told_and_stays(tmp_path, found, put):
+    put(tmp_path / ".ich-lock")
+    message = f"{tmp_path}/.ich-lock is {found}, expected a file for the lock; remove it"
+    with pytest.raises(IchError, match=re.escape(message)), locked(tmp_path):
+        pytest.fail("it has no lock")
+    assert [path.name for path in tmp_path.iterdir()] == [".ich-lock"]
+
+
+@pytest.mark.parametrize("place", ["new/deep", f"new/{'x' * 300}", f"{'x' * 300}/new"])
+def test_folders_that_were_made_for_nothing_go_again(tmp_path, place):
+    with suppress(IchError, KeyError), locked(tmp_path / place):
+        raise KeyError
+    assert names(tmp_path) == []
+    with suppress(IchError, KeyError), files.replacing(tmp_path / place / "a.csv"):
+        raise KeyError
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where nothing can be made, as Linux has it")
+def test_a_folder_that_never_can_be_made_is_told():
+    with (
+        pytest.raises(IchError, match=r"cannot write into /proc/none: .*; name one"),
+        locked(Path("/proc/none"), advice="name one"),
+    ):
+        pytest.fail("it was made")
 
 
 # ------------------------------------------------------------------------------------------------------------- who

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +29,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
 
     The temporary name is one that nobody else has, `.ich-<uuid>.tmp`, with the suffix of `path` at its end, as encoders
-    choose the format by it. Missing parent folders are made.
+    choose the format by it. Missing parent folders are made, and removed if nothing is written.
 
     Args:
         durable: the file's content is on the disk before its name is, and both are when the block has ended, so that
@@ -40,18 +41,36 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f".ich-{uuid4().hex}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if durable:
-            _sync(temporary)
-        temporary.replace(path)
-        if durable:
-            _sync(path.parent)
+        with making(path.parent):
+            try:
+                yield temporary
+                if durable:
+                    _sync(temporary)
+                temporary.replace(path)
+                if durable:
+                    _sync(path.parent)
+            finally:
+                with suppress(OSError):  # where the folder cannot be entered, nothing was left in it
+                    temporary.unlink(missing_ok=True)
     except OSError as error:
         raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it, then run again") from error
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it that are missing; at the end of the block, remove those of them that are empty.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    missing = list(takewhile(lambda one: not os.path.lexists(one), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        with suppress(OSError):  # where the folder could not be made or entered, nothing was left in it
-            temporary.unlink(missing_ok=True)
+        for one in missing:
+            with suppress(OSError):  # it is not empty, or could not be made
+                one.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

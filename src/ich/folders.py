@@ -7,49 +7,98 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from ich.errors import IchError, name_some, one_line
-from ich.files import names_in, replacing
+from ich.files import making, names_in, replacing
 
+_ATTEMPTS = 1000  # to make a folder that others remove
 SHORT = 60
 """Seconds to wait for a lock that others hold for moments only."""
 
 
-def is_ours(folder: Path, marker: str, written: Callable[[dict], bool], what: str, begun: tuple[str, ...] = ()) -> bool:
-    """Whether a folder holds what a stage wrote; nothing is written or removed to find out.
+class Kind(NamedTuple):
+    """What a stage keeps in its folders, told by a JSON file that it writes into them first.
 
     Args:
-        marker: the name of a JSON file that the stage writes into its folder first.
-        written: whether the content of such a file is what the stage writes: others have files of that name too.
-        what: is kept in such folders, for the message.
-        begun: names that a stage which was killed may have left without the marker.
+        what: the folder holds, for messages.
+        marker: the file's name.
+        keys: that the file has, whichever version wrote it; others have files of that name too.
+        stages: the scripts that write such folders, for messages.
+        says: text that stands in the file.
+    """
+
+    what: str
+    marker: str
+    keys: frozenset[str]
+    stages: str
+    says: str = ""
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder is of this kind."""
+        try:
+            text = (folder / self.marker).read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and self.keys <= content.keys() and self.says in text
+
+
+IMAGES = Kind("images", "settings.json", frozenset({"windows", "size"}), "preprocess.py")
+RESULT = Kind(
+    "a run, a second stage or a blend",
+    "environment.json",
+    frozenset({"python", "packages", "commit", "platform"}),
+    "train.py, train_kfold.py, train_sequence.py or blend.py",
+)
+DATA_SET = Kind(
+    "a data set for Kaggle",
+    "dataset-metadata.json",
+    frozenset({"id", "description"}),
+    "pack_for_kaggle.py",
+    says="Made by scripts/pack_for_kaggle.py, for notebooks/kaggle_inference.ipynb.",
+)
+KINDS = (IMAGES, RESULT, DATA_SET)
+
+
+def is_ours(folder: Path, kind: Kind) -> bool:
+    """Return whether a folder holds what a stage wrote; nothing is written or removed to find out.
 
     Returns:
-        True if the marker is there; False if the folder is empty, or not there.
+        True if it is of the kind; False if the folder is empty, or not there.
 
     Raises:
         IchError: it holds something else.
     """
     names = names_in(folder)
-    if set(names) <= set(begun):
+    if not names:
         return False
-    try:
-        content = json.loads((folder / marker).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or not written(content):
-        raise IchError(
-            f"{folder} holds {name_some(names)} and lacks a readable {marker} of {what}: it is not this program's;"
-            " name another folder, a new or an empty one"
-        )
-    return True
+    if kind.is_in(folder):
+        return True
+    for other in KINDS:
+        if other.is_in(folder):
+            raise IchError(
+                f"{folder} holds {other.what} (by scripts/{other.stages}), expected {kind.what}; name another"
+                " folder, a new or an empty one"
+            )
+    raise IchError(
+        f"{folder} holds {name_some(names)} and lacks a readable {kind.marker} of {kind.what}: it is not this"
+        " program's; name another folder, a new or an empty one"
+    )
 
 
 @contextmanager
-def locked(folder: Path, check: Callable[[], object] = lambda: None, name: str = "", wait: float = 0) -> Iterator[None]:
+def locked(
+    folder: Path,
+    check: Callable[[], object] = lambda: None,
+    name: str = "",
+    wait: float = 0,
+    advice: str = "make room or rights for it, then run again",
+) -> Iterator[None]:
     """Work alone in a folder: no other process has its lock within the block. Whoever only reads needs none.
 
     The lock is the system's (flock(2), by filelock) on the file `.ich-lock` in the folder, which is removed with it;
@@ -69,6 +118,7 @@ def locked(folder: Path, check: Callable[[], object] = lambda: None, name: str =
             lock.
         name: of a part of the folder that has a lock of its own.
         wait: seconds to wait for another process.
+        advice: what to do where the system refuses to write into the folder.
 
     Raises:
         IchError: another process has the lock, and the message tells which; the system refuses; or `check` raised it.
@@ -82,39 +132,38 @@ def locked(folder: Path, check: Callable[[], object] = lambda: None, name: str =
     if lock.is_locked:  # by this thread
         yield
         return
-    made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
     holder = path.with_name(f"{path.name}.json")
     until = time.monotonic() + wait
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=max(0, until - time.monotonic()))
-            break
-        except FileNotFoundError:
-            continue  # another process has just removed the folder, which it had left empty
-        except Timeout as error:
-            raise IchError(f"{folder} is in use by {_told(holder)}; wait until it has ended, or stop it") from error
-        except OSError as error:
-            if error.errno == errno.ENOSYS:
-                print(f"warning: the file system of {folder} has no locks; run one command at a time", file=sys.stderr)
+    with ExitStack() as made:
+        for attempt in count():
+            try:
+                made.enter_context(making(path.parent))
+                lock.acquire(timeout=max(0, until - time.monotonic()))
                 break
-            raise IchError(
-                f"cannot write into {folder}: {one_line(error)}; make room or rights for it, then run again"
-            ) from error
-    try:
-        check()
-        # Where that cannot be written, it is a lock all the same.
-        with suppress(IchError), replacing(holder, durable=False) as temporary:
-            temporary.write_text(json.dumps(_me()))
-        yield
-    finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)  # before the release: whoever waits for this file sees that it is gone
-        lock.release()
-        for parent in made:
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
+            except Timeout as error:
+                raise IchError(f"{folder} is in use by {_told(holder)}; wait until it has ended, or stop it") from error
+            except OSError as error:
+                # Another process may just have removed the folder, which it had left empty.
+                if isinstance(error, (FileNotFoundError, FileExistsError)) and attempt < _ATTEMPTS:
+                    continue
+                if error.errno == errno.ENOSYS:
+                    warning = f"warning: the file system of {folder} has no locks; run one command at a time"
+                    print(warning, file=sys.stderr)
+                    break
+                if found := {errno.EISDIR: "a folder", errno.ELOOP: "a link"}.get(error.errno or 0):
+                    raise IchError(f"{path} is {found}, expected a file for the lock; remove it") from error
+                raise IchError(f"cannot write into {folder}: {one_line(error)}; {advice}") from error
+        try:
+            check()
+            # Where that cannot be written, it is a lock all the same.
+            with suppress(IchError), replacing(holder, durable=False) as temporary:
+                temporary.write_text(json.dumps(_me()))
+            yield
+        finally:
+            with suppress(OSError):
+                holder.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # before the release: whoever waits for this file sees that it is gone
+            lock.release()
 
 
 def _me() -> dict:

@@ -261,6 +261,19 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(IchError, match=r"folds\.csv"):
         inputs.inputs_from_table(tmp_path / "scores.parquet", "home", FAST, root=tmp_path)
     assert (home / "folds.csv").read_text() == "somebody's"
+    (home / "folds.csv").unlink()
+    table = tmp_path / "scores.parquet"
+    folds.write_folds(home / "folds.csv", inputs.inputs_from_table(table, "b", FAST, root=tmp_path).folds)
+    with pytest.raises(IchError, match=r"home holds folds\.csv and lacks"):  # though they are the very same
+        inputs.inputs_from_table(table, "home", FAST, root=tmp_path)
+    assert [path.name for path in home.iterdir()] == ["folds.csv"]
+
+
+def test_a_run_is_no_second_stage_to_go_on_with(tmp_path):
+    first = first_stage(tmp_path)
+    stage = inputs.inputs_from_runs([first_stage(tmp_path / "other").path], "first", FAST)
+    with pytest.raises(IchError, match=r"runs/first is no second stage; give this one another name \(--name\)"):
+        train.train(stage, first.path.parent)
 
 
 def test_a_second_process_is_refused(tmp_path):

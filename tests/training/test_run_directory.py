@@ -106,6 +106,25 @@ def test_a_run_without_its_config_is_refused_but_one_that_a_kill_has_stopped_is_
         Run.begin(config, root)
 
 
+def test_folds_of_the_user_alone_make_no_run_of_a_folder(config, root):
+    (root / "one").mkdir(parents=True)
+    folds.write_folds(root / "one" / "folds.csv", fold_table())
+    before = (root / "one" / "folds.csv").read_bytes()
+    with pytest.raises(IchError, match=r"one holds folds\.csv and lacks a readable environment\.json of a run"):
+        Run.begin(config, root)
+    assert [(path.name, path.read_bytes()) for path in (root / "one").iterdir()] == [("folds.csv", before)]
+
+
+def test_a_second_stage_and_a_blend_are_no_runs_to_train(config, root):
+    run = begun(config, root)
+    run.environment_path.write_text(json.dumps(run.environment() | {"first_stage": ["runs/a"]}))
+    with pytest.raises(IchError, match=r"one is a second stage, expected a run of this config; .*another name"):
+        Run.begin(config, root)
+    run.config_path.write_text("blend: {runs: [a, b]}")
+    with pytest.raises(IchError, match=r"one is a blend, expected a run of this config; .*another name"):
+        Run.begin(config, root)
+
+
 def test_folds_are_trained_side_by_side_but_each_by_one(config, root):
     run = begun(config, root)
     with in_use(run.path, fold=0):

@@ -275,7 +275,7 @@ def _settings_in(out: Path) -> dict:
 
 
 def _is_ours(out: Path) -> bool:
-    return folders.is_ours(out, "settings.json", lambda content: {"windows", "size"} <= content.keys(), "images")
+    return folders.is_ours(out, folders.IMAGES)
 
 
 def _claim(out: Path, settings: Settings) -> None:

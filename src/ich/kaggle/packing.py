@@ -31,7 +31,7 @@ from ich.results.result_directory import check_result, read_mapping
 from ich.training import run_directory
 from ich.training.run_directory import Run
 
-METADATA = "dataset-metadata.json"
+METADATA = folders.DATA_SET.marker
 
 LICENSES = (
     *("CC0-1.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-4.0", "GPL-2.0", "ODbL-1.0", "DbCL-1.0"),
@@ -43,10 +43,9 @@ LICENSES = (
 """Kaggle's names of licenses."""
 
 _OWN = ("code", "wheels", "runs", "scans")
-# Marks a folder as this program's: it stays as earlier versions wrote it.
-_DESCRIPTION = """Code under the MIT licence (code/LICENSE), and models that it trained on the images of the RSNA \
+_DESCRIPTION = f"""Code under the MIT licence (code/LICENSE), and models that it trained on the images of the RSNA \
 Intracranial Hemorrhage Detection challenge, which are for non-commercial research under the competition's rules. \
-Made by scripts/pack_for_kaggle.py, for notebooks/kaggle_inference.ipynb."""
+{folders.DATA_SET.says}"""
 
 
 def metadata(id: str, title: str | None = None, license: str = "other") -> dict:
@@ -225,7 +224,7 @@ def working_in(out: Path, facts: dict) -> Iterator[None]:
     """
 
     def check() -> None:
-        ours = folders.is_ours(out, METADATA, lambda content: content.get("description") == _DESCRIPTION, "a data set")
+        ours = folders.is_ours(out, folders.DATA_SET)
         if ours and (id := read_mapping(out / METADATA, "describes the data set").get("id")) != facts["id"]:
             raise IchError(f"{out} holds the data set {id}, not {facts['id']}; name another folder")
 

@@ -142,7 +142,7 @@ def working_in(out: Path, config: dict) -> AbstractContextManager[None]:
     """
 
     def check() -> None:
-        ours = folders.is_ours(out, "environment.json", environment.made_here, "a blend")
+        ours = folders.is_ours(out, folders.RESULT)
         if ours and set(names_in(out)) != {"environment.json"} and read_mapping(out / "config.yaml") != config:
             raise IchError(f"{out} holds something else than this blend's results; name another directory")
 

@@ -21,13 +21,8 @@ _PACKAGES = (
 )
 
 
-def made_here(content: dict) -> bool:
-    """Whether the content of an environment.json is `environment`'s, of whichever version."""
-    return {"python", "packages", "commit", "platform"} <= content.keys()
-
-
 def environment() -> dict:
-    """What a result depends on beside config, data and devices: versions, the code's commit, the machine."""
+    """Return what a result depends on beside config, data and devices; `ich.folders.RESULT` names keys of it."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -22,7 +22,8 @@ from ich.competition import folds
 from ich.competition.labels import LABELS
 from ich.config import Config, load, of_values
 from ich.errors import IchError, name_some
-from ich.files import sha256_of
+from ich.files import sha256_of, write_json
+from ich.results import environment
 from ich.results.predictions import read_predictions
 from ich.results.result_directory import check_folds, check_result, how_to_predict, members
 from ich.second_stage import embeddings, scans
@@ -166,6 +167,7 @@ def inputs_from_table(
         raise IchError(f"{path} is a table of scores, which has no embeddings; give the run that they are of")
     folded = folds.make_folds(table, config.folds.n, config.folds.seed)
     run = Run(root / name, config)
+    run.check_place()
     if config.data.folds_path.exists():
         kept = folds.read_folds(config.data.folds_path)
         if not kept.sort_index().astype(str).equals(folded[kept.columns].sort_index().astype(str)):
@@ -175,6 +177,7 @@ def inputs_from_table(
             )
     else:
         with run.locked():
+            write_json(run.environment_path, environment.environment())  # first: it tells whose the directory is
             folds.write_folds(config.data.folds_path, folded)
     logits = table[[f"score_{label}" for label in LABELS]].set_axis(list(LABELS), axis=1)
     arranged = scans.arrange(table, logits)

@@ -67,6 +67,8 @@ def _claim(stage: FirstStage, run: Run) -> None:
         raise IchError(f"{run.path} is the first stage itself; give the second stage another name (--name)")
     if run.config_path.exists():
         then = run.environment()
+        if "first_stage" not in then:
+            raise IchError(f"{run.path} is no second stage; give this one another name (--name)")
         same_inputs = digests == {key: then.get(key) for key in digests}
         if not same_inputs or load(run.config_path).sequence != stage.config.sequence:
             before = then.get("passes", {})

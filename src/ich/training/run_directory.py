@@ -119,10 +119,11 @@ class Run:
 
     @contextmanager
     def locked_whole(self) -> Iterator[None]:
-        """Keep other processes from writing into the directory and into that of any fold; raises as `locked`."""
+        """Keep others from writing into the directory and that of any fold, to predict; raises as `locked`."""
+        advice = "make room or rights for it, or write into another folder (--out)"
         with ExitStack() as locks:
-            for fold in (None, *range(self.config.folds.n)):
-                locks.enter_context(self.locked(fold))
+            for name in ("", *(f"fold{k}" for k in range(self.config.folds.n))):
+                locks.enter_context(folders.locked(self.path, self.check_place, name, advice=advice))
             yield
 
     def check_place(self) -> None:
@@ -131,7 +132,7 @@ class Run:
         Raises:
             IchError: it does.
         """
-        ours = folders.is_ours(self.path, "environment.json", environment.made_here, "a run", begun=("folds.csv",))
+        ours = folders.is_ours(self.path, folders.RESULT)
         others = set(names_in(self.path)) - {"environment.json", "folds.csv"}
         if ours and others and not self.config_path.exists():
             raise IchError(
@@ -144,6 +145,11 @@ class Run:
         now = _data_digests(self.config)
         if not self.config_path.exists():
             return
+        if members(self.path) or self.environment().get("first_stage"):
+            raise IchError(
+                f"{self.path} is a {'blend' if members(self.path) else 'second stage'}, expected a run of this config;"
+                " give this one another name (--set name=…)"
+            )
         changed = differences(load(self.config_path), self.config)
         if changed:
             raise IchError(
@@ -266,7 +272,7 @@ class Run:
         other = Run(path, self.config)
 
         def check() -> None:
-            if not folders.is_ours(path, "environment.json", environment.made_here, "a run"):
+            if not folders.is_ours(path, folders.RESULT):
                 return
             if any(path.glob("fold*/model.keras")):
                 raise IchError(
