@@ -19,7 +19,7 @@ from ich.errors import IchError
 from ich.images import reading, slice_table
 from ich.images import render as render_module
 from ich.images.convert import convert, verify
-from ich.images.render import Box, Settings, cut, head_box, render
+from ich.images.render import Box, Settings, cut, field_of_view, head_box, render
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "preprocess.py"
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -377,3 +377,19 @@ def test_the_script_verifies(source, tmp_path, capsys):
     assert "1 slice(s) of" in ended.stderr
     assert "delete their PNGs, and run the same command without --verify" in ended.stderr
     assert ended.stdout.startswith(f"{name_of(2)}: ")
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40), (64, 64)])
+@pytest.mark.parametrize("options", [{}, {"size": 32}, {"size": 32, "fit": "stretch"}, {"size": 32, "crop": True}])
+def test_the_field_of_view_is_where_the_image_shows_a_mark(shape, options):
+    """The oracle looks for the one bright square in the image, and goes back by the field."""
+    hu = np.full(shape, -1000, np.int16)
+    hu[8:32, 8:32] = 0
+    hu[16:24, 18:26] = 100
+    settings = Settings((Window(center=40, width=80),), **options)
+    image, box = render(hu, settings)
+    field = field_of_view(hu.shape, box, settings)
+    rows, columns = np.nonzero(image[..., 0] > 200)
+    height, width = image.shape[:2]
+    assert field.top + (rows.mean() + 0.5) * field.rows / height == pytest.approx(20, abs=1.1)
+    assert field.left + (columns.mean() + 0.5) * field.columns / width == pytest.approx(22, abs=1.1)

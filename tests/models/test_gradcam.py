@@ -87,4 +87,23 @@ def test_a_model_without_maps_is_refused():
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(IchError, match="by TensorFlow, and Keras runs on jax"):
-        gradcam.heatmaps(None, images(), np.zeros(2, int))
+        gradcam.of_all_labels(None, np.zeros((2, 4, 4, 8), np.float32))
+
+
+def test_maps_of_all_labels_are_those_of_each_alone():
+    """The oracle takes the gradient of one slice's one logit, as the paper writes it."""
+    import tensorflow as tf
+
+    trunk, head = gradcam.split(backbones.build_model("small_cnn", (64, 64, 3)))
+    maps = np.asarray(trunk(images()))
+    found = gradcam.of_all_labels(head, maps)
+    assert found.shape == (2, 6, *maps.shape[1:3])
+    assert found.dtype == np.float32
+    for n, one in enumerate(maps):
+        for k in range(6):
+            watched = tf.constant(one[None])
+            with tf.GradientTape() as tape:
+                tape.watch(watched)
+                logit = head(watched)[0, k]
+            weights = np.asarray(tape.gradient(logit, watched))[0].mean(axis=(0, 1))
+            np.testing.assert_allclose(found[n, k], np.maximum(one @ weights, 0), rtol=1e-4, atol=1e-6)

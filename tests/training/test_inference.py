@@ -209,7 +209,7 @@ def test_probabilities_of_certain_logits_are_no_overflow():
     logits = np.array([[0, 100, -100, 700, -700, 1]], dtype=np.float32)
     with np.errstate(all="raise", under="ignore"):
         for mean in ("probability", "logit"):
-            found = inference._from_mean(inference._to_mean(logits, mean), mean)
+            found = inference.from_mean(inference.to_mean(logits, mean), mean)
             np.testing.assert_allclose(found[0], [0.5, 1, 0, 1, 0, 0.7310586], atol=1e-7)
 
 

@@ -130,6 +130,37 @@ def cut(hu: np.ndarray, box: Box) -> np.ndarray:
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """The part of a slice that its image shows, in pixels of the slice; it may reach beyond the slice."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+
+def field_of_view(shape: tuple[int, ...], box: Box | None, settings: Settings) -> Field:
+    """Return what part of a slice `render` shows.
+
+    Args:
+        shape: rows and columns of the slice.
+        box: as `render` gave it.
+    """
+    if box is None:
+        box = _padding_box(shape, settings)
+    return Field(0, 0, shape[0], shape[1]) if box is None else Field(box.top, box.left, box.side, box.side)
+
+
+def _padding_box(shape: tuple[int, ...], settings: Settings) -> Box | None:
+    """Return the square that a slice is filled up to, where it has to be."""
+    rows, columns = shape
+    if settings.size is None or settings.fit != "pad" or rows == columns:
+        return None
+    side = max(rows, columns)
+    return Box(top=-((side - rows) // 2), left=-((side - columns) // 2), side=side)
+
+
 def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
     """The image of a slice, and the box that it shows if it was cropped.
 
@@ -142,12 +173,9 @@ def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
         uint8 of shape (height, width, number of windows); for "hu" files uint16 of shape (height, width, 1).
     """
     box = head_box(hu) if settings.crop else None
-    if box is not None:
-        hu = cut(hu, box)
-    elif settings.size is not None and settings.fit == "pad" and hu.shape[0] != hu.shape[1]:
-        rows, columns = hu.shape
-        side = max(rows, columns)
-        hu = cut(hu, Box(top=-((side - rows) // 2), left=-((side - columns) // 2), side=side))
+    square = box or _padding_box(hu.shape, settings)
+    if square is not None:
+        hu = cut(hu, square)
     image = hu[..., None] if settings.files == "hu" else apply_windows(hu, settings.windows)
     if settings.size is not None and image.shape[:2] != (settings.size, settings.size):
         image = cv2.resize(image, (settings.size, settings.size), interpolation=cv2.INTER_AREA)

@@ -26,21 +26,40 @@ def heatmaps(model: keras.Model, slices: np.ndarray, labels: np.ndarray) -> np.n
     Raises:
         IchError: the model has several inputs, no feature maps, or runs on another backend than TensorFlow.
     """
+    trunk, head = split(model)
+    heat = of_all_labels(head, trunk.predict_on_batch(slices))
+    heat = np.take_along_axis(heat, labels[:, None, None, None], axis=1)[:, 0, ..., None]
+    peak = heat.max(axis=(1, 2, 3), keepdims=True)
+    heat = np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
+    return np.stack([reading.resize(coarse, slices.shape[1:3], "bilinear")[..., 0] for coarse in heat])
+
+
+def of_all_labels(head: keras.Model, maps: np.ndarray) -> np.ndarray:
+    """Return Grad-CAM of every label, as coarse as the feature maps.
+
+    Args:
+        head: from feature maps to logits, as `split` gives it.
+        maps: (n, height, width, channels), as the model before it gives them.
+
+    Returns:
+        float32, (n, labels, height, width), 0 or more: what the features at a place add to the logit, by the gradient.
+
+    Raises:
+        IchError: Keras runs on another backend than TensorFlow.
+    """
     if keras.backend.backend() != "tensorflow":
         raise IchError(f"Grad-CAM takes gradients by TensorFlow, and Keras runs on {keras.backend.backend()}")
     import tensorflow as tf
 
-    trunk, head = split(model)
-    maps = tf.convert_to_tensor(trunk(slices, training=False))
-    with tf.GradientTape() as tape:
-        tape.watch(maps)
-        logits = tf.gather(head(maps, training=False), labels, batch_dims=1)
-    gradients = keras.ops.convert_to_numpy(tape.gradient(logits, maps)).astype(np.float32)
-    weights = gradients.mean(axis=(1, 2), keepdims=True)
-    heat = np.maximum((weights * keras.ops.convert_to_numpy(maps)).sum(axis=-1, keepdims=True), 0)
-    peak = heat.max(axis=(1, 2, 3), keepdims=True)
-    heat = np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
-    return np.stack([reading.resize(coarse, slices.shape[1:3], "bilinear")[..., 0] for coarse in heat])
+    watched = tf.convert_to_tensor(maps)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(watched)
+        logits = tf.unstack(head(watched, training=False), axis=1)
+    heat = []
+    for of_label in logits:  # slices do not mix in the head: the gradient of the sum is that of each slice
+        weights = tf.reduce_mean(tf.cast(tape.gradient(of_label, watched), "float32"), axis=(1, 2), keepdims=True)
+        heat.append(tf.reduce_sum(weights * tf.cast(watched, "float32"), axis=-1))
+    return np.maximum(np.stack(heat, axis=1), 0)
 
 
 def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

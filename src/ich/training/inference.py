@@ -30,7 +30,7 @@ from ich.training.run_directory import Run
 
 
 def load_model(run: Run, k: int, distribute: str | None = None) -> keras.Model:
-    """The model of a fold, read in Keras's safe mode: no code of the file is run.
+    """The model of a fold, as `read_model` reads it.
 
     Args:
         distribute: as `machine.distribute` says: the devices that share each batch of `predict`.
@@ -39,13 +39,23 @@ def load_model(run: Run, k: int, distribute: str | None = None) -> keras.Model:
         IchError: it is not there or cannot be read, be it that another Keras has written it; as `devices.mirrored`.
     """
     path = _model_file(run, k)
-    scope = devices.scope(distribute)
+    with devices.scope(distribute):
+        return read_model(path, f"delete {path.parent} and train the fold again")
+
+
+def read_model(path: Path, advice: str) -> keras.Model:
+    """Read a model in Keras's safe mode: no code of the file is run.
+
+    Args:
+        advice: what to do if the file is damaged, for the message.
+
+    Raises:
+        IchError: it cannot be read, be it that another Keras has written it.
+    """
     try:
-        with scope:
-            layers = {"ich>PriorCorrection": PriorCorrection}
-            return keras.saving.load_model(path, layers, compile=False, safe_mode=True)
+        layers = {"ich>PriorCorrection": PriorCorrection}
+        return keras.saving.load_model(path, layers, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
-        advice = f"delete {path.parent} and train the fold again"
         writer = _keras_of(path)
         if writer not in (None, keras.__version__):  # what a layer is told changes from version to version
             advice = f"Keras {writer} wrote it, this is {keras.__version__}: pip install keras=={writer}"
@@ -119,12 +129,12 @@ def _predict_test(run: Run, results: Run) -> pd.DataFrame:
         predict_held_out(run, k, model, results)
         for name in section.tta:
             path = results.passes(k) / f"test-{name}.parquet"
-            total += _to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
+            total += to_mean(pass_logits(run, k, "test", name, test.index, digest, model, path), section.mean)
         models.append(model_digest(run, k))
     if not results.score_path.exists() or read_provenance(results.oof_path) is None:
         results.score()
     total /= run.config.folds.n * len(section.tta)
-    frame = _frame(_from_mean(total, section.mean), test.index)
+    frame = _frame(from_mean(total, section.mean), test.index)
     made = {"tta": section.tta, "mean": section.mean, "models": models}
     results.keep_predict(section)
     write_predictions(frame, results.predictions_path, made)
@@ -160,9 +170,9 @@ def predict_held_out(run: Run, k: int, model: Callable[[], keras.Model], results
     for name in dict.fromkeys(["none", *section.tta]):
         logits = pass_logits(run, k, "oof", name, ids, digest, model, results.passes(k) / f"oof-{name}.parquet")
         if name in section.tta:
-            total += _to_mean(logits, section.mean)
+            total += to_mean(logits, section.mean)
     results.forget_results()
-    frame = _frame(_from_mean(total / len(section.tta), section.mean), ids)
+    frame = _frame(from_mean(total / len(section.tta), section.mean), ids)
     write_predictions(frame, path, made)
 
 
@@ -243,13 +253,13 @@ def _frame(values: np.ndarray, ids: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(values.astype(np.float32, copy=False), ids.rename(INDEX_NAME), list(LABELS))
 
 
-def _to_mean(logits: np.ndarray, mean: str) -> np.ndarray:
-    """What means are taken of, in float64."""
+def to_mean(logits: np.ndarray, mean: str) -> np.ndarray:
+    """Return what the mean over passes and folds is taken of: probabilities, float64, or the logits."""
     return expit(logits, dtype=np.float64) if mean == "probability" else logits
 
 
-def _from_mean(values: np.ndarray, mean: str) -> np.ndarray:
-    """Probabilities from a mean."""
+def from_mean(values: np.ndarray, mean: str) -> np.ndarray:
+    """Return probabilities from the mean of what `to_mean` gave."""
     return values if mean == "probability" else expit(values)
 
 
