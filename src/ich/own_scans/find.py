@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby, repeat
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ich.errors import IchError, not_there, one_line, printable
 from ich.own_scans import header
 from ich.own_scans.choice import choose
 from ich.own_scans.header import Facts, NoFacts
+from ich.own_scans.multiframe import Frames, frames_of
 from ich.own_scans.parts import Part, Record, split, turn_of, turned
 from ich.own_scans.series import Series, SliceFile, judge, to_series
 
@@ -78,8 +80,30 @@ def read_slices(series: Series) -> Iterator[tuple[SliceFile, np.ndarray | DicomE
         Each slice, and its HU as int16 of shape (rows, columns), anterior at the top and the patient's right on the
         left; or why it cannot be read.
     """
-    for one in series.slices:
-        yield one, _read(one.member)
+    for member, of_file in groupby(series.slices, lambda one: one.member):
+        slices = list(of_file)
+        yield from zip(slices, _read(member, [one.frame for one in slices]), strict=True)
+
+
+def _read(member: Member, frames: Sequence[int | None]) -> Iterator[np.ndarray | DicomError]:
+    """Read a file, or frames of it."""
+    try:
+        data = header.with_preamble(member.read(MAX_BYTES))
+        read = Frames(data).read if frames[0] is not None else (lambda _: reader.read(data))
+    except DicomError as error:
+        yield from repeat(error, len(frames))
+        return
+    except IchError as error:
+        yield from repeat(DicomError("unreadable", str(error)), len(frames))
+        return
+    for frame in frames:
+        try:
+            hu, facts = read(frame or 0)
+        except DicomError as error:
+            yield error
+            continue
+        turn = turn_of(facts.ImageOrientationPatient) if facts.ImageOrientationPatient else (False, False, False)
+        yield turned(hu, turn) if any(turn) else hu
 
 
 @contextmanager
@@ -96,21 +120,8 @@ def _silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(member: Member) -> np.ndarray | DicomError:
-    try:
-        hu, facts = reader.read(header.with_preamble(member.read(MAX_BYTES)))
-    except DicomError as error:
-        return error
-    except IchError as error:
-        return DicomError("unreadable", str(error))
-    if facts.ImageOrientationPatient is None:
-        return hu
-    turn = turn_of(facts.ImageOrientationPatient)
-    return turned(hu, turn) if any(turn) else hu
-
-
 def _hu_of(record: Record) -> np.ndarray | None:
-    hu = _read(record.member)
+    (hu,) = _read(record.member, [record.facts.frame])
     return None if isinstance(hu, DicomError) else hu
 
 
@@ -124,15 +135,16 @@ def _differ(one: Record, other: Record) -> bool:
         return False
     if one.facts.position != other.facts.position:
         return True
-    found = [_read(record.member) for record in (one, other)]
-    if isinstance(found[0], DicomError) or isinstance(found[1], DicomError):
-        return True
-    return not np.array_equal(found[0], found[1])
+    hu, of_other = _hu_of(one), _hu_of(other)
+    return hu is None or of_other is None or not np.array_equal(hu, of_other)
 
 
 def _facts(member: Member) -> Iterable[Facts]:
     ds, pixels, fault = header.read_header(member.head, member.size)
-    yield header.facts_of(ds, pixels, fault)
+    facts = header.facts_of(ds, pixels, fault)
+    if facts.kind == "" and header.text_of(ds, "SOPClassUID") in header.MULTI_FRAME:
+        return frames_of(ds, facts)
+    return [facts]
 
 
 def _series_of(facts: Facts, member: Member, name: str) -> str:

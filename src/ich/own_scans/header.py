@@ -170,7 +170,7 @@ def read_header(head: Callable[[int], bytes], size: int) -> tuple[Dataset, bool,
         if pixels or len(data) >= size or want >= size:
             break
         want *= 8  # the header is longer than that
-    if bare and not (reader_text(ds, "SOPClassUID") or "").startswith(_STORAGE):
+    if bare and not (text_of(ds, "SOPClassUID") or "").startswith(_STORAGE):
         raise NoFacts("not_dicom")  # any bytes may begin so
     return ds, pixels, fault
 
@@ -216,13 +216,13 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
     Raises:
         NoFacts: it names no series, or is a DICOMDIR.
     """
-    if reader_text(ds.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if text_of(ds.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NoFacts("dicomdir")
-    texts = {keyword: reader_text(ds, keyword) for keyword in _TEXTS}
-    numbers = {keyword: reader_numbers(ds, keyword) for keyword in _NUMBERS}
+    texts = {keyword: text_of(ds, keyword) for keyword in _TEXTS}
+    numbers = {keyword: numbers_of(ds, keyword) for keyword in _NUMBERS}
     if texts["SOPClassUID"] is None and texts["SeriesInstanceUID"] is None:
         raise NoFacts("no_identity")
-    image_type = tuple(map(intern, reader_texts(ds, "ImageType")))
+    image_type = tuple(map(intern, texts_of(ds, "ImageType")))
     kind, why = _kind(ds, texts, numbers, image_type)
     if not fault and kind == "":
         if not pixels:
@@ -247,7 +247,7 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         series_number=_one(numbers["SeriesNumber"]),
         acquisition=_one(numbers["AcquisitionNumber"]),
         number=_one(numbers["InstanceNumber"]),
-        time=_seconds(_one(numbers["AcquisitionTime"])),
+        time=seconds(_one(numbers["AcquisitionTime"])),
         thickness=_one(numbers["SliceThickness"]),
         position=_vector(numbers["ImagePositionPatient"], 3),
         orientation=_vector(numbers["ImageOrientationPatient"], 6),
@@ -267,14 +267,13 @@ def _kind(ds: Dataset, texts: dict, numbers: dict, image_type: tuple[str, ...]) 
     if sop_class not in (CTImageStorage, *MULTI_FRAME) and sop_class.startswith(_STORAGE):
         name = UID(sop_class).name
         return "other_modality" if "Image" in name else "no_image", f"SOPClassUID is that of {name}"
-    if sop_class in MULTI_FRAME:
-        return "", ""
-    return kind_of_image(image_type, reader_texts(ds, "RescaleType")) or _color(ds, numbers) or ("", "")
+    one_frame = {**numbers, "NumberOfFrames": None} if sop_class in MULTI_FRAME else numbers
+    return kind_of_image(image_type, texts_of(ds, "RescaleType")) or _color(ds, one_frame) or ("", "")
 
 
 def _color(ds: Dataset, numbers: dict) -> tuple[str, str] | None:
     samples, frames = _one(numbers["SamplesPerPixel"]) or 1, _one(numbers["NumberOfFrames"]) or 1
-    photometric = reader_text(ds, "PhotometricInterpretation") or "MONOCHROME2"
+    photometric = text_of(ds, "PhotometricInterpretation") or "MONOCHROME2"
     if samples == 1 and frames == 1 and photometric in ("MONOCHROME1", "MONOCHROME2"):
         return None
     return "unsupported", f"{samples:g} sample(s) a pixel, {frames:g} frame(s), {photometric}; expected one grey frame"
@@ -313,23 +312,23 @@ def _contrast(ds: Dataset) -> str:
         return ""
 
 
-def reader_text(ds: Dataset, keyword: str) -> str | None:
+def text_of(ds: Dataset, keyword: str) -> str | None:
     """An element's text; None where it is missing, empty or cannot be parsed."""
     with suppress(DicomError):
         return reader._text(ds, keyword)
     return None
 
 
-def reader_texts(ds: Dataset, keyword: str) -> list[str]:
+def texts_of(ds: Dataset, keyword: str) -> list[str]:
     """All values of an element of text, in capitals; none where it is missing, empty or cannot be parsed."""
     with suppress(DicomError):
         return reader._texts(ds, keyword)
     return []
 
 
-def reader_numbers(ds: Any, keyword: str) -> Vector | None:
-    """All numbers of an element; None where it is missing or holds anything else than finite numbers."""
-    return reader._numbers(ds, keyword)
+def numbers_of(ds: Any, keyword: str, count: int | None = None) -> Vector | None:
+    """All numbers of an element; None where they are missing, not `count` of them, or not all finite."""
+    return reader._numbers(ds, keyword, count)
 
 
 def _interned(text: str | None) -> str | None:
@@ -349,7 +348,7 @@ def _whole(numbers: Vector | None) -> int | None:
     return int(one) if one is not None and one.is_integer() else None
 
 
-def _seconds(clock: float | None) -> float | None:
+def seconds(clock: float | None) -> float | None:
     """Seconds of the day, of a time that is written HHMMSS.FFFFFF (PS3.5, 6.2)."""
     if clock is None or not 0 <= clock < 240000:
         return None
