@@ -248,7 +248,7 @@ def test_missing_sign_bits_are_mended_and_told(bits):
 def test_metal_beyond_the_stored_bits_is_metal_where_the_sign_is_carried_through():
     hu, header = read(make_dicom(np.array([[-1000, 3071]], np.int16), BitsStored=12, RescaleIntercept=0))
     assert hu.tolist() == [[-1000, 3071]]
-    assert header.repaired == ()
+    assert header.repaired == ("more_bits",)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class Header:
     RescaleSlope: float
     WindowCenter: tuple[float, ...] | None
     WindowWidth: tuple[float, ...] | None
-    repaired: tuple[str, ...]  # what was mended on reading: "wrapped", "sign", "high_bits"
+    repaired: tuple[str, ...]  # what was mended on reading, as `read` lists it
 
 
 def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
@@ -122,12 +122,17 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
     Padding that lies above all tissue is air (C.7.5.1.1.2). Bytes after the last pixel, less than
     another image, are left out (PS3.5, 8.1.1).
 
-    Three defects are mended and told in `Header.repaired`:
+    What is mended stands in `Header.repaired`; without a note, the values are those that the header says:
     - "wrapped": 12 bits stored, unsigned, intercept about 0, so that air would have no value: it was stored modulo
       4096. Found in 123 files of the competition; described by J. Howard, "Cleaning the data for rapid prototyping",
       Kaggle 2019. They are read as (stored + 1000) modulo 4096, with the intercept −1000.
     - "sign": signed values whose unused high bits are 0 instead of repeating the sign (PS3.5, 8.1.1 leaves them open).
-    - "high_bits": unused high bits that hold anything; they are left out (`ich.dicom.bits.stored_values`).
+    - "unsigned": values that PixelRepresentation calls signed, but whose highest bit is no sign: bone of an unsigned
+      12-bit value with an intercept of −1024.
+    - "more_bits": signed values above what BitsStored says, as metal is, counted with all their bits.
+    - "high_bits": unused high bits that mean nothing; they are left out.
+
+    The last four are decided by `ich.dicom.bits.stored_values`.
 
     Args:
         source: a path, the file's bytes, or a binary file object at its start.
@@ -387,7 +392,7 @@ def _stored_values(
             by = high_bit - bits_stored + 1
             words, used = bits.shifted(words, by, _overlaid(ds, range(by))), used - by
         # Padding that is below air needs no care, nor has it a say of which bits count.
-        if bits.fit(words, bits_stored) and (
+        if bits.fits(words, bits_stored) and (
             padding is None or max(value * scale[0] + scale[1] for value in padding) <= bits.METAL
         ):
             air = bits.unnamed_padding(words, scale)
