@@ -108,6 +108,29 @@ def test_capital_suffix_counts_and_what_macos_adds_does_not(tmp_path, pack):
     assert ids(members([pack(tmp_path / "data", files)])) == ["ID_a", "ID_b"]
 
 
+@pytest.mark.parametrize("pack", [as_folder, lambda place, files: as_zip(place.with_suffix(".zip"), files)])
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_slices_in_hidden_folders_are_left_out_and_counted(tmp_path, pack, slash):
+    shown = {"train/ID_a.dcm": b"a", "train/.b.dcm": b"b", "train/..c/ID_c.txt": b"", "test/x.gz": b""}
+    hidden = {".Trashes/501/train/ID_a.dcm": b"old", "train/.git/ID_d.dcm": b"d", "__MACOSX/train/ID_e.DCM": b"e",
+              "train/.git/config": b"no slice", ".Trashes/stage_2_train.csv": b"old"}  # fmt: skip
+    files = {name.replace("/", slash): data for name, data in (shown | hidden | {"stage_2_train.csv": b"new"}).items()}
+    source = pack(tmp_path / "data", files)
+    found = members([source])
+    assert ids(found) == [".b", "ID_a"]
+    assert re.fullmatch(
+        r"3 DICOM file\(s\) in hidden folders \(such as \S+/\S+\), 1 \.gz \(such as test/x\.gz\)",
+        found.left_out.replace("\\", "/"),
+    )
+    with open_table([source], "_train.csv") as file:
+        assert file.read() == b"new"
+    assert (
+        len(members([as_folder(tmp_path / ".hidden" / "source", {"train/ID_a.dcm": b"a"})])) == 1
+    )  # the source itself
+    with pytest.raises(IchError, match=r"holds no .* but 1 DICOM file\(s\) in hidden folders \(such as \.x"):
+        members([pack(tmp_path / "only", {".x/train/ID_a.dcm": b"a"})])
+
+
 def test_odd_names_are_kept_apart_and_can_be_read(tmp_path):
     names = ["ID a", "ID_ä漢", "..", "a\nb", "x" * 240, "ID_1.2", "%2e%2e"]
     files = {f"train/{name}.dcm": name.encode() for name in names}

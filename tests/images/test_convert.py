@@ -737,7 +737,7 @@ def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_told
     assert table["SOPInstanceUID"].tolist() == [name_of(number) for number in range(3)]
     assert set(table["status"]) == {"ok"}
     assert set(table["split"]) == {"train"}
-    told = "no slices, and left out: 1 without an extension (such as rsna\\Stage-2-Train\\IM0001)\n"
+    told = "not read as slices, and left out: 1 without an extension (such as rsna\\Stage-2-Train\\IM0001)\n"
     assert capsys.readouterr().out == told
     assert module.verify([path], tmp_path / "out", BRAIN, jobs=1) == {}
     assert capsys.readouterr().out == told

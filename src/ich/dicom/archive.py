@@ -26,6 +26,7 @@ SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 _SPLIT_WORD = re.compile(r"(?<![^\W\d_])(train|test)(?![^\W\d_])", re.IGNORECASE)
 _SHOWN = 5  # extensions of files that are no slices, the most frequent
 _COMPANIONS = ("_train.csv", "_sample_submission.csv", ".ds_store", "thumbs.db", "desktop.ini")  # known to all
+_HIDDEN = "DICOM file(s) in hidden folders"
 _EXTENSION = re.compile(r"\.(?=\w*[a-z])\w{1,10}$", re.ASCII)  # a UID ends in a number, which is none
 
 # One row a member, in columns: of 874,000 members, objects would take 700 MB, and this takes a seventh.
@@ -49,8 +50,8 @@ class Members(Sequence[Member]):
 
     Args:
         table: of `_INDEX`'s columns.
-        left_out: the files of the sources that are no slices, for people: counts by extension, and one of each;
-            empty if there are none.
+        left_out: the files of the sources that are not read as slices, for people: counts by extension and of DICOM
+            files in hidden folders, and one of each; empty if there are none.
     """
 
     def __init__(self, table: pa.Table, left_out: str = ""):
@@ -122,21 +123,28 @@ def members(sources: Iterable[Path], split: str | None = None) -> Members:
 
 
 class _Others(dict[str, list]):
-    """Files that are no slices: by extension, how many there are, and one of them."""
+    """Files that are not read as slices: by extension, or as hidden, how many there are, and one of them."""
 
     def add(self, name: str) -> None:
         extension = _EXTENSION.search(_in_slashes(name).lower())
-        self.setdefault(extension[0] if extension else "", [0, name])[0] += 1
+        self._count(extension[0] if extension else "", 1, name)
+
+    def add_hidden(self, name: str) -> None:
+        self._count(_HIDDEN, 1, name)
 
     def merge(self, other: "_Others") -> None:
-        for extension, (count, name) in other.items():
-            self.setdefault(extension, [0, name])[0] += count
+        for kind, (count, name) in other.items():
+            self._count(kind, count, name)
+
+    def _count(self, kind: str, count: int, name: str) -> None:
+        self.setdefault(kind, [0, name])[0] += count
 
     def __str__(self) -> str:
-        by_count = sorted(self.items(), key=lambda one: (-one[1][0], one[0]))
+        # Hidden slices first: whoever lacks slices finds them here.
+        by_count = sorted(self.items(), key=lambda one: (one[0] != _HIDDEN, -one[1][0], one[0]))
         parts = [
-            f"{count:,} {extension or 'without an extension'} (such as {printable(name)})"
-            for extension, (count, name) in by_count[:_SHOWN]
+            f"{count:,} {kind or 'without an extension'} (such as {printable(name)})"
+            for kind, (count, name) in by_count[:_SHOWN]
         ]
         more = sum(count for _, (count, _) in by_count[_SHOWN:])
         return ", ".join(parts + [f"{more:,} of {len(by_count) - _SHOWN} other kinds"] * (more > 0))
@@ -163,7 +171,8 @@ def open_table(sources: Iterable[Path], ending: str) -> BinaryIO:
         found.extend(
             Member(source=str(source), id=ending, split="", **entry)
             for entry in every
-            if entry["name"].lower().endswith(ending) and not _is_junk(entry["name"])
+            if entry["name"].lower().endswith(ending)
+            and not (_is_junk(entry["name"]) or _is_hidden(_in_slashes(entry["name"])))
         )
     if len(found) != 1:
         names = ", ".join(f"{file.source}: {file.name}" for file in found) or "none"
@@ -192,9 +201,12 @@ def _slices(source: Path, split: str | None, others: _Others) -> Iterator[dict]:
         name = entry["name"]
         if name.lower().endswith(SUFFIXES) and not _is_junk(name):
             path = _in_slashes(name)
+            if _is_hidden(path):
+                others.add_hidden(name)
+                continue
             where = {"source": place, "name": _encoded(name)}
             yield entry | where | {"id": _id_of(path), "split": split or _split_of(source, path)}
-        elif not (_is_junk(name) or name.lower().endswith(_COMPANIONS)):
+        elif not (_is_junk(name) or name.lower().endswith(_COMPANIONS) or _is_hidden(_in_slashes(name))):
             others.add(name)
 
 
@@ -248,6 +260,11 @@ def files(
 def _is_junk(name: str) -> bool:
     # What macOS adds to an archive or a disk for each file.
     return _in_slashes(name).rpartition("/")[2].startswith("._")
+
+
+def _is_hidden(path: str) -> bool:
+    """Tell whether a folder within the source is hidden: .Trashes, .git, or __MACOSX, which holds no data."""
+    return any(folder.startswith(".") or folder == "__MACOSX" for folder in path.split("/")[:-1] if folder != ".")
 
 
 def _id_of(name: str) -> str:

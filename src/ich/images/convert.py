@@ -132,7 +132,7 @@ def _convert(
 def _members(sources: Sequence[Path], split: str | None) -> Members:
     found = members(sources, split)
     if found.left_out:
-        print(f"no slices, and left out: {found.left_out}")
+        print(f"not read as slices, and left out: {found.left_out}")
     return found
 
 
