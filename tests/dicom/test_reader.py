@@ -245,6 +245,22 @@ def test_missing_sign_bits_are_mended_and_told(bits):
     assert header.repaired == ("sign",)
 
 
+@pytest.mark.parametrize("name", [b"ct", b"Ct", b" ct ", b"cT\0\0"])
+def test_a_modality_in_lower_case_is_ct_and_noted(name):
+    hu, header = read(make_dicom(raw={"Modality": name}))
+    np.testing.assert_array_equal(hu, read(make_dicom())[0])
+    assert header.repaired == ("modality",)
+    hu, header = read(make_dicom(wrapped(head()), raw={"Modality": name}, RescaleIntercept=0))
+    np.testing.assert_array_equal(hu, head())
+    assert header.repaired == ("wrapped", "modality")
+
+
+@pytest.mark.parametrize("name", [b" CT ", b"CT  ", b"  ", b""])
+def test_blanks_around_a_modality_are_no_part_of_it(name):  # PS3.5, 6.2
+    assert read(make_dicom(raw={"Modality": name}))[1].repaired == ()
+    refused(make_dicom(raw={"Modality": b" mr "}), "not_ct", "'mr', expected CT")
+
+
 def test_metal_beyond_the_stored_bits_is_metal_where_the_sign_is_carried_through():
     hu, header = read(make_dicom(np.array([[-1000, 3071]], np.int16), BitsStored=12, RescaleIntercept=0))
     assert hu.tolist() == [[-1000, 3071]]

@@ -131,8 +131,9 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
       12-bit value with an intercept of −1024.
     - "more_bits": signed values above what BitsStored says, as metal is, counted with all their bits.
     - "high_bits": unused high bits that mean nothing; they are left out.
+    - "modality": Modality is "CT" in lower case, though a code string is upper case (PS3.5, 6.2).
 
-    The last four are decided by `ich.dicom.bits.stored_values`.
+    "sign" to "high_bits" are decided by `ich.dicom.bits.stored_values`.
 
     Args:
         source: a path, the file's bytes, or a binary file object at its start.
@@ -188,6 +189,8 @@ def _read(ds: FileDataset) -> tuple[np.ndarray, Header]:
         stored = (stored + np.uint16(1000)) % _WRAP
         intercept = -1000.0
         repaired = (*repaired, "wrapped")
+    if _text(ds, "Modality") not in (None, "CT"):
+        repaired = (*repaired, "modality")
     header = Header(
         SOPInstanceUID=uid,
         PatientID=_text(ds, "PatientID"),
@@ -284,7 +287,7 @@ def _check_kind(ds: FileDataset) -> None:
     if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
         raise DicomError("secondary_capture", "SOPClassUID is that of a Secondary Capture, expected CT Image Storage")
     modality = _text(ds, "Modality")
-    if modality not in (None, "CT"):
+    if modality is not None and modality.upper() != "CT":
         raise DicomError("not_ct", f"Modality is {modality!r}, expected CT")
     if sop_class in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage):
         raise DicomError(
