@@ -1,9 +1,10 @@
 """Find the series in folders, zips and single files, decide which of them are read, and read their slices."""
 
 import logging
+import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, repeat
@@ -16,10 +17,11 @@ from ich.dicom import archive, reader, zip_directory
 from ich.dicom.member import Member
 from ich.dicom.reader import DicomError
 from ich.errors import IchError, not_there, one_line, printable
-from ich.own_scans import header
+from ich.own_scans import header, nifti
 from ich.own_scans.choice import choose
 from ich.own_scans.header import Facts, NoFacts
 from ich.own_scans.multiframe import Frames, frames_of
+from ich.own_scans.nifti import NoVolume
 from ich.own_scans.parts import Part, Record, split, turn_of, turned
 from ich.own_scans.series import Series, SliceFile, judge, to_series
 
@@ -55,15 +57,27 @@ def find_series(sources: Sequence[Path], all_series: bool = False) -> Found:
     others: dict[str, tuple[int, str]] = {}
     files = _distinct(file for source in sources for file in _files_of(source, others))
     groups: dict[tuple, list[Record]] = defaultdict(list)
-    with _silent():
-        for member, name in tqdm(files, desc="headers", unit="file", disable=None):
+    volumes = []
+    with _silent(), tqdm(total=len(files), desc="headers", unit="file", disable=None) as bar:
+        for member, name in files:
             try:
                 for facts in _facts(member):
                     groups[facts.study, _series_of(facts, member, name)].append(Record(member, name, facts))
             except NoFacts as error:
+                if error.reason == "not_dicom" and nifti.looks_like_nifti(member.head(1024)):
+                    volumes.append((member, name))
+                    continue
                 _count(others, error.reason, name)
             except IchError:
                 _count(others, "unreadable", name)
+            bar.update()
+        for (member, name), series in zip(volumes, _distinct_names(volumes), strict=True):
+            try:
+                facts_of_slices = nifti.slices_of(member.read(MAX_BYTES), series)
+                groups[None, series] = [Record(member, name, facts) for facts in facts_of_slices]
+            except IchError:
+                _count(others, "unreadable", name)
+            bar.update()
     parts = {key: split(records, _differ) for key, records in groups.items()}
     every = [part for of_series in parts.values() for part in of_series]
     for part in every:
@@ -88,8 +102,7 @@ def read_slices(series: Series) -> Iterator[tuple[SliceFile, np.ndarray | DicomE
 def _read(member: Member, frames: Sequence[int | None]) -> Iterator[np.ndarray | DicomError]:
     """Read a file, or frames of it."""
     try:
-        data = header.with_preamble(member.read(MAX_BYTES))
-        read = Frames(data).read if frames[0] is not None else (lambda _: reader.read(data))
+        read = _reader_of(member.read(MAX_BYTES), frames[0] is not None)
     except DicomError as error:
         yield from repeat(error, len(frames))
         return
@@ -98,12 +111,29 @@ def _read(member: Member, frames: Sequence[int | None]) -> Iterator[np.ndarray |
         return
     for frame in frames:
         try:
-            hu, facts = read(frame or 0)
+            yield read(frame or 0)
         except DicomError as error:
             yield error
-            continue
-        turn = turn_of(facts.ImageOrientationPatient) if facts.ImageOrientationPatient else (False, False, False)
-        yield turned(hu, turn) if any(turn) else hu
+
+
+def _reader_of(data: bytes, framed: bool) -> Callable[[int], np.ndarray]:
+    """What reads a file's slice by its number, in the usual orientation."""
+    if framed and nifti.looks_like_nifti(data[:1024]):
+        try:
+            return nifti.Volume(data).read
+        except NoVolume as error:
+            raise DicomError("bad_pixels", error.detail) from error
+    data = header.with_preamble(data)
+    frames = Frames(data) if framed else None
+
+    def read(number: int) -> np.ndarray:
+        hu, facts = frames.read(number) if frames else reader.read(data)
+        if facts.ImageOrientationPatient is None:
+            return hu
+        turn = turn_of(facts.ImageOrientationPatient)
+        return turned(hu, turn) if any(turn) else hu
+
+    return read
 
 
 @contextmanager
@@ -150,6 +180,16 @@ def _facts(member: Member) -> Iterable[Facts]:
 def _series_of(facts: Facts, member: Member, name: str) -> str:
     """The SeriesInstanceUID, or the folder of a file that names none: nothing else tells what belongs together."""
     return facts.series or f"folder {Path(member.source).name}/{name.rpartition('/')[0]}".rstrip("/")
+
+
+def _distinct_names(volumes: Sequence[tuple[Member, str]]) -> list[str]:
+    """A name for each NIfTI file: its own without its ending, with so much of its path as tells it from the others."""
+    levels = []
+    for member, name in volumes:
+        path = re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
+        levels.append((path.rpartition("/")[2], path, name, f"{member.source}/{name}"))
+    counts = Counter(level for one in levels for level in set(one))
+    return [printable(next(level for level in one if counts[level] == 1 or level == one[-1])) for one in levels]
 
 
 def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:

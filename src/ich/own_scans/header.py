@@ -72,31 +72,31 @@ Vector = tuple[float, ...]
 class Facts:
     """What a file says of itself, or one frame of a multi-frame file. None, or "", where it says nothing."""
 
-    uid: str | None
-    study: str | None
-    series: str | None
-    patient: str | None
-    kind: str  # a word of REASONS for what is no slice of CT; "" for what may be
-    why: str  # a sentence with what was found, for such a kind
-    fault: str  # why it cannot be read although it belongs to a series; "" if nothing speaks against it
-    modality: str
-    description: str
-    kernel: str
-    contrast: str
-    body_part: str
-    image_type: tuple[str, ...]
-    reference: str | None  # FrameOfReferenceUID
-    series_number: float | None
-    acquisition: float | None
-    number: float | None  # InstanceNumber
-    time: float | None  # of the acquisition, seconds of the day
-    thickness: float | None  # mm
-    position: Vector | None  # mm
-    orientation: Vector | None
-    pixel_spacing: Vector | None  # mm
-    rows: int | None
-    columns: int | None
-    frame: int | None = None
+    uid: str | None = None
+    study: str | None = None
+    series: str | None = None
+    patient: str | None = None
+    kind: str = ""  # a word of REASONS for what is no slice of CT; "" for what may be
+    why: str = ""  # a sentence with what was found, for such a kind
+    fault: str = ""  # why it cannot be read although it belongs to a series; "" if nothing speaks against it
+    modality: str = ""
+    description: str = ""
+    kernel: str = ""
+    contrast: str = ""
+    body_part: str = ""
+    image_type: tuple[str, ...] = ()
+    reference: str | None = None  # FrameOfReferenceUID
+    series_number: float | None = None
+    acquisition: float | None = None
+    number: float | None = None  # InstanceNumber
+    time: float | None = None  # of the acquisition, seconds of the day
+    thickness: float | None = None  # mm
+    position: Vector | None = None  # mm
+    orientation: Vector | None = None
+    pixel_spacing: Vector | None = None  # mm
+    rows: int | None = None
+    columns: int | None = None
+    frame: int | None = None  # from 0, of a multi-frame or NIfTI file
 
     @property
     def mono_energetic(self) -> bool:

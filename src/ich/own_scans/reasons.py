@@ -13,6 +13,7 @@ REASONS: dict[str, str] = {
     "sharper_kernel": "a series at the same positions has a softer kernel and is read instead; all_series reads both",
     "unsupported": "images that this project has no reading for, such as color",
     "no_nibabel": "NIfTI files are read by nibabel: pip install 'ich[nifti]'",
+    "no_orientation": "a NIfTI file that does not tell which side is left",
     # A series that has failed.
     "conflict": "two different slices have one SOPInstanceUID, so that which one is meant is unknown",
     "damaged": "no file of the series can be read",
