@@ -239,6 +239,22 @@ stage.addEventListener("wheel", (event) => {
   }
 }, { passive: false });
 
+/* Where a pointer is: shares of the slice's width and height. */
+function within(event) {
+  const box = slice.canvas.getBoundingClientRect();
+  return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+}
+
+function zoom(x, y) {
+  const { style } = $("sheet");
+  style.transformOrigin = `${100 * x}% ${100 * y}%`;
+  style.transform = style.transform ? "" : "scale(2)";
+}
+stage.ondblclick = (event) => {
+  const { x, y } = within(event);
+  zoom(x, y);
+};
+
 let drag = null;
 stage.onpointerdown = (event) => {
   if (event.button) return;
@@ -250,9 +266,8 @@ stage.onpointermove = (event) => {
     const share = drag.width / 256;
     setWindow(drag.level + (event.clientY - drag.y) * share, Math.max(1, drag.width + (event.clientX - drag.x) * share));
   } else if (state.drawn) {
-    const box = stage.getBoundingClientRect(), { width, height } = slice.canvas;
-    const x = Math.floor(((event.clientX - box.left) / box.width) * width);
-    const y = Math.floor(((event.clientY - box.top) / box.height) * height);
+    const { width, height } = slice.canvas, at = within(event);
+    const x = Math.floor(at.x * width), y = Math.floor(at.y * height);
     if (x < 0 || y < 0 || x >= width || y >= height) return;
     $("hu").textContent = `${scan.levels[state.drawn.pixels.codes[y * width + x]]} HU at row ${y}, column ${x}`;
   }
@@ -272,6 +287,7 @@ $("viewer").addEventListener("keydown", (event) => {
   if (event.target.tagName === "INPUT" || event.ctrlKey || event.altKey || event.metaKey) return;
   const preset = scan.presets[event.key - 1];
   if (preset) setWindow(preset.center, preset.width);
+  else if (event.key === "z" || event.key === "Z") zoom(0.5, 0.5);
   else if (event.key in steps) go(state.place + steps[event.key]);
   else return;
   event.preventDefault();
