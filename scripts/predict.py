@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     if "first_stage" in run.environment():
         if arguments.out:
             parser.error("--out is for runs that read images; copy a second stage")
+        why = "on a second stage, which reads predictions; set it for its first stage"
+        cli.refuse(arguments.overrides, ["predict", "machine"], why)
 
         import_keras()
 

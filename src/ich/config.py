@@ -197,6 +197,15 @@ class Train(_Section):
     # Keras's dtype policy.
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
 
+    @property
+    def shifting(self) -> list[str]:
+        """The settings that shift probabilities: the loss's minimum is not at the labels' probabilities.
+
+        Of the focal loss: Charoenphakdee et al., CVPR 2021.
+        """
+        focal = ["train.loss=focal"] if self.loss == "focal" and self.focal_gamma else []
+        return focal + (["train.label_smoothing"] if self.label_smoothing else [])
+
     _warm_in_time = field_validator("warmup_epochs")(classmethod(_reached))
 
     @field_validator("focal_gamma")

@@ -97,7 +97,10 @@ def test_test_predictions_come_in_the_order_of_the_first(workdir):
 
 def test_folds_elsewhere_can_be_named(workdir):
     Path("images/folds.csv").rename("moved.csv")
-    with pytest.raises(IchError, match=r"cannot read images/folds.csv"):
+    with pytest.raises(
+        IchError,
+        match=r"cannot read images/folds.csv: No such file or directory, from the working directory .*; work in the",
+    ):
         compare.read_results(RUNS)
     assert compare.read_results(RUNS, Path("moved.csv")).data["folds"] == "moved.csv"
 
@@ -274,7 +277,8 @@ def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, 
         f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, no better than the prevalence"
         f" baseline, {floor:.4f}: predicting each label's share of the slices everywhere is better",
         f"warning: runs/mean scores {score['weighted_log_loss']:.4f} out of fold, worse than its member runs/a,"
-        f" {score['runs']['runs/a']:.4f}: that is to be preferred",
+        f" {score['runs']['runs/a']:.4f} (by {-score['gain']:+.4f}, 95 % interval over patients"
+        f" {-score['gain_interval'][1]:+.4f} to {-score['gain_interval'][0]:+.4f}): that is to be preferred",
     ]
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")] == warnings
     script("compare_runs", "runs/a", "runs/b", "runs/mean")

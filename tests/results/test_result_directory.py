@@ -154,6 +154,26 @@ def test_a_mixture_is_refused_with_the_difference(tmp_path):
         ),
         ({"runs": {"runs/a": 0.09999}}, []),  # as shown, it is the same
         ({"plain_weighted_log_loss": 0.09}, ["worse than one pass over the slices as they are, 0.0900"]),
+        (
+            {"plain_weighted_log_loss": 0.09, "plain_interval": [0.002, 0.02]},
+            ["(by +0.0100, 95 % interval over patients"],
+        ),
+        (
+            {"of_first_stage": 0.09, "of_first_stage_interval": [-0.01, 0.03]},
+            ["-0.0100 to +0.0300): the interval holds 0"],
+        ),
+        (
+            {"runs": {"a": 0.09}, "best_run": "a", "gain_interval": [-0.03, -0.01]},
+            ["+0.0100 to +0.0300): that is to be preferred"],
+        ),
+        ({"of_first_stage": 0.09, "of_first_stage_interval": None}, ["(by +0.0100, no interval in its score.json)"]),
+        (
+            {"shift": {"causes": ["train.loss=focal"], "labels": {"any": {"predicted": 0.25, "found": 0.125}}}},
+            [
+                "x was trained with train.loss=focal: probabilities are shifted, which costs log loss; their means out"
+                " of fold are any 0.2500 (found 0.1250). scripts/blend.py x --calibrate platt --out x-calibrated"
+            ],
+        ),
         ({"weighted_log_loss": 0.901, "of_first_stage": 0.294}, ["prevalence baseline", "its first stage, 0.2940"]),
     ],
 )

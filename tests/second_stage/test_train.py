@@ -304,6 +304,14 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
         inputs.inputs_from_runs([first.path, other])
 
 
+def test_prediction_by_a_second_stage_takes_no_settings_of_the_first(blended):
+    _, second, _ = blended
+    main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "predict.py"))["main"]
+    for override in (f"machine.workers={second.config.machine.workers}", "predict.mean=probability"):
+        with pytest.raises(IchError, match=rf"--set {override.split('=')[0]} has no effect on a second stage"):
+            main([str(second.path), "--set", override])
+
+
 def test_a_blend_is_a_first_stage_as_a_run_is(blended, tmp_path):
     _, second, _ = blended
     shutil.copytree(second.path, tmp_path / "other")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import in_use
+from scipy.special import logit
 
 from ich.competition import folds, metrics
 from ich.competition.labels import INDEX_NAME, LABELS
@@ -365,6 +366,26 @@ def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config
     assert score["plain_weighted_log_loss"] == score["weighted_log_loss"]
     assert json.loads(run.score_path.read_text()) == score
     pd.testing.assert_frame_equal(read_predictions(run.oof_path), predictions)
+
+
+def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, root):
+    run, table = begun(changed(config, train={"loss": "focal", "label_smoothing": 0.1}), root), fold_table()
+    predictions, plain = some_predictions(table), some_predictions(table) / 2
+    for k in (0, 1):
+        held_out = table["fold"] == k
+        write_predictions(predictions[held_out], run.fold(k) / "oof.parquet", {"tta": ["flip"], "mean": "logit"})
+        write_predictions(logit(plain[held_out]), run.passes(k) / "oof-none.parquet")
+    score = run.score()
+    assert score["shift"]["causes"] == ["train.loss=focal", "train.label_smoothing"]
+    for label in LABELS:
+        expected = {"predicted": predictions[label].mean(), "found": table[label].mean()}
+        assert score["shift"]["labels"][label] == pytest.approx(expected)
+    gain = score["weighted_log_loss"] - score["plain_weighted_log_loss"]
+    low, high = score["plain_interval"]
+    assert low < gain < high
+    assert json.loads(run.score_path.read_text()) == score
+    run.environment_path.write_text(json.dumps(run.environment() | {"first_stage": ["runs/a"]}))
+    assert "shift" not in run.score()  # a second stage has a loss of its own
 
 
 def test_a_missing_fold_is_told_before_anything_is_written(config, root):

@@ -204,6 +204,14 @@ def write_folds(path: str | Path, folds: pd.DataFrame) -> None:
         folds[list(COLUMNS)].to_csv(temporary, lineterminator="\n", quoting=quoting)
 
 
+def cannot_read(path: Path, error: OSError) -> IchError:
+    """Return what to raise for a file of folds that the system does not give."""
+    advice = "make it with scripts/make_folds.py"
+    if isinstance(error, FileNotFoundError) and not path.is_absolute():
+        advice = f"work in the directory where it was made, or {advice}"
+    return IchError(f"cannot read {path}: {one_line(error)}; {advice}")
+
+
 def read_folds(path: str | Path) -> pd.DataFrame:
     """Read what `write_folds` wrote, and check it as if someone had edited it since.
 
@@ -227,7 +235,7 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     except pa.ArrowInvalid as error:
         raise IchError(f"{path} is not a file of folds: {one_line(error)}; {_REMAKE}") from error
     except OSError as error:
-        raise IchError(f"cannot read {path}: {one_line(error)}; make it with scripts/make_folds.py") from error
+        raise cannot_read(Path(path), error) from error
     if table.column_names != expected:
         raise IchError(
             f"{path} has the columns {','.join(table.column_names)}, expected {','.join(expected)}; {_REMAKE}"

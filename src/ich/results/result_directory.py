@@ -174,7 +174,7 @@ def share(loss: float, floor: float) -> str:
 
 
 def shortcomings(name: str | Path, score: Mapping) -> list[str]:
-    """That a score is worse than what needs no model, or than what it was made of: to be said wherever it is told.
+    """Say what is wrong with a result: worse than what needs no model or than its parts, or shifted probabilities.
 
     Losses are compared to the four digits that are shown of them.
 
@@ -198,13 +198,40 @@ def shortcomings(name: str | Path, score: Mapping) -> list[str]:
     parts |= {f"its kind {kind} alone": part for kind, part in kinds.items()}
     parts |= {f"its member {run}": part for run, part in score.get("runs", {}).items()}
     parts["one pass over the slices as they are"] = score.get("plain_weighted_log_loss")
-    losses = {what: round(part, 4) for what, part in parts.items() if part is not None}
+    losses = {what: part for what, part in parts.items() if part is not None}
     best, best_loss = min(losses.items(), key=lambda item: item[1], default=(None, nan))
-    if loss > best_loss:  # never of nan
+    if loss > round(best_loss, 4):  # never of nan
+        differences = _differences(score)
+        verdict, interval = "that is to be preferred", "no interval in its score.json"
+        if best in differences:
+            low, high = differences[best]
+            interval = f"95 % interval over patients {low:+.4f} to {high:+.4f}"
+            verdict = verdict if low > 0 else "the interval holds 0, so chance may make the difference"
         told.append(
-            f"{name} scores {loss:.4f} out of fold, worse than {best}, {best_loss:.4f}: that is to be preferred"
+            f"{name} scores {loss:.4f} out of fold, worse than {best}, {best_loss:.4f} (by"
+            f" {score['weighted_log_loss'] - best_loss:+.4f}, {interval}): {verdict}"
+        )
+    if shift := score.get("shift"):
+        means = [f"{label} {of['predicted']:.4f} (found {of['found']:.4f})" for label, of in shift["labels"].items()]
+        told.append(
+            f"{name} was trained with {' and '.join(shift['causes'])}: probabilities are shifted, which costs log loss;"
+            f" their means out of fold are {', '.join(means)}. scripts/blend.py {name} --calibrate platt --out"
+            f" {name}-calibrated corrects them"
         )
     return told
+
+
+def _differences(score: Mapping) -> dict[str, list[float]]:
+    """Return the 95 % intervals of a score minus that of what it was made of, by the names of `shortcomings`."""
+    intervals = {
+        "its first stage": score.get("of_first_stage_interval"),
+        "one pass over the slices as they are": score.get("plain_interval"),
+    }
+    intervals |= {f"its kind {kind} alone": one for kind, one in score.get("of_kinds_intervals", {}).items()}
+    if "gain_interval" in score:  # of the best member's score minus the blend's
+        low, high = score["gain_interval"]
+        intervals[f"its member {score['best_run']}"] = [-high, -low]
+    return {what: interval for what, interval in intervals.items() if interval is not None}
 
 
 def passes_of(folder: Path) -> dict:

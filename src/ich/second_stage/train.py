@@ -179,6 +179,7 @@ def _blend(stage: FirstStage, run: Run) -> dict:
     first = pd.DataFrame(stage.train.logits, index=stage.train.ids).loc[stage.folds.index]
     score = run.score() | {
         "of_first_stage": _loss(y, first),
+        "of_first_stage_interval": _intervals(stage, run, {"first": first})["first"],
         "of_kinds": {kind: _loss(y, part) for kind, part in zip(kinds, held_out, strict=True)},
         "of_kinds_intervals": _intervals(stage, run, dict(zip(kinds, held_out, strict=True))),
         "weights": {

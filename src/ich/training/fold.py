@@ -189,15 +189,8 @@ def _train_fold(run: Run, k: int) -> None:
 
 
 def _tell_shift(run: Run, k: int, table: pd.DataFrame) -> None:
-    """Warn of a loss whose minimum is not at the labels' probabilities, by how far held-out predictions are off.
-
-    Of the focal loss: Charoenphakdee et al., CVPR 2021.
-    """
-    section = run.config.train
-    causes = [
-        *(["train.loss=focal"] if section.loss == "focal" and section.focal_gamma else []),
-        *(["train.label_smoothing"] if section.label_smoothing else []),
-    ]
+    """Warn of a loss that shifts probabilities, by how far held-out predictions are off."""
+    causes = run.config.train.shifting
     if not causes:
         return
     told = read_predictions(run.fold(k) / "oof.parquet").mean()

@@ -14,11 +14,11 @@ from ich.competition import folds, metrics
 from ich.competition.labels import LABELS
 from ich.config import Config, Predict, differences, load, overrides_of
 from ich.dicom import windows
-from ich.errors import IchError, name_some, one_line
+from ich.errors import IchError, name_some
 from ich.files import copy_file, discard, names_in, remove, replacing, write_json
 from ich.images import convert, slice_table
 from ich.images.render import Settings
-from ich.results import commands, environment
+from ich.results import commands, compare, environment
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.results.result_directory import check_result, members, read_mapping
 
@@ -393,7 +393,9 @@ class Run:
 
         Returns:
             What score.json holds: `ich.competition.metrics.summary`; tta and mean, how the predictions were made;
-            and plain_weighted_log_loss, the score of one pass over the slices as they are.
+            plain_weighted_log_loss, the score of one pass over the slices as they are, and plain_interval, the 95 %
+            interval of the score minus that one; shift, if the loss shifts probabilities: what does, and for each label
+            the mean predicted and the share found.
 
         Raises:
             IchError: a fold is missing, its predictions are not those of its slices, or two folds' were made in two
@@ -415,7 +417,16 @@ class Run:
         score["plain_weighted_log_loss"] = score["weighted_log_loss"]
         if how["tta"] not in (None, ["none"]):
             plain = self._together([self.passes(k) / "oof-none.parquet" for k in self.finished_folds()], table.index)
-            score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, expit(plain.to_numpy(dtype=np.float64)))
+            both = {"passes": oof.to_numpy(np.float64), "plain": expit(plain.to_numpy(dtype=np.float64))}
+            score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, both["plain"])
+            passes = compare.compare(table, both, baseline="plain").loc["passes"]
+            score["plain_interval"] = [float(passes["difference_low"]), float(passes["difference_high"])]
+        if self.config.train.shifting and "first_stage" not in self.environment():
+            means = zip(LABELS, oof.mean().tolist(), y.mean(axis=0).tolist(), strict=True)
+            score["shift"] = {
+                "causes": self.config.train.shifting,
+                "labels": {label: {"predicted": mean, "found": share} for label, mean, share in means},
+            }
         with self.locked(wait=folders.SHORT):
             write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
             write_json(self.score_path, score)
@@ -487,9 +498,7 @@ def _folds_digest(config: Config) -> dict[str, str]:
     try:
         return {"folds_sha256": sha256(config.data.folds_path.read_bytes()).hexdigest()}
     except OSError as error:
-        raise IchError(
-            f"cannot read {config.data.folds_path}: {one_line(error)}; make it with scripts/make_folds.py"
-        ) from error
+        raise folds.cannot_read(config.data.folds_path, error) from error
 
 
 def slices_digest(table: pd.DataFrame) -> str:
