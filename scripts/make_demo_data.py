@@ -12,10 +12,15 @@ More: docs/architecture.md
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ich import folders
 from ich.cli import command, parser, run, wrote
 from ich.errors import IchError
-from ich.files import remove, write_json
+from ich.files import write_json
+
+if TYPE_CHECKING:
+    from ich.synthetic.archive import Summary
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,17 +52,20 @@ def main(argv: list[str] | None = None) -> None:
         raise IchError(f"{file} is a file, expected a directory; name an archive in another")
     record = path.with_suffix(".json")
     before = _settings_in(record)
-    if record.exists() and not before:
+    if record.exists() and before is None:
         raise IchError(f"{record} is there, and not this script's, which would write it; name another file")
+    if path.exists() and before is None:
+        raise IchError(f"{path} is there without {record}, which this script writes beside it; name another file")
     # One of its slices is truncated, as in the competition.
     following = command("preprocess", "configs/demo.yaml", "--max-failures", 1, overrides=[f"data.sources={path}"])
-    if path.exists() and not force:
+    if path.exists() and not force and before != {_UNFINISHED: settings}:
         if before == settings:
             print(f"{path} was made with these settings already; nothing to do")
             wrote(f"{path}, {record}", following)
             return
-        differing = [name for name in settings if before and before.get(name) != settings[name]]
-        changes = ", ".join(f"{name} {before.get(name)}, not {settings[name]}" for name in differing)
+        known = before or {}
+        differing = [name for name in settings if name in known and known[name] != settings[name]]
+        changes = ", ".join(f"{name} {known[name]}, not {settings[name]}" for name in differing)
         raise IchError(f"{path} is there, made with {changes or 'unknown settings'}; name another file, or add --force")
 
     # Imported only now: --help answers without SciPy, OpenCV and pydicom.
@@ -65,15 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     from ich.synthetic.plan import draw_plan
 
     plan = draw_plan(**settings)
-    remove(record)  # a record never describes another archive than the one beside it
-    summary = write_archive(path, plan, jobs, progress=True)
-    content = {
-        "settings": settings,
-        "slices": summary.slices,
-        "prevalence": {label: round(share, 4) for label, share in summary.prevalence.items()},
-        "oddities": {name: [Path(member).stem for member in members] for name, members in summary.oddities.items()},
-    }
-    write_json(record, content)
+    with folders.locked(path.parent, name=path.stem):
+        # A record never describes another archive than the one beside it.
+        write_json(record, {_UNFINISHED: settings})
+        summary = write_archive(path, plan, jobs, progress=True)
+        write_json(record, _content(settings, summary))
     print(f"{summary.slices['train']} train and {summary.slices['test']} test slices")
     print("share of train slices: " + ", ".join(f"{label} {share:.1%}" for label, share in summary.prevalence.items()))
     print("oddities, in files: " + ", ".join(f"{name} {len(members)}" for name, members in summary.oddities.items()))
@@ -81,15 +85,27 @@ def main(argv: list[str] | None = None) -> None:
 
 
 _RECORD = {"settings", "slices", "prevalence", "oddities"}
+_UNFINISHED = "unfinished"  # the key of the settings in a record while its archive is written
 
 
-def _settings_in(record: Path) -> dict:
-    """Read the settings of an archive from its record; empty if there is no record of this script."""
+def _content(settings: dict, summary: "Summary") -> dict:
+    return {
+        "settings": settings,
+        "slices": summary.slices,
+        "prevalence": {label: round(share, 4) for label, share in summary.prevalence.items()},
+        "oddities": {name: [Path(member).stem for member in members] for name, members in summary.oddities.items()},
+    }
+
+
+def _settings_in(record: Path) -> dict | None:
+    """Read an archive's settings from its record, or the record of one that is unfinished; None if it is no record."""
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
-        return content["settings"] if content.keys() == _RECORD else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        if content.keys() == {_UNFINISHED}:
+            return content
+        return content["settings"] if content.keys() == _RECORD else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 if __name__ == "__main__":

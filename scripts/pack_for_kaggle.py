@@ -42,7 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
+    from ich.errors import IchError, not_there
     from ich.kaggle import packing, wheels
+
+    source = arguments.wheels
+    if source and not source.is_dir():
+        found = f"{source} is a file" if source.exists() else not_there(source)
+        raise IchError(f"--wheels: {found}; expected a folder of wheels, or leave it out to ask pip's index")
 
     root, out = Path(__file__).resolve().parents[1], arguments.out
     facts = packing.metadata(arguments.id, arguments.title, arguments.license)
@@ -56,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         lack.insert(0, f"keras=={max(contents.keras)}")
     lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
     with packing.working_in(out, facts):
-        fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", arguments.wheels)
+        fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", source)
         files = packing.write(contents, fetched, out, requested)
     size = sum((out / name).stat().st_size for name in files)
     print(f"results: {', '.join(contents.results)}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ich.competition.labels import INDEX_NAME, LABELS, read_ids
-from ich.competition.submission import NEEDED, fill_missing, make_submission, write_submission
+from ich.competition.submission import NEEDED, fill_missing, make_submission, write_filled, write_submission
 from ich.errors import IchError
 from ich.images.slice_table import to_frame
 
@@ -165,6 +165,28 @@ def test_a_file_that_is_no_submission_is_left_alone(tmp_path, name):
     with pytest.raises(IchError, match=r"package\.csv and package\.json are there and are no submission .*\(--name\)"):
         write_submission(made, tmp_path / "package.csv", {})
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"name": "somebody\'s", "file": "package.js"}']
+
+
+def test_what_was_changed_since_and_other_files_of_its_names_are_left_alone(tmp_path):
+    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    path = tmp_path / "run.csv"
+    write_submission(made, path, {})
+    path.write_text("edited")
+    with pytest.raises(IchError, match=r"or the CSV was changed since; name another folder"):
+        write_submission(made.assign(Label=np.float32(0.5)), path, {})
+    assert path.read_text() == "edited"
+    (tmp_path / "other.filled.csv").write_text("somebody's")
+    with pytest.raises(IchError, match=r"other\.filled\.csv exists and was not written by this command"):
+        write_submission(made, tmp_path / "other.csv", {})
+    write_filled({"prevalence": ["ID_0"]}, path)
+    path.unlink()
+    write_submission(made, path, {})
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        *("other.filled.csv", "run.csv", "run.filled.csv", "run.json")
+    ]
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(IchError, match=r"folder\.csv: Is a directory"):
+        write_submission(made, tmp_path / "folder.csv", {})
 
 
 def test_a_submission_is_replaced_by_a_later_one_and_after_a_kill(tmp_path):

@@ -137,6 +137,15 @@ def test_a_blend_brings_what_it_is_made_of(copied):
     assert set(table["split"]) == {"train"}
 
 
+def test_wheels_are_taken_from_a_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for source, said in (("nope", r"nope does not exist"), ("file", "file is a file")):
+        with pytest.raises(IchError, match=rf"--wheels: .*{said}.*; expected a folder of wheels"):
+            script("pack_for_kaggle.py", "runs/a", "--out", "out", "--wheels", source)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_script_packs_with_wheels_of_a_folder(copied, capsys):
     for name in ("keras", "isal"):
         write_wheel(Path("given"), name, keras.__version__ if name == "keras" else "1.9.1")

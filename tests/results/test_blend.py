@@ -297,6 +297,10 @@ def test_it_describes_itself_in_plain_numbers():
             "no way to blend is called 'median'; there are weights, mean, logit_me",
         ),
         (
+            lambda m, t: (m[:1], t, recipe(by_label=True)),
+            "weights of one member are 1 for every label; name several, or leave by_label out",
+        ),
+        (
             lambda m, t: (m, t, recipe("mean", by_label=True)),
             "weights are fitted by label, mean has none to fit; leave",
         ),

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import plan_series
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
+from ich.folders import locked
 from ich.synthetic.archive import FOLDER, _labels_of, render_series, write_archive
 from ich.synthetic.bleeds import VISIBLE_AREA, VISIBLE_CONTRAST
 from ich.synthetic.dicom_file import to_dicom
@@ -433,6 +435,22 @@ def test_the_script_writes_once_and_refuses_other_settings(script, tmp_path, cap
     assert path.read_bytes() == before
     script.main([*usual, "--seed=1", "--force"])
     assert path.read_bytes() != before
-    path.with_suffix(".json").unlink()
-    with pytest.raises(IchError, match="unknown settings"):
+    record = path.with_suffix(".json")
+    before = path.read_bytes()
+    in_use = pytest.raises(IchError, match="is in use by process")
+    with locked(tmp_path, name="demo"), ThreadPoolExecutor(1) as other, in_use:
+        other.submit(script.main, [*usual, "--force"]).result()
+    assert path.read_bytes() == before
+    settings = json.loads(record.read_text())["settings"]
+    record.write_text(json.dumps({"unfinished": settings}))  # as a kill leaves it
+    with pytest.raises(IchError, match="made with unknown settings; name another file, or add --force"):
         script.main(usual)
+    assert path.read_bytes() == before
+    script.main([*usual, "--seed=1"])
+    assert json.loads(record.read_text())["settings"] == settings
+    record.unlink()
+    for more in ([], ["--force"]):
+        with pytest.raises(IchError, match=r"demo\.zip is there without .*demo\.json, which this script writes beside"):
+            script.main([*usual, *more])
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["demo.zip"]

@@ -10,7 +10,7 @@ import pandas as pd
 from ich import folders
 from ich.competition.labels import INDEX_NAME, LABELS, to_long
 from ich.errors import IchError, name_some
-from ich.files import replacing, write_json
+from ich.files import check_own, replacing, sha256_of, write_json
 
 POLICIES = ("refuse", "series_mean", "prevalence")
 """What may stand for the prediction of a test slice that could not be read."""
@@ -118,6 +118,9 @@ def make_submission(predictions: pd.DataFrame, rows: pd.Series, images: pd.Index
     return long
 
 
+_FILLED = f"{INDEX_NAME},policy"  # the header of NAME.filled.csv
+
+
 def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> None:
     """Write the CSV, and beside it a .json with its provenance, number of rows and SHA-256.
 
@@ -158,22 +161,24 @@ def write_filled(filled: dict[str, list[str]], path: Path) -> Path:
     if listed.exists() or any(filled.values()):  # one of an earlier submission of this name would be wrong
         rows = [(id, policy) for policy, ids in filled.items() for id in ids]
         with replacing(listed) as temporary:
-            pd.DataFrame(rows, columns=[INDEX_NAME, "policy"]).to_csv(temporary, index=False)
+            pd.DataFrame(rows, columns=_FILLED.split(",")).to_csv(temporary, index=False)
     return listed
 
 
 def _check_ours(path: Path, content: bytes) -> None:
-    """Refuse to replace a CSV or a .json of its name that is no submission's, nor what a kill left of this one."""
-    manifest = path.with_suffix(".json")
+    """Refuse to replace a file of its names that is no submission's, nor what a kill left of this one."""
+    manifest, own = path.with_suffix(".json"), {sha256(content).hexdigest()}
     try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        theirs = not isinstance(told, dict) or told.get("file") != path.name or "sha256" not in told
+        described = json.loads(manifest.read_text(encoding="utf-8"))
+        theirs = not isinstance(described, dict) or described.get("file") != path.name or "sha256" not in described
+        own |= set() if theirs else {described["sha256"]}
     except FileNotFoundError:
-        theirs = path.exists() and path.read_bytes() != content
+        theirs = False
     except (OSError, ValueError):
         theirs = True
-    if theirs:
+    if theirs or (path.exists() and sha256_of(path) not in own):
         raise IchError(
-            f"{path} and {manifest.name} are there and are no submission with its manifest; name another folder (--out)"
-            " or another name (--name)"
+            f"{path} and {manifest.name} are there and are no submission with its manifest, or the CSV was changed"
+            " since; name another folder (--out) or another name (--name)"
         )
+    check_own(path.with_suffix(".filled.csv"), _FILLED)

@@ -192,6 +192,8 @@ def _check(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> None:
         raise IchError(f"no way to blend is called {recipe.method!r}; there are {', '.join(METHODS)}")
     if recipe.by_label and recipe.method != "weights":
         raise IchError(f"weights are fitted by label, {recipe.method} has none to fit; leave by_label out")
+    if recipe.by_label and len(members) == 1:
+        raise IchError("weights of one member are 1 for every label; name several, or leave by_label out")
     if members.ndim != 3 or len(members) == 0 or members.shape[1:] != (len(table), len(LABELS)) or len(table) == 0:
         raise IchError(
             f"members of shape {members.shape} for {len(table):,} slices; expected (members, slices, {len(LABELS)})"
