@@ -73,12 +73,17 @@ def test_a_zip_a_folder_of_zips_and_a_single_file_are_sources(tmp_path):
             file.write(path, f"DICOM\\{path.name}")
         file.writestr("__MACOSX/x", "resource")
         file.writestr("folder/", "")
+        file.writestr("./inner.zip", b"PK\x03\x04" + bytes(200))
     (tmp_path / "zips/broken.zip").write_bytes((tmp_path / "zips/export").read_bytes()[:-30])
     direct, within = find_series([tmp_path / "zips/export"]), find_series([tmp_path / "zips"])
     assert the_read(direct).slices[0].file == f"DICOM/{paths[0].name}"
     assert the_read(within).slices[0].file == f"export/DICOM/{paths[0].name}"
-    assert direct.others == {"hidden": (1, "__MACOSX/x")}
-    assert within.others == {"damaged_zip": (1, "broken.zip"), "hidden": (1, "export/__MACOSX/x")}
+    assert direct.others == {"hidden": (1, "__MACOSX/x"), "nested_zip": (1, "./inner.zip")}
+    assert within.others == {
+        "damaged_zip": (1, "broken.zip"),
+        "hidden": (1, "export/__MACOSX/x"),
+        "nested_zip": (1, "export/./inner.zip"),
+    }
     for found in (direct, within):
         for (_, hu), expected in zip(read_slices(the_read(found)), head(), strict=False):
             np.testing.assert_array_equal(hu, expected)
@@ -180,7 +185,7 @@ def test_names_and_birth_dates_are_not_held(tmp_path):
 
 
 def test_a_long_header_is_read_to_its_end(tmp_path):
-    write_scan(tmp_path, slices=5, ImageComments="x" * 300_000)
+    write_scan(tmp_path, slices=5, TextValue="x" * 300_000)
     assert the_read(find_series([tmp_path])).files == 5
 
 
@@ -189,3 +194,11 @@ def test_deflated_files_are_found_without_inflating_all(tmp_path):
 
     write_scan(tmp_path, syntax=DeflatedExplicitVRLittleEndian)
     assert the_read(find_series([tmp_path])).files == 6
+
+
+def test_names_that_are_no_text_are_shown_by_their_bytes(tmp_path):
+    write_scan(tmp_path / os.fsdecode(b"\xff"))
+    found = find_series([tmp_path])
+    series = the_read(found)
+    assert all(one.file.startswith("\\udcff/") for one in series.slices)
+    assert all(isinstance(hu, np.ndarray) for _, hu in read_slices(series))

@@ -180,6 +180,16 @@ def test_copies_of_a_slice_are_one(tmp_path):
     assert "6 file(s) that repeat" in series.notes[0]
 
 
+def test_of_two_copies_the_whole_one_is_read(tmp_path):
+    for folder, damaged in (("a", 1), ("b", 2)):
+        path = write_scan(tmp_path / folder)[damaged]
+        path.write_bytes(path.read_bytes()[:-100])
+    (series,) = find_series([tmp_path]).series
+    assert (len(series.slices), series.files) == (6, 12)
+    for (_, hu), expected in zip(read_slices(series), head(), strict=False):
+        np.testing.assert_array_equal(hu, expected)
+
+
 def test_two_slices_of_one_uid_fail_their_series(tmp_path):
     write_scan(tmp_path / "a")
     write_scan(tmp_path / "b", pixels=[hu + 1 for hu in head()], slices=1)

@@ -13,22 +13,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ich.dicom import archive, reader, zip_directory
+from ich.dicom import reader
 from ich.dicom.member import Member
 from ich.dicom.reader import DicomError
-from ich.errors import IchError, not_there, one_line, printable
+from ich.errors import IchError, printable
 from ich.own_scans import header, nifti
 from ich.own_scans.choice import choose
 from ich.own_scans.header import Facts, NoFacts
 from ich.own_scans.multiframe import Frames, frames_of
 from ich.own_scans.nifti import NoVolume
-from ich.own_scans.parts import Part, Record, split, turn_of, turned
+from ich.own_scans.parts import Copies, Part, Record, split, turn_of, turned
 from ich.own_scans.series import Series, SliceFile, judge, to_series
+from ich.own_scans.sources import count, distinct, files_of
 
 MAX_BYTES = 2**31
 """Of a file; a multi-frame file of 600 slices has a seventh of it."""
-
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,30 @@ def find_series(sources: Sequence[Path], all_series: bool = False) -> Found:
         IchError: a source does not exist or cannot be read.
     """
     others: dict[str, tuple[int, str]] = {}
-    files = _distinct(file for source in sources for file in _files_of(source, others))
+    files = distinct(file for source in sources for file in files_of(source, others))
     groups: dict[tuple, list[Record]] = defaultdict(list)
     volumes = []
     with _silent(), tqdm(total=len(files), desc="headers", unit="file", disable=None) as bar:
         for member, name in files:
             try:
+                if nifti.looks_like_nifti(member.head(1024)):
+                    volumes.append((member, name))
+                    continue
                 for facts in _facts(member):
                     groups[facts.study, _series_of(facts, member, name)].append(Record(member, name, facts))
             except NoFacts as error:
-                if error.reason == "not_dicom" and nifti.looks_like_nifti(member.head(1024)):
-                    volumes.append((member, name))
-                    continue
-                _count(others, error.reason, name)
+                count(others, error.reason, name)
             except IchError:
-                _count(others, "unreadable", name)
+                count(others, "unreadable", name)
             bar.update()
         for (member, name), series in zip(volumes, _distinct_names(volumes), strict=True):
             try:
                 facts_of_slices = nifti.slices_of(member.read(MAX_BYTES), series)
                 groups[None, series] = [Record(member, name, facts) for facts in facts_of_slices]
             except IchError:
-                _count(others, "unreadable", name)
+                count(others, "unreadable", name)
             bar.update()
-    parts = {key: split(records, _differ) for key, records in groups.items()}
+    parts = {key: split(records, _compared) for key, records in groups.items()}
     every = [part for of_series in parts.values() for part in of_series]
     for part in every:
         judge(part, all_series)
@@ -155,18 +154,13 @@ def _hu_of(record: Record) -> np.ndarray | None:
     return None if isinstance(hu, DicomError) else hu
 
 
-def _differ(one: Record, other: Record) -> bool:
-    """Whether two files hold different slices; one that cannot be read says nothing against it."""
-    try:
-        first, second = (record.member.read(MAX_BYTES) for record in (one, other))
-    except IchError:
-        return True
-    if first == second:
-        return False
-    if one.facts.position != other.facts.position:
-        return True
-    hu, of_other = _hu_of(one), _hu_of(other)
-    return hu is None or of_other is None or not np.array_equal(hu, of_other)
+def _compared(one: Record, other: Record) -> Copies:
+    """How two files of one SOPInstanceUID compare."""
+    first, second = _hu_of(one), _hu_of(other)
+    if first is None or second is None:
+        return "second_whole" if second is not None else "first_whole"
+    same = one.facts.position == other.facts.position and np.array_equal(first, second)
+    return "same" if same else "different"
 
 
 def _facts(member: Member) -> Iterable[Facts]:
@@ -194,92 +188,25 @@ def _distinct_names(volumes: Sequence[tuple[Member, str]]) -> list[str]:
 
 def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:
     """The series by study, number and uid, each with a uid of its own and the count of its files."""
+    of_uid: dict[str, list[Part]] = defaultdict(list)
+    for (_, series), of_series in sorted(parts.items(), key=lambda one: one[0][0] or ""):
+        of_uid[series] += of_series
+    names = {}
+    for series, of_series in of_uid.items():
+        # The one that people mean is that which is read, or the longest.
+        of_series.sort(key=lambda part: (part.status != "read", -len(part.slices)))
+        for number, part in enumerate(of_series, 1):
+            names[id(part)] = printable(series) + (f"#{number}" if number > 1 else "")
 
     def place(key: tuple) -> tuple:
         number = parts[key][0].records[0].facts.series_number
         return key[0] or "", np.inf if number is None else number, key[1]
 
     found: list[Series] = []
-    names: Counter[str] = Counter()
     counted: set[tuple[str, str]] = set()
     for key in sorted(parts, key=place):
-        for part in sorted(parts[key], key=lambda part: part.status != "read"):  # stable
+        for part in sorted(parts[key], key=lambda part: (part.status != "read", -len(part.slices))):
             files = {(record.member.source, record.member.name) for record in part.records} - counted
             counted |= files
-            names[key[1]] += 1
-            uid = printable(key[1]) + (f"#{names[key[1]]}" if names[key[1]] > 1 else "")
-            found.append(to_series(part, uid, len(files)))
+            found.append(to_series(part, names[id(part)], len(files)))
     return found
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
-    """The files of a source, each with its path within it as the user knows it; hidden and empty ones are counted."""
-    try:
-        is_folder = source.is_dir()
-        source.stat()
-    except FileNotFoundError as error:
-        raise IchError(f"{not_there(source)}; expected a folder, a zip or a file of CT slices") from error
-    except OSError as error:
-        raise IchError(f"{source} cannot be read: {one_line(error)}") from error
-    source = source.absolute()
-    if not is_folder:
-        member = Member(str(source.parent), source.name, source.name, "", source.stat().st_size)
-        yield from _opened(member, "", others)
-        return
-
-    def unreadable(folder: str) -> None:
-        if not folder:
-            raise IchError(f"{source} cannot be read; expected a folder that this user may enter")
-        _count(others, "unreadable", folder)
-
-    for name, entry in archive.files(source, unreadable=unreadable):
-        try:
-            size = entry.stat().st_size
-        except OSError:
-            _count(others, "unreadable", name)  # a link to nothing
-            continue
-        if _hidden(name):
-            _count(others, "hidden", name)
-        else:
-            yield from _opened(Member(str(source), name, entry.name, "", size), f"{name}/", others)
-
-
-def _opened(member: Member, within: str, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
-    """A file; of a zip the files in it, whose names then begin with `within`."""
-    try:
-        begin = member.head(4)
-    except IchError:
-        _count(others, "unreadable", member.name)
-        return
-    if begin not in _ZIP:
-        yield member, member.name
-        return
-    place = Path(member.source, member.name)
-    try:
-        entries = list(zip_directory.entries(place))
-    except IchError:
-        _count(others, "damaged_zip", member.name)
-        return
-    for entry in entries:
-        path = entry["name"].replace("\\", "/")
-        if _hidden(path) or path.startswith("__MACOSX/"):
-            _count(others, "hidden", within + path)
-        else:
-            yield Member(source=str(place), id=path.rpartition("/")[2], split="", **entry), within + path
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
-
-
-def _distinct(files: Iterable[tuple[Member, str]]) -> list[tuple[Member, str]]:
-    """Each file once, however many of the sources it lies in."""
-    return list({f"{member.source}/{member.name}": (member, name) for member, name in files}.values())
-
-
-def _count(others: dict[str, tuple[int, str]], reason: str, name: str) -> None:
-    count, first = others.get(reason, (0, printable(name)))
-    others[reason] = count + 1, first

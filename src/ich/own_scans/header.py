@@ -34,6 +34,7 @@ from pydicom.uid import (
 from ich.dicom import reader
 from ich.dicom.reader import DicomError
 from ich.errors import one_line
+from ich.own_scans.sources import ZIP
 
 MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
@@ -164,7 +165,8 @@ def read_header(head: Callable[[int], bytes], size: int) -> tuple[Dataset, bool,
     while True:
         data = head(want)
         if not looks_like_dicom(data):
-            raise NoFacts("not_dicom" if data else "empty")
+            # Zips are opened, but for those within one.
+            raise NoFacts("nested_zip" if data[:4] in ZIP else "not_dicom" if data else "empty")
         bare = data[128:132] != b"DICM"
         ds, pixels, fault = _parse(with_preamble(data))
         if pixels or len(data) >= size or want >= size:
@@ -262,8 +264,8 @@ def _kind(ds: Dataset, texts: dict, numbers: dict, image_type: tuple[str, ...]) 
     sop_class, modality = texts["SOPClassUID"] or "", texts["Modality"]
     if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
         return "secondary_capture", "SOPClassUID is that of a Secondary Capture"
-    if modality not in (None, "CT"):
-        return "no_image" if modality in _NO_IMAGE else "other_modality", f"Modality is {modality}"
+    if modality is not None and modality.upper() != "CT":  # in capitals by PS3.5, 6.2, but the meaning is plain
+        return "no_image" if modality.upper() in _NO_IMAGE else "other_modality", f"Modality is {modality}"
     if sop_class not in (CTImageStorage, *MULTI_FRAME) and sop_class.startswith(_STORAGE):
         name = UID(sop_class).name
         return "other_modality" if "Image" in name else "no_image", f"SOPClassUID is that of {name}"

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,11 @@ class Part:
     notes: list[str] = field(default_factory=list)
 
 
-def split(records: Sequence[Record], differ: Callable[[Record, Record], bool]) -> list[Part]:
+Copies = Literal["same", "different", "first_whole", "second_whole"]
+"""How two files of one SOPInstanceUID compare: by their pixels and places, or only one of them can be read."""
+
+
+def split(records: Sequence[Record], compared: Callable[[Record, Record], Copies]) -> list[Part]:
     """Sort the files of one series into parts.
 
     Files that are no slices make a part for each kind. Slices make one for each plane, and for each stack: scans of
@@ -50,7 +55,7 @@ def split(records: Sequence[Record], differ: Callable[[Record, Record], bool]) -
 
     Args:
         records: of one SeriesInstanceUID, in a fixed order.
-        differ: whether two files of one SOPInstanceUID hold different slices.
+        compared: compares two files of one SOPInstanceUID.
     """
     parts: list[Part] = []
     kinds = defaultdict(list)
@@ -61,7 +66,7 @@ def split(records: Sequence[Record], differ: Callable[[Record, Record], bool]) -
         parts.append(Part(of_kind, status="skipped", reason=kind, detail=of_kind[0].facts.why))
     broken = [record for record in images if record.facts.fault]
     whole = [record for record in images if not record.facts.fault]
-    slices, duplicates, conflict = _one_of_each(whole, differ)
+    slices, duplicates, conflict = _one_of_each(whole, compared)
     if conflict:
         return [*parts, Part(images, status="failed", reason="conflict", detail=conflict)]
     axial, others = _planes(slices)
@@ -85,7 +90,7 @@ def split(records: Sequence[Record], differ: Callable[[Record, Record], bool]) -
 
 
 def _one_of_each(
-    records: Sequence[Record], differ: Callable[[Record, Record], bool]
+    records: Sequence[Record], compared: Callable[[Record, Record], Copies]
 ) -> tuple[list[Record], list[Record], str]:
     """The slices, one for each SOPInstanceUID; those that repeat one; and a sentence where two differ."""
     first: dict[Hashable, Record] = {}
@@ -95,9 +100,12 @@ def _one_of_each(
         if key not in first:
             first[key] = record
             continue
-        if differ(first[key], record):
+        outcome = compared(first[key], record)
+        if outcome == "different":
             told = f"{first[key].file} and {record.file} are different slices of the SOPInstanceUID {record.facts.uid}"
             return [], [], told
+        if outcome == "second_whole":
+            first[key], record = record, first[key]
         duplicates.append(record)
     return list(first.values()), duplicates, ""
 
