@@ -13,7 +13,7 @@ import pytest
 from conftest import dask_scheduler, make_dicom
 
 from ich import parallel
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.dicom.windows import PRESETS
 from ich.errors import IchError
 from ich.images.convert import convert, verify

@@ -8,7 +8,8 @@ import pytest
 from conftest import make_dicom
 
 from ich.dicom import bits
-from ich.dicom.reader import AIR, DicomError, read
+from ich.dicom.reader import AIR, read
+from ich.dicom.slice_error import DicomError
 from ich.errors import IchError
 
 PADDING = 0xF830  # -2000 in 16 bits

@@ -21,8 +21,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ich.dicom import reader
-from ich.dicom.reader import AIR, KINDS, DicomError, read
+from ich.dicom import pixels, reader
+from ich.dicom.reader import AIR, read
+from ich.dicom.slice_error import KINDS, DicomError
 from ich.dicom.windows import PRESETS, apply_window
 
 SYNTAXES = [
@@ -716,7 +717,7 @@ def test_a_transfer_syntax_without_a_decoder_is_named(monkeypatch):
     def none(syntax):
         raise NotImplementedError
 
-    monkeypatch.setattr(reader, "get_decoder", none)
+    monkeypatch.setattr(pixels, "get_decoder", none)
     refused(make_dicom(syntax=RLELossless), "unsupported", "decodes RLE Lossless")
     monkeypatch.undo()
     if not pydicom.pixels.get_decoder(HTJ2KLossless).is_available:
@@ -735,7 +736,7 @@ def test_compressed_pixels_that_do_not_decode_are_told():
 
 
 def test_decoded_to_another_shape_is_told(monkeypatch):
-    monkeypatch.setattr(reader, "pixel_array", lambda ds, **_: np.zeros((2, 32, 32), np.uint16))
+    monkeypatch.setattr(pixels, "pixel_array", lambda ds, **_: np.zeros((2, 32, 32), np.uint16))
     refused(make_dicom(syntax=RLELossless), "bad_pixels", "(2, 32, 32), expected (32, 32)")
 
 

@@ -35,7 +35,8 @@ from pydicom.uid import (
 )
 
 from ich.dicom.member import Member
-from ich.dicom.reader import DicomError, read
+from ich.dicom.reader import read
+from ich.dicom.slice_error import DicomError
 from ich.dicom.windows import PRESETS
 from ich.errors import IchError
 from ich.images import convert as module

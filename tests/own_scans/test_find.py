@@ -9,7 +9,7 @@ from conftest import make_dicom
 from made_scans import head, write_scan
 
 from ich.dicom import reader
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.errors import IchError
 from ich.own_scans.find import find_series, read_slices
 from ich.own_scans.reasons import REASONS

@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.own_scans.find import find_series, read_slices
 
 COUNT = 6

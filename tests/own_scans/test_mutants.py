@@ -12,7 +12,7 @@ from made_scans import head, write_scan
 from test_multiframe import enhanced
 from test_nifti import axial, volume
 
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.own_scans.find import find_series, read_slices
 from ich.own_scans.reasons import REASONS
 

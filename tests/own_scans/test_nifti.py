@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_scans import head, write_scan
 
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.own_scans import nifti
 from ich.own_scans.find import find_series, read_slices
 

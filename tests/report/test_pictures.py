@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ich.competition import folds
 from ich.competition.labels import INDEX_NAME, LABELS
-from ich.dicom.reader import KINDS
+from ich.dicom.slice_error import KINDS
 from ich.dicom.windows import PRESETS, apply_window
 from ich.errors import IchError
 from ich.images import convert, png, slice_table

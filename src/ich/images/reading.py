@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ich.dicom import reader
+from ich.dicom.slice_error import DicomError
 from ich.dicom.windows import Window, apply_windows
 from ich.errors import IchError, one_line
 from ich.images import png
@@ -82,7 +83,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_dcm(path: Path, windows: Sequence[Window]) -> np.ndarray:
     try:
         return apply_windows(reader.read(path)[0], windows)
-    except reader.DicomError as error:
+    except DicomError as error:
         raise IchError(f"{path}: {error}") from error
 
 

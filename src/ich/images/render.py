@@ -12,16 +12,17 @@ import cv2
 import numpy as np
 from isal import isal_zlib
 
-from ich.dicom import reader
+from ich.dicom import reader, slice_error
 from ich.dicom.member import Member
-from ich.dicom.reader import DicomError, Header
+from ich.dicom.reader import Header
+from ich.dicom.slice_error import DicomError
 from ich.dicom.windows import Window, apply_windows, name_of
 from ich.errors import IchError, one_line
 from ich.files import replacing, sync_filesystem
 from ich.images import png
 
 STATUSES: dict[str, str] = {
-    **reader.KINDS,
+    **slice_error.KINDS,
     "bad_id": "the file's name cannot be a slice's id, and so not the name of a PNG",
     "wrong_id": "the file's name is not the SOPInstanceUID inside it, so that its labels may be those of another slice",
 }

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ich.dicom import reader
 from ich.dicom.member import Member
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.errors import IchError, printable
 from ich.own_scans import header, nifti
 from ich.own_scans.choice import choose

@@ -31,8 +31,8 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from ich.dicom import reader
-from ich.dicom.reader import DicomError
+from ich.dicom import elements
+from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 from ich.own_scans.sources import ZIP
 
@@ -317,20 +317,20 @@ def _contrast(ds: Dataset) -> str:
 def text_of(ds: Dataset, keyword: str) -> str | None:
     """An element's text; None where it is missing, empty or cannot be parsed."""
     with suppress(DicomError):
-        return reader._text(ds, keyword)
+        return elements.text(ds, keyword)
     return None
 
 
 def texts_of(ds: Dataset, keyword: str) -> list[str]:
     """All values of an element of text, in capitals; none where it is missing, empty or cannot be parsed."""
     with suppress(DicomError):
-        return reader._texts(ds, keyword)
+        return elements.texts(ds, keyword)
     return []
 
 
 def numbers_of(ds: Any, keyword: str, count: int | None = None) -> Vector | None:
     """All numbers of an element; None where they are missing, not `count` of them, or not all finite."""
-    return reader._numbers(ds, keyword, count)
+    return elements.numbers(ds, keyword, count)
 
 
 def _interned(text: str | None) -> str | None:

@@ -14,8 +14,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import CTImageStorage
 
-from ich.dicom import reader
-from ich.dicom.reader import DicomError
+from ich.dicom import parsing, reader
+from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 from ich.own_scans.header import Facts, kernel_of, kind_of_image, numbers_of, seconds, text_of, texts_of
 
@@ -111,7 +111,7 @@ class Frames:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._ds = reader._parse(data)
+        self._ds = parsing.parse(data)
         self._shared = _items(self._ds, _SHARED)
         self._groups = _items(self._ds, _PER_FRAME)
         try:
@@ -130,7 +130,7 @@ class Frames:
         """
         if number >= len(self._groups):
             raise DicomError("truncated", f"there are functional groups for {len(self._groups)} frames, not more")
-        return reader._read(self._single(number))
+        return reader.read_parsed(self._single(number))
 
     def _single(self, number: int) -> FileDataset:
         """The frame as the dataset of a file of one slice."""

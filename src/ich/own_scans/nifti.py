@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ich.dicom.bits import AIR
-from ich.dicom.reader import DicomError
+from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 from ich.own_scans.header import Facts
 
