@@ -26,11 +26,7 @@ MODES = [
     pytest.param({"workers": 3, "max_queue_size": 2}, id="threads"),
     pytest.param({"workers": 2, "use_multiprocessing": True, "max_queue_size": 2}, id="processes"),
 ]
-# Processes are forked beside TensorFlow's threads, as Keras does it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.timeout(120),
-]
+pytestmark = pytest.mark.timeout(120)
 
 
 def read(path):

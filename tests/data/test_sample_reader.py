@@ -96,7 +96,6 @@ def add(rows):
 counts = SkipCounts(4)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_skips_of_forked_processes_are_counted_and_a_copy_counts_alone():
     counts.add([1, 3])
     process = multiprocessing.get_context("fork").Process(target=add, args=([3],))

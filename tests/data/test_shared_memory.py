@@ -14,7 +14,6 @@ from ich.errors import IchError
 SHAPE = (2, 300, 301)  # 180,600 bytes of uint8: more than goes through a pipe
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory without a name is Linux's"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.timeout(60),
 ]
 

@@ -32,8 +32,6 @@ from ich.synthetic.plan import draw_plan
 from ich.training import inference
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/kaggle_inference"
 FAST = [

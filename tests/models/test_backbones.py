@@ -33,7 +33,6 @@ pytestmark = [
     # Keras remarks on files that lack groups for layers without weights.
     pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning"),
     pytest.mark.filterwarnings("ignore:`input_shape` is undefined or non-square:UserWarning"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 
 

@@ -32,8 +32,6 @@ from ich.second_stage import embeddings, inputs, train
 from ich.training import chunked_inference, inference
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 ROOT = Path(__file__).parents[2]
 TIED, UNPLACED, ALONE = TRAIN[1:3], TRAIN[5], TRAIN[8]
 FAST = [

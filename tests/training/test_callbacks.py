@@ -23,8 +23,6 @@ from ich.training.callbacks import (
     write_variables,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def network(seed=0, **options):
     """With all that has a state: a random layer, statistics, a schedule, moving averages."""

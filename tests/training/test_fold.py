@@ -25,8 +25,6 @@ from ich.results.result_directory import read_mapping
 from ich.training import fold, inference, run_directory
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def trained(data, root, /, *wanted, **sections):
     run = Run.begin(tiny_config(data, **sections), root)
@@ -288,7 +286,6 @@ def test_folds_of_slices_without_an_image(data, tmp_path):
 
 
 @pytest.mark.parametrize("machine", [{"workers": 3}, {"workers": 2, "processes": True}], ids=["threads", "processes"])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.timeout(120)
 def test_an_image_damaged_since_is_a_sentence(data, tmp_path, machine):
     shutil.copytree(data / "images", tmp_path / "images")

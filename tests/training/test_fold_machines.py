@@ -21,9 +21,6 @@ from ich.results.predictions import read_predictions
 from ich.training import fold
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-
 # One process has the devices that it was started with, so this is one of its own; it trains on both and on the first.
 DEVICES = """
 import json, sys

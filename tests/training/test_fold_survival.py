@@ -25,8 +25,6 @@ from ich.results.predictions import read_predictions
 from ich.training import callbacks, fold
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 SCRIPT = Path(__file__).parents[2] / "scripts/train.py"
 ALL_OF_IT = {"augment": "light", "ema_momentum": 0.9, "keep": "best", "slices_per_series": 3}
 

@@ -37,8 +37,6 @@ from ich.results.result_directory import check_alike
 from ich.training import chunked_inference, inference, run_directory
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 ROOT = Path(__file__).parents[2]
 TRAIN = [f"ID_{number:09x}" for number in range(12)]
 TEST = [f"ID_{number:09x}" for number in range(100, 123)]
@@ -182,7 +180,6 @@ class Echo(keras.layers.Layer):
     [{}, {"workers": 0}, {"workers": 2}, *({"workers": n, "use_multiprocessing": True} for n in (1, 2))],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.timeout(120)
 def test_each_slice_gets_its_own_prediction_whatever_the_workers(tmp_path, monkeypatch, machine):
     monkeypatch.setattr(chunked_inference, "_AT_ONCE", 5)  # batches of 13

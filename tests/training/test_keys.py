@@ -30,8 +30,6 @@ from ich.second_stage import boosting, inputs, rnn, scan_features, train
 from ich.training import fold, inference, trackers
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 

@@ -18,8 +18,6 @@ from ich.training import callbacks as training_callbacks
 from ich.training import fold, trackers
 from ich.training.run_directory import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 class Logger(keras.callbacks.Callback):
     """Writes down each epoch that it is given."""
