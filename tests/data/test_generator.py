@@ -21,6 +21,7 @@ import pytest
 from conftest import make_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorder import Recorder
 
 from ich.competition.labels import LABELS
 from ich.data import augment, shared_memory
@@ -43,8 +44,6 @@ MODES = [
     pytest.param({"workers": 2, "use_multiprocessing": True}, id="two processes"),
     pytest.param({"workers": 8, "use_multiprocessing": True}, id="eight processes"),
 ]
-# Processes are forked beside TensorFlow's threads, as Keras does it.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -234,26 +233,9 @@ def test_without_a_seed_each_generator_is_another_and_can_be_had_again(folder, l
 # ------------------------------------------------------------------------------------------------- under Keras
 
 
-class Recorder(keras.Model):
-    """Keeps what it is shown."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def train_step(self, data):
-        self.seen.append(tuple(keras.ops.convert_to_numpy(part) for part in data))
-        return {"loss": 0.0}
-
-    def call(self, x):
-        return x
-
-
 @pytest.fixture
 def recorder():
-    model = Recorder()
-    model.compile(run_eagerly=True)
-    return model
+    return Recorder()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -298,8 +280,6 @@ def test_a_batch_that_cannot_be_had_from_a_process_ends_the_run(folder, labels, 
 def test_fit_in_two_parts_is_fit_in_one(folder, labels, mode):
     options = {"image_dir": folder, "batch_size": BATCH, "shuffle": True, "augment": heavy(), **mode}
     whole, kept, resumed = Recorder(), Recorder(), Recorder()
-    for model in (whole, kept, resumed):
-        model.compile(run_eagerly=True)
     whole.fit(DataGenerator(IDS, labels, **options), epochs=4, verbose=0, shuffle=False)
     generator = DataGenerator(IDS, labels, **options)
     kept.fit(generator, epochs=2, verbose=0, shuffle=False)
@@ -331,7 +311,6 @@ def test_validation_is_never_augmented_and_does_not_move(folder, labels):
             return self.train_step(data)
 
     model = Watcher()
-    model.compile(run_eagerly=True)
     held_out = DataGenerator(IDS, labels, image_dir=folder, batch_size=BATCH, workers=2, shuffle=False)
     train = DataGenerator(IDS, labels, image_dir=folder, batch_size=COUNT, shuffle=True, augment=heavy(), workers=2)
     model.fit(train, validation_data=held_out, epochs=3, verbose=0, shuffle=False)
@@ -432,6 +411,10 @@ def global_draw(image, rng=None):
     return image
 
 
+def global_draw_of_lambda(image, **_):
+    return global_draw(image)
+
+
 def global_reader(path):
     return global_draw(reading.read(path))
 
@@ -441,7 +424,7 @@ def global_reader(path):
     [
         {"augment": global_draw},
         {"augment": A.Compose([A.OneOf([OfGlobalStates(p=1)], p=1)])},
-        {"augment": A.Lambda(image=lambda image, **_: global_draw(image), p=1)},
+        {"augment": A.Lambda(image=global_draw_of_lambda, p=1)},
         {"preprocess": global_draw},
         {"reader": global_reader},
     ],
@@ -450,7 +433,6 @@ def global_reader(path):
 def test_global_random_states_are_each_samples_own_in_processes(folder, labels, options):
     def shown(batch_size, workers, epochs=2):
         model = Recorder()
-        model.compile(run_eagerly=True)
         generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=batch_size, **options)
         generator.workers, generator.use_multiprocessing = workers, True
         model.fit(generator, epochs=epochs, verbose=0, shuffle=False)

@@ -14,11 +14,11 @@ import time
 
 import albumentations as A
 import cv2
-import keras
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from recorder import Recorder
 
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
@@ -30,11 +30,7 @@ MODES = [
     pytest.param({"workers": 3}, id="threads"),
     pytest.param({"workers": 3, "use_multiprocessing": True}, id="processes"),
 ]
-# Processes are forked beside TensorFlow's threads, as Keras does it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-    pytest.mark.timeout(120),
-]
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
@@ -50,24 +46,9 @@ def labels():
     return pd.DataFrame({"number": np.arange(COUNT) + 1}, IDS)
 
 
-class Recorder(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def train_step(self, data):
-        self.seen.append(tuple(keras.ops.convert_to_numpy(part) for part in data))
-        return {"loss": 0.0}
-
-    def call(self, x):
-        return x
-
-
 @pytest.fixture
 def recorder():
-    model = Recorder()
-    model.compile(run_eagerly=True)
-    return model
+    return Recorder()
 
 
 def truncate(path):
