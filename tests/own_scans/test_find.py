@@ -1,12 +1,15 @@
 """What is found in folders, zips and files, and how many files of which kind."""
 
+import io
 import os
 import zipfile
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import make_dicom
 from made_scans import head, write_scan
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from ich.dicom import reader
 from ich.dicom.slice_error import DicomError
@@ -34,9 +37,23 @@ def files_in(folder):
     return sum(path.is_file() for path in folder.rglob("*"))
 
 
+def dicomdir():
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.9"
+    ds.FileSetID = "EXPORT"
+    ds.DirectoryRecordSequence = [pydicom.Dataset()]
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, ds, enforce_file_format=True)
+    return file.getvalue()
+
+
 def test_a_pacs_export_is_found_by_what_its_files_hold(tmp_path):
     paths = write_scan(tmp_path / "PAT000/STU00001/SER00002")
-    (tmp_path / "DICOMDIR").write_bytes(make_dicom(drop=["SOPClassUID"])[:200])
+    (tmp_path / "DICOMDIR").write_bytes(dicomdir())
+    (tmp_path / "damaged").write_bytes(make_dicom()[:200])
     (tmp_path / "readme.txt").write_text("how to open the viewer, in more than one hundred and thirty two bytes" * 3)
     (tmp_path / "PAT000/thumbnail.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(400))
     (tmp_path / "empty").write_bytes(b"")
@@ -53,6 +70,7 @@ def test_a_pacs_export_is_found_by_what_its_files_hold(tmp_path):
     assert [one.uid for one in series.slices] == [f"1.2.7.{number}" for number in range(1, 7)]
     assert [one.z for one in series.slices] == [0, 5, 10, 15, 20, 25]
     assert {reason: count for reason, (count, _) in found.others.items()} == {
+        "dicomdir": 1,
         "empty": 1,
         "hidden": 7,
         "no_identity": 1,
@@ -202,3 +220,21 @@ def test_names_that_are_no_text_are_shown_by_their_bytes(tmp_path):
     series = the_read(found)
     assert all(one.file.startswith("\\udcff/") for one in series.slices)
     assert all(isinstance(hu, np.ndarray) for _, hu in read_slices(series))
+
+
+@pytest.mark.parametrize("codec", ["JPEGLosslessProcess14_1", "JPEG2000Lossless"])
+def test_compressed_slices_are_read(tmp_path, codec):
+    gdcm = pytest.importorskip("gdcm")
+    for path in write_scan(tmp_path, slices=5):
+        read, change, write = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        read.SetFileName(str(path))
+        assert read.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, codec)))
+        change.SetInput(read.GetImage())
+        assert change.Change()
+        write.SetFile(read.GetFile())
+        write.SetImage(change.GetOutput())
+        write.SetFileName(str(path))
+        assert write.Write()
+    for (_, hu), expected in zip(read_slices(the_read(find_series([tmp_path]))), head(), strict=False):
+        np.testing.assert_array_equal(hu, expected)

@@ -97,7 +97,7 @@ def test_version_2_and_a_fourth_axis_of_one_are_read(tmp_path):
         ("no_orientation", "left may be right", lambda: volume(axial())[:252] + bytes(4) + volume(axial())[256:]),
         ("other_plane", "between them", lambda: volume(axial(), spacing=(0.5, 5.0, 0.5))),
         ("unsupported", "shape", lambda: four_dimensional()),
-        ("too_few", "4 slice(s)", lambda: volume(axial(4))),
+        ("too_few", "4 slices", lambda: volume(axial(4))),
     ],
 )
 def test_what_is_no_axial_ct_in_hu_is_skipped(tmp_path, reason, said, data):

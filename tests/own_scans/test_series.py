@@ -201,12 +201,24 @@ def test_two_slices_of_one_uid_fail_their_series(tmp_path):
     assert read.status == "read"
 
 
+def test_slices_that_two_series_name_alike_are_told_of(tmp_path):
+    write_scan(tmp_path / "a")
+    write_scan(tmp_path / "b", series="1.2.8", uid="1.2.7", slices=5)
+    series = find_series([tmp_path]).series
+    for one in series:
+        assert "5 slices with a SOPInstanceUID that a slice of another series has too" in one.notes
+
+
 def test_a_series_of_broken_files_has_failed(tmp_path):
     for path in write_scan(tmp_path):
         data = path.read_bytes()
         path.write_bytes(data[: data.index(b"\xe0\x7f\x10\0") - 20])
     (series,) = find_series([tmp_path]).series
     assert (series.uid, series.status, series.reason, series.files) == ("1.2.7", "failed", "damaged", 6)
+    write_scan(tmp_path / "a", slices=1, uid="1.2.7.9")
+    (series,) = find_series([tmp_path]).series
+    assert (series.reason, series.files) == ("too_few", 7)
+    assert series.detail == "1 slice, and 6 broken files; expected 5 slices or more"
 
 
 # ------------------------------------------------------------------------------------------------- planes and stacks
@@ -243,6 +255,14 @@ def test_scans_of_one_place_under_one_uid_are_told_apart(tmp_path, tag):
     for one in found.series:
         assert len({slice_file.file.split("/")[0] for slice_file in one.slices}) == 1
         assert [slice_file.z for slice_file in one.slices] == [0, 5, 10, 15, 20, 25]
+
+
+def test_a_perfusion_study_is_skipped_unless_all_are_read(tmp_path):
+    for time in range(5):
+        write_scan(tmp_path / f"{time}", uid=f"1.2.8.{time}", AcquisitionNumber=time)
+    found = find_series([tmp_path])
+    assert [(one.reason, one.files) for one in found.series] == [("dynamic", 6)] * 5
+    assert {one.status for one in find_series([tmp_path], all_series=True).series} == {"read"}
 
 
 def test_pieces_of_one_scan_stay_together(tmp_path):

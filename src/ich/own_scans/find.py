@@ -23,18 +23,22 @@ from ich.own_scans.header import Facts, NoFacts
 from ich.own_scans.multiframe import Frames, frames_of
 from ich.own_scans.nifti import NoVolume
 from ich.own_scans.parts import Copies, Part, Record, split, turn_of, turned
-from ich.own_scans.series import Series, SliceFile, judge, to_series
-from ich.own_scans.sources import count, distinct, files_of
+from ich.own_scans.series import Series, SliceFile, judge, skip_dynamic, tell_of_shared_uids, to_series
+from ich.own_scans.sources import ZIP, File, count, distinct, files_of, files_of_zip
 
 MAX_BYTES = 2**31
 """Of a file; a multi-frame file of 600 slices has a seventh of it."""
+
+
+_HEAD = 2**15  # bytes of each file that are read first; few headers are longer
 
 
 @dataclass(frozen=True)
 class Found:
     """What the sources hold.
 
-    The files of `series` and the counts of `others` together are all files: nothing is left out without a word.
+    The files of `series` and the counts of `others` together are all files, those in a zip instead of the zip: nothing
+    is left out without a word.
     """
 
     series: list[Series]  # by study, series number and uid
@@ -54,36 +58,51 @@ def find_series(sources: Sequence[Path], all_series: bool = False) -> Found:
         IchError: a source does not exist or cannot be read.
     """
     others: dict[str, tuple[int, str]] = {}
-    files = distinct(file for source in sources for file in files_of(source, others))
-    groups: dict[tuple, list[Record]] = defaultdict(list)
-    volumes = []
-    with _silent(), tqdm(total=len(files), desc="headers", unit="file", disable=None) as bar:
-        for member, name in files:
-            try:
-                if nifti.looks_like_nifti(member.head(1024)):
-                    volumes.append((member, name))
-                    continue
-                for facts in _facts(member):
-                    groups[facts.study, _series_of(facts, member, name)].append(Record(member, name, facts))
-            except NoFacts as error:
-                count(others, error.reason, name)
-            except IchError:
-                count(others, "unreadable", name)
-            bar.update()
-        for (member, name), series in zip(volumes, _distinct_names(volumes), strict=True):
-            try:
-                facts_of_slices = nifti.slices_of(member.read(MAX_BYTES), series)
-                groups[None, series] = [Record(member, name, facts) for facts in facts_of_slices]
-            except IchError:
-                count(others, "unreadable", name)
-            bar.update()
+    with _silent():
+        groups = _by_series(distinct(file for source in sources for file in files_of(source, others)), others)
     parts = {key: split(records, _compared) for key, records in groups.items()}
     every = [part for of_series in parts.values() for part in of_series]
     for part in every:
         judge(part, all_series)
     if not all_series:
+        for of_series in parts.values():
+            skip_dynamic(of_series)
         choose(every, _hu_of)
+    tell_of_shared_uids(every)
     return Found(_in_order(parts), dict(sorted(others.items())))
+
+
+def _by_series(files: list[File], others: dict[str, tuple[int, str]]) -> dict[tuple, list[Record]]:
+    """The files by study and series; those of no series are counted."""
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    volumes: list[File] = []
+    with tqdm(total=len(files), desc="headers", unit="file", disable=None) as bar:
+        while files:
+            within_zips: list[File] = []
+            for file in files:
+                try:
+                    head = file.member.head(_HEAD)
+                    if head[:4] in ZIP and file.member.offset is None:
+                        within_zips += files_of_zip(file, others)
+                    elif nifti.looks_like_nifti(head):
+                        volumes.append(file)
+                    else:
+                        for facts in _facts(file.member, head):
+                            groups[facts.study, _series_of(facts, file)].append(Record(file.member, file.name, facts))
+                except NoFacts as error:
+                    count(others, error.reason, file.name)
+                except IchError:
+                    count(others, "unreadable", file.name)
+                bar.update()
+            files = distinct(within_zips)
+            bar.total += len(files)
+        for file, series in zip(volumes, _distinct_names(volumes), strict=True):
+            try:
+                slices = nifti.slices_of(file.member.read(MAX_BYTES), series)
+                groups[None, series] = [Record(file.member, file.name, facts) for facts in slices]
+            except IchError:
+                count(others, "unreadable", file.name)
+    return groups
 
 
 def read_slices(series: Series) -> Iterator[tuple[SliceFile, np.ndarray | DicomError]]:
@@ -123,10 +142,10 @@ def _reader_of(data: bytes, framed: bool) -> Callable[[int], np.ndarray]:
         except NoVolume as error:
             raise DicomError("bad_pixels", error.detail) from error
     data = header.with_preamble(data)
-    frames = Frames(data) if framed else None
+    read_one = Frames(data).read if framed else (lambda _: reader.read(data))
 
     def read(number: int) -> np.ndarray:
-        hu, facts = frames.read(number) if frames else reader.read(data)
+        hu, facts = read_one(number)
         if facts.ImageOrientationPatient is None:
             return hu
         turn = turn_of(facts.ImageOrientationPatient)
@@ -163,25 +182,33 @@ def _compared(one: Record, other: Record) -> Copies:
     return "same" if same else "different"
 
 
-def _facts(member: Member) -> Iterable[Facts]:
-    ds, pixels, fault = header.read_header(member.head, member.size)
+def _facts(member: Member, head: bytes) -> Iterable[Facts]:
+    """What a file says of itself, or each of its frames.
+
+    Args:
+        head: the file's first bytes; more are read if the header is longer.
+
+    Raises:
+        NoFacts: it belongs to no series.
+    """
+    ds, pixels, fault = header.read_header(head, member)
     facts = header.facts_of(ds, pixels, fault)
     if facts.kind == "" and header.text_of(ds, "SOPClassUID") in header.MULTI_FRAME:
         return frames_of(ds, facts)
     return [facts]
 
 
-def _series_of(facts: Facts, member: Member, name: str) -> str:
+def _series_of(facts: Facts, file: File) -> str:
     """The SeriesInstanceUID, or the folder of a file that names none: nothing else tells what belongs together."""
-    return facts.series or f"folder {Path(member.source).name}/{name.rpartition('/')[0]}".rstrip("/")
+    return facts.series or f"folder {Path(file.member.source).name}/{file.name.rpartition('/')[0]}".rstrip("/")
 
 
-def _distinct_names(volumes: Sequence[tuple[Member, str]]) -> list[str]:
+def _distinct_names(volumes: Sequence[File]) -> list[str]:
     """A name for each NIfTI file: its own without its ending, with so much of its path as tells it from the others."""
     levels = []
-    for member, name in volumes:
-        path = re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
-        levels.append((path.rpartition("/")[2], path, name, f"{member.source}/{name}"))
+    for file in volumes:
+        path = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
+        levels.append((path.rpartition("/")[2], path, file.name, f"{file.member.source}/{file.member.name}"))
     counts = Counter(level for one in levels for level in set(one))
     return [printable(next(level for level in one if counts[level] == 1 or level == one[-1])) for one in levels]
 

@@ -32,6 +32,7 @@ from pydicom.uid import (
 )
 
 from ich.dicom import elements
+from ich.dicom.member import Member
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 from ich.own_scans.sources import ZIP
@@ -148,32 +149,31 @@ def with_preamble(data: bytes) -> bytes:
     return bytes(128) + b"DICM" + file.getvalue() + data
 
 
-def read_header(head: Callable[[int], bytes], size: int) -> tuple[Dataset, bool, str]:
+def read_header(head: bytes, member: Member) -> tuple[Dataset, bool, str]:
     """The elements of `TAGS` of a DICOM file, as far as they can be told apart.
 
     Args:
-        head: gives the first bytes of the file, so many or all.
-        size: of the file, bytes.
+        head: the first bytes of the file; more are read if the header is longer.
 
     Returns:
         (dataset, whether pixel data follow, what is wrong or "").
 
     Raises:
         NoFacts: it is no DICOM file.
+        IchError: it cannot be read.
     """
-    want = 2**15
+    if not looks_like_dicom(head):
+        # Zips are opened, but for those within one.
+        raise NoFacts("nested_zip" if head[:4] in ZIP else "not_dicom" if head else "empty")
+    want = len(head)
     while True:
-        data = head(want)
-        if not looks_like_dicom(data):
-            # Zips are opened, but for those within one.
-            raise NoFacts("nested_zip" if data[:4] in ZIP else "not_dicom" if data else "empty")
-        bare = data[128:132] != b"DICM"
-        ds, pixels, fault = _parse(with_preamble(data))
-        if pixels or len(data) >= size or want >= size:
+        ds, pixels, fault = _parse(with_preamble(head))
+        if pixels or want >= member.size:
             break
-        want *= 8  # the header is longer than that
-    if bare and not (text_of(ds, "SOPClassUID") or "").startswith(_STORAGE):
-        raise NoFacts("not_dicom")  # any bytes may begin so
+        want *= 8
+        head = member.head(want)
+    if head[128:132] != b"DICM" and not (text_of(ds, "SOPClassUID") or "").startswith(_STORAGE):
+        raise NoFacts("not_dicom")  # any bytes may begin as a dataset does
     return ds, pixels, fault
 
 
@@ -216,7 +216,7 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         ds, pixels, fault: as `read_header` gives them.
 
     Raises:
-        NoFacts: it names no series, or is a DICOMDIR.
+        NoFacts: it is damaged and names no series, or is a DICOMDIR.
     """
     if text_of(ds.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NoFacts("dicomdir")
@@ -231,6 +231,8 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
             fault = "the file ends before its pixel data, or has none"
         elif texts["SOPInstanceUID"] is None:
             fault = "SOPInstanceUID is missing or empty, so that the slice has no name"
+    if fault and texts["SeriesInstanceUID"] is None:
+        raise NoFacts("no_identity")
     return Facts(
         uid=texts["SOPInstanceUID"],
         study=_interned(texts["StudyInstanceUID"]),
@@ -303,7 +305,7 @@ def kernel_of(ds: Dataset) -> str:
         value = ds.get("ConvolutionKernel")
     except Exception:  # noqa: BLE001 - pydicom meets damaged bytes with whatever its parser tripped over
         return ""
-    return " ".join(value if isinstance(value, MultiValue) else [value or ""]).strip()
+    return " ".join(map(str, value if isinstance(value, MultiValue) else [value or ""])).strip()
 
 
 def _contrast(ds: Dataset) -> str:

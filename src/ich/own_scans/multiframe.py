@@ -4,6 +4,7 @@ A frame's place, scale and kind stand in functional groups, of the frame or shar
 Converted Enhanced CT, which archives make of single slices, has the same.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from sys import intern
@@ -36,6 +37,9 @@ _OF_GROUPS = {
 """What stands in the functional groups: by the group, elements that a file of one slice has itself."""
 
 
+_CLOCK = re.compile(r"[0-9]{14}(\.[0-9]+)?")  # YYYYMMDDHHMMSS.FFFFFF (PS3.5, 6.2)
+
+
 def frames_of(ds: Dataset, file: Facts) -> Iterator[Facts]:
     """What each frame says of itself.
 
@@ -66,6 +70,7 @@ def _frame(file: Facts, number: int, groups: list[Dataset]) -> Facts:
     found = kind_of_image(kind, texts_of(named["PixelValueTransformationSequence"], "RescaleType"))
     acquisition = numbers_of(content, "FrameAcquisitionNumber")
     clock = text_of(content, "FrameAcquisitionDateTime") or text_of(content, "FrameReferenceDateTime") or ""
+    clock = re.sub(r"[-+][0-9]{4}$", "", clock)  # the zone is one for all
     thickness = numbers_of(named["PixelMeasuresSequence"], "SliceThickness")
     return replace(
         file,
@@ -77,7 +82,7 @@ def _frame(file: Facts, number: int, groups: list[Dataset]) -> Facts:
         image_type=kind,
         kernel=intern(kernel_of(named["CTReconstructionSequence"])) or file.kernel,
         acquisition=acquisition[0] if acquisition else file.acquisition,
-        time=seconds(float(clock[8:])) if clock[8:].replace(".", "", 1).isdigit() else file.time,
+        time=seconds(float(clock[8:])) if _CLOCK.fullmatch(clock) else file.time,
         thickness=thickness[0] if thickness else file.thickness,
         position=numbers_of(named["PlanePositionSequence"], "ImagePositionPatient", 3) or file.position,
         orientation=numbers_of(named["PlaneOrientationSequence"], "ImageOrientationPatient", 6) or file.orientation,

@@ -10,6 +10,7 @@ REASONS: dict[str, str] = {
     "not_hu": "the values are another quantity than Hounsfield units",
     "derived": "a map or a projection that was computed of slices, such as a perfusion map or a MIP",
     "too_few": "fewer than five slices; all_series reads them",
+    "dynamic": "more than four scans of one place in one series, such as a perfusion study; all_series reads them",
     "sharper_kernel": "a series at the same positions has a softer kernel and is read instead; all_series reads both",
     "unsupported": "images that this project has no reading for, such as color",
     "no_nibabel": "NIfTI files are read by nibabel: pip install 'ich[nifti]'",

@@ -18,6 +18,7 @@ _T = TypeVar("_T")
 LEAST_SLICES = 5
 """Of a series that is read unless all are."""
 
+_PHASES = 4  # scans of one place in one series; more are a movie, of which each scan alone has too little dose
 _USUAL = "anterior at the top and the patient's right on the left"
 _HEAD = 100  # mm; from the skull base to the vertex it is 120 to 160
 _TILT = 1.0  # degrees; less is not worth telling
@@ -74,10 +75,29 @@ def judge(part: Part, all_series: bool) -> None:
         return
     if len(part.slices) < LEAST_SLICES and not all_series:
         part.status, part.reason = "skipped", "too_few"
-        part.detail = f"{len(part.slices)} slice(s), expected {LEAST_SLICES} or more"
+        broken = f", and {_files(len(part.unread))}" if part.unread else ""
+        part.detail = f"{_slices(len(part.slices))}{broken}; expected {LEAST_SLICES} slices or more"
         return
     part.status = "read"
     part.notes += _notes(part)
+
+
+def skip_dynamic(parts: Sequence[Part]) -> None:
+    """Mark the scans of one series as skipped if they are more than the phases of a contrast agent are."""
+    read = [part for part in parts if part.status == "read"]
+    if len(read) > _PHASES:
+        for part in read:
+            part.status, part.reason = "skipped", "dynamic"
+            part.detail = f"{len(read)} scans under one SeriesInstanceUID, as of a perfusion study"
+
+
+def tell_of_shared_uids(parts: Iterable[Part]) -> None:
+    """Note of each part to be read how many of its slices another one has too, by their SOPInstanceUID."""
+    read = [part for part in parts if part.status == "read"]
+    counts = Counter(record.facts.uid for part in read for record in part.slices)
+    for part in read:
+        if shared := sum(counts[record.facts.uid] > 1 for record in part.slices):
+            part.notes.append(f"{_slices(shared)} with a SOPInstanceUID that a slice of another series has too")
 
 
 def to_series(part: Part, uid: str, files: int) -> Series:
@@ -100,12 +120,12 @@ def to_series(part: Part, uid: str, files: int) -> Series:
         patient=_most([one.patient for one in facts]),
         status=part.status,
         reason=part.reason,
-        detail=part.detail,
+        detail=printable(part.detail),
         notes=tuple(part.notes) if read else (),
         slices=tuple(slices) if read else (),
         unread=tuple(part.unread),
         files=files,
-        modality=first.modality,
+        modality=printable(first.modality),
         description=printable(first.description),
         kernel=printable(first.kernel),
         thickness=_most([one.thickness for one in facts]),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ich.dicom import archive, zip_directory
 from ich.dicom.member import Member
@@ -11,19 +12,29 @@ ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 """How a zip begins, one with files or an empty one."""
 
 
-def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
-    """The files of a source, each with its path within it as the user knows it; hidden and empty ones are counted."""
+class File(NamedTuple):
+    """A file to be looked at."""
+
+    member: Member
+    name: str  # path within its source, as the user knows it
+    within: str  # what the names of its files begin with, if it is a zip
+
+
+def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[File]:
+    """The files of a source; hidden ones, and folders that may not be entered, are counted to the others.
+
+    Raises:
+        IchError: it does not exist or cannot be read.
+    """
     try:
-        is_folder = source.is_dir()
-        source.stat()
+        is_folder, size = source.is_dir(), source.stat().st_size
     except FileNotFoundError as error:
         raise IchError(f"{not_there(source)}; expected a folder, a zip or a file of CT slices") from error
     except OSError as error:
         raise IchError(f"{source} cannot be read: {one_line(error)}") from error
     source = source.absolute()
     if not is_folder:
-        member = Member(str(source.parent), source.name, source.name, "", source.stat().st_size)
-        yield from _opened(member, "", others)
+        yield File(Member(str(source.parent), source.name, source.name, "", size), printable(source.name), "")
         return
 
     def unreadable(folder: str) -> None:
@@ -32,48 +43,42 @@ def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[tuple
         count(others, "unreadable", folder)
 
     for name, entry in archive.files(source, unreadable=unreadable):
+        if _hidden(name):
+            count(others, "hidden", name)
+            continue
         try:
-            size = entry.stat().st_size
+            member = Member(str(source), name, entry.name, "", entry.stat().st_size)
         except OSError:
             count(others, "unreadable", name)  # a link to nothing
             continue
-        if _hidden(name):
-            count(others, "hidden", name)
-        else:
-            yield from _opened(Member(str(source), name, entry.name, "", size), f"{name}/", others)
+        yield File(member, printable(name), f"{name}/")
 
 
-def _opened(member: Member, within: str, others: dict[str, tuple[int, str]]) -> Iterator[tuple[Member, str]]:
-    """A file; of a zip the files in it, whose names then begin with `within`."""
+def files_of_zip(file: File, others: dict[str, tuple[int, str]]) -> Iterator[File]:
+    """The files in a zip; hidden ones, and a zip that is damaged, are counted to the others."""
+    source = Path(file.member.source, file.member.name)
     try:
-        begin = member.head(4)
+        entries = list(zip_directory.entries(source))
     except IchError:
-        count(others, "unreadable", member.name)
-        return
-    if begin not in ZIP:
-        yield member, printable(member.name)
-        return
-    place = Path(member.source, member.name)
-    try:
-        entries = list(zip_directory.entries(place))
-    except IchError:
-        count(others, "damaged_zip", member.name)
+        count(others, "damaged_zip", file.name)
         return
     for entry in entries:
-        path = entry["name"].replace("\\", "/")
-        if _hidden(path) or path.startswith("__MACOSX/"):
-            count(others, "hidden", within + path)
+        name = entry["name"].replace("\\", "/")
+        if _hidden(name):
+            count(others, "hidden", file.within + name)
         else:
-            yield Member(source=str(place), id=path.rpartition("/")[2], split="", **entry), printable(within + path)
+            member = Member(source=str(source), id=name.rpartition("/")[2], split="", **entry)
+            yield File(member, printable(file.within + name), "")
 
 
 def _hidden(path: str) -> bool:
-    return any(part.startswith(".") and part.strip(".") for part in path.split("/"))  # ./x is not
+    """Whether a file, or a folder that it lies in, is hidden, or macOS's own addition to a zip."""
+    return any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in path.split("/"))
 
 
-def distinct(files: Iterable[tuple[Member, str]]) -> list[tuple[Member, str]]:
+def distinct(files: Iterable[File]) -> list[File]:
     """Each file once, however many of the sources it lies in."""
-    return list({f"{member.source}/{member.name}": (member, name) for member, name in files}.values())
+    return list({f"{file.member.source}/{file.member.name}": file for file in files}.values())
 
 
 def count(others: dict[str, tuple[int, str]], reason: str, name: str) -> None:
