@@ -43,7 +43,9 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
     from ich.config import Config
     from ich.models import backbones
     from ich.training import inference
+    from ich.training.run_data import RunData
     from ich.training.run_directory import Run
+    from ich.training.run_score import score_run
 
     labels = np.tile(np.array([[0] * 6, [1] * 6], np.int8), (len(TRAIN) // 2, 1))
     table = pd.DataFrame(labels, columns=list(LABELS), index=pd.Index(TRAIN, name=INDEX_NAME))
@@ -67,20 +69,20 @@ def write_run(folder: Path, name: str, side: int, counts: list[int]) -> None:
     for count in counts:
         write_images(folder / str(count), stock, count, config)
     run = Run.begin(config, folder)
-    run.claim(keras.backend.backend(), keras.distribution.list_devices())
+    run.claim(keras.backend.backend(), keras.distribution.list_devices(), RunData(config).digests)
     for k in range(2):
         model = backbones.build_model(name, (side, side, 1))
         run.fold(k).mkdir(parents=True)
         model.save(run.fold(k) / "model.keras")
-        inference.predict_held_out(run, k, lambda model=model: model)
-    run.score()
+        inference.predict_held_out(run, k, RunData(run.config), lambda model=model: model)
+    score_run(run)
 
 
 def write_images(images: Path, stock: Path, count: int, config) -> None:
     from dataclasses import asdict
 
     from ich.images import slice_table
-    from ich.training import run_directory
+    from ich.images.render import Settings
 
     test = [f"ID_{number:09x}" for number in range(1000, 1000 + count)]
     rows = []
@@ -92,25 +94,27 @@ def write_images(images: Path, stock: Path, count: int, config) -> None:
                 {"SOPInstanceUID": one, "SeriesInstanceUID": f"ID_{number // 34:09x}", "split": split, "status": "ok"}
                 | {"path": f"{split}/{one}.png", "size": 1000, "crc": number}
             )
-    (images / "settings.json").write_text(json.dumps(asdict(run_directory.settings(config))))
+    (images / "settings.json").write_text(json.dumps(asdict(Settings.of(config.preprocess))))
     slice_table.write_table(slice_table.to_frame(rows), images / "slices.parquet")
 
 
 def run_ours(folder: Path) -> float:
     from ich.data.generator import DataGenerator
     from ich.images import slice_table
-    from ich.training import inference, run_directory
+    from ich.training import inference
+    from ich.training.results_folder import with_results_in
+    from ich.training.run_data import read_slices
     from ich.training.run_directory import Run
 
     run = Run.open(folder / "run")
     models = [inference.load_model(run, k) for k in range(2)]
-    ids = slice_table.readable(run_directory.slices_of(run.config), "test").index
+    ids = slice_table.readable(read_slices(run.config), "test").index
     options = inference.generator_options(run.config, "test")
     for model in models:
         model.predict(DataGenerator(ids[:BATCH], batch_size=BATCH, **options), verbose=0)
     inference.load_model = lambda run, k: models[k]
     start = time.perf_counter()
-    found = inference.predict_test(run, run.elsewhere(folder / f"out{os.getpid()}"))
+    found = inference.predict_test(run, with_results_in(run, folder / f"out{os.getpid()}"))
     seconds = time.perf_counter() - start
     assert len(found) == len(ids)
     return 2 * len(ids) / seconds
@@ -118,12 +122,13 @@ def run_ours(folder: Path) -> float:
 
 def run_bare(folder: Path) -> float:
     from ich.images import slice_table
-    from ich.training import inference, run_directory
+    from ich.training import inference
+    from ich.training.run_data import read_slices
     from ich.training.run_directory import Run
 
     run = Run.open(folder / "run")
     models = [inference.load_model(run, k) for k in range(2)]
-    images = read(folder, slice_table.readable(run_directory.slices_of(run.config), "test").index)
+    images = read(folder, slice_table.readable(read_slices(run.config), "test").index)
     for model in models:
         model.predict(images[:BATCH], verbose=0)
     start = time.perf_counter()

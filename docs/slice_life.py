@@ -28,7 +28,7 @@ from ich.files import replacing
 from ich.images import reading, render
 from ich.models import gradcam
 from ich.results.predictions import read_predictions
-from ich.training import inference, run_directory
+from ich.training import inference
 from ich.training.run_directory import Run
 
 _HU_SHOWN = Window(center=0, width=2000)  # of the slice before it is windowed
@@ -85,7 +85,7 @@ def follow(run: Run, id: str | None = None, label: str | None = None) -> Life:
     """
     run.check_reads_images()
     config = run.config
-    settings = run_directory.settings(config)
+    settings = render.Settings.of(config.preprocess)
     if label is not None and label not in LABELS:
         raise IchError(f"no label is called {label!r}; there are {', '.join(LABELS)}")
     if settings.files != "channels":

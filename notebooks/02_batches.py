@@ -23,7 +23,7 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.data.sampling import PerSeries, PositiveShare
 from ich.report import pictures
-from ich.training import run_directory
+from ich.training.run_data import read_slices
 
 # The folder in which `make demo` ran: that of the Makefile, unless ICH_DEMO names another.
 os.chdir(os.environ.get("ICH_DEMO") or (".." if Path.cwd().name == "notebooks" else "."))
@@ -42,7 +42,7 @@ images = settings.data.images / "train"
 everything = folds.read_folds(settings.data.folds_path)
 train = everything[everything["fold"] != 0]
 labels = train[list(LABELS)]
-table = run_directory.slices_of(settings)
+table = read_slices(settings)
 scans = table.set_index("SOPInstanceUID").loc[train.index, ["SeriesInstanceUID", "order"]]
 
 plain = DataGenerator(train.index, labels, image_dir=images, batch_size=32, shuffle=True)

@@ -33,11 +33,12 @@ def main(argv: list[str] | None = None) -> None:
     from ich import config
     from ich.results import result_directory
     from ich.startup import import_keras
+    from ich.training.results_folder import with_results_in
     from ich.training.run_directory import Run
 
     kept = config.overrides_of("predict", result_directory.extracted_in(arguments.out or arguments.run))
     run = Run.open(arguments.run, [*kept, *arguments.overrides], arguments.out)
-    target = run.elsewhere(arguments.out) if arguments.out else run
+    target = with_results_in(run, arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
 

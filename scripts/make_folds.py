@@ -24,13 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     from ich.images import slice_table
     from ich.report import pictures
     from ich.results import commands
-    from ich.training import run_directory
+    from ich.training.run_data import read_slices
 
     settings = config.load(arguments.config, arguments.overrides)
     cli.warn_of_unused(settings.unused, "make_folds")
     if settings.data.labels:
         cli.refuse(arguments.overrides, ["data.sources"], f"beside data.labels={settings.data.labels}")
-    table = run_directory.slices_of(settings)
+    table = read_slices(settings)
     data = settings.data
     frame, merged = labels.read_labels(data.labels or archive.open_table(data.sources, "_train.csv"))
     if merged:

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from ich.results import commands, result_directory
     from ich.startup import import_keras
+    from ich.training.results_folder import with_results_in
     from ich.training.run_directory import Run
 
     run = Run.open(arguments.run, arguments.overrides, arguments.out)
@@ -52,13 +53,14 @@ def main(argv: list[str] | None = None) -> None:
             f"{run.path}: {', '.join(_MADE)}, score.json", cli.command("make_submission", *stage.sources, run.path)
         )
         return
-    target = run.elsewhere(arguments.out) if arguments.out else run
+    target = with_results_in(run, arguments.out) if arguments.out else run
     if target is run:
         run.check_same_slices()
 
     import_keras()
 
     from ich.training import inference
+    from ich.training.run_score import read_score
 
     section = run.config.predict
     before = result_directory.passes_of(target.path)
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     work.done("predict", argv)
     if before != {"tta": section.tta, "mean": section.mean}:
         cli.warn(f"{path} was made of the predictions that these replace ({before})" for path in dependent)
-    score = target.read_score()
+    score = read_score(target)
     told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
     print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{told}")
     print(

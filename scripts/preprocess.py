@@ -33,14 +33,15 @@ def main(argv: list[str] | None = None) -> None:
     from ich import config
     from ich.errors import IchError
     from ich.images import convert
+    from ich.images.render import Settings
     from ich.report import pictures
     from ich.results import commands
-    from ich.training import run_directory
 
     settings = config.load(arguments.config, arguments.overrides)
     cli.warn_of_unused(settings.unused, "preprocess")
     data, machine = settings.data, settings.machine
-    where = (data.sources, data.images, run_directory.settings(settings))
+    look = Settings.of(settings.preprocess)
+    where = (data.sources, data.images, look)
     how: dict[str, Any] = {"split": data.split} | machine.model_dump(include={"jobs", "backend", "scheduler"})
     if arguments.verify:
         differing = convert.verify(*where, **how)
@@ -53,16 +54,14 @@ def main(argv: list[str] | None = None) -> None:
             )
         print(f"every image of {data.images} is what its source gives")
         return
-    with convert.working_in(data.images, run_directory.settings(settings)):
+    with convert.working_in(data.images, look):
         work = commands.Work(data.images, "slices.parquet")
         table = convert.convert(*where, **how)
         work.done("preprocess", argv)
         print(convert.summary(table))
         contact = data.images / "contact_sheet.png"
         stale = not contact.exists() or contact.stat().st_mtime < (data.images / "slices.parquet").stat().st_mtime
-        if stale and pictures.save_if_possible(
-            lambda: pictures.contact_sheet(data.images, table, run_directory.settings(settings)), contact
-        ):
+        if stale and pictures.save_if_possible(lambda: pictures.contact_sheet(data.images, table, look), contact):
             print(f"contact sheet: {contact}")
     failures = (table["status"] != "ok").sum()
     then = cli.command("make_folds", arguments.config, overrides=arguments.overrides)

@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     from ich.results import result_directory
     from ich.startup import import_keras
     from ich.training.run_directory import Run
+    from ich.training.run_score import score_run
 
     run = Run.begin(config.load(arguments.config, arguments.overrides))
     cli.warn_of_unused(run.config.unused, "train_kfold")
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         from ich.training import fold
 
         fold.train_folds(run)
-    score = run.score()
+    score = score_run(run)
     work.done("train_kfold", argv)
     for label, loss in score["by_label"].items():
         print(f"  {label:<17}{loss:.4f}")

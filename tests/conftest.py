@@ -23,9 +23,9 @@ from ich.competition import folds
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.config import Config
 from ich.images import convert, slice_table
+from ich.images.render import Settings
 from ich.synthetic import bleeds, plan
 from ich.synthetic.head import Head
-from ich.training import run_directory
 
 
 def pytest_runtest_setup(item):
@@ -143,7 +143,7 @@ def make_images(path):
 
     A series has four slices, as has a patient, and every second patient is of fold 1.
     """
-    convert._claim(path / "images", run_directory.settings(tiny_config(path)))
+    convert._claim(path / "images", Settings.of(tiny_config(path).preprocess))
     rng = np.random.default_rng(0)
     five = rng.integers(0, 2, (len(TRAIN), 5), dtype=np.int8)
     labels = np.column_stack([five, five.max(axis=1)])

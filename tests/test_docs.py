@@ -228,8 +228,8 @@ import keras, numpy as np
 from ich.config import Config
 from ich.data import augment
 from ich.dicom import windows
+from ich.images.render import Settings
 from ich.models import backbones, losses
-from ich.training import run_directory
 
 window, model, pipeline, loss = sys.argv[1:]
 config = Config.model_validate({
@@ -239,7 +239,7 @@ config = Config.model_validate({
     "model": {"name": model, "weights": None},
     "train": {"augment": pipeline, "loss": loss},
 })
-settings = run_directory.settings(config)
+settings = Settings.of(config.preprocess)
 assert windows.name_of(settings.windows[0]) == window
 image = windows.apply_windows(np.arange(4096, dtype=np.int16).reshape(64, 64) - 1024, settings.windows)
 assert len(np.unique(image)) > 10

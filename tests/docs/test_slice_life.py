@@ -16,9 +16,9 @@ from ich.data.generator import DataGenerator
 from ich.dicom.windows import PRESETS, apply_window
 from ich.errors import IchError
 from ich.images import convert
+from ich.images.render import Settings
 from ich.models import backbones
 from ich.results.predictions import write_predictions
-from ich.training import run_directory
 from ich.training.run_directory import Run
 
 SPEC = importlib.util.spec_from_file_location("slice_life", Path(__file__).parents[2] / "docs/slice_life.py")
@@ -59,7 +59,7 @@ def run(tmp_path_factory):
             data = make_dicom(stored(seed), uid=id, ImagePositionPatient=place)
             Path(f"scans/stage_2_test/{id}.dcm").write_bytes(data)
         config = config_of()
-        convert.convert([Path("scans")], Path("images"), run_directory.settings(config), jobs=1)
+        convert.convert([Path("scans")], Path("images"), Settings.of(config.preprocess), jobs=1)
         made = Run(Path("runs/one"), config)
         for k in (0, 1):
             made.fold(k).mkdir(parents=True)

@@ -30,6 +30,7 @@ from ich.second_stage import inputs, train
 from ich.synthetic.archive import FOLDER, write_archive
 from ich.synthetic.plan import draw_plan
 from ich.training import inference
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
     table = slice_table.read_table(folder / "images/slices.parquet")
     slice_table.write_table(table.assign(z=5.0 * table["order"]), folder / "images/slices.parquet")
     run = Run.begin(tiny_config(folder, predict={"tta": ["none", "flip"]}), folder / "runs")
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     for k in range(2):
         keras.utils.set_random_seed(k)
         image = keras.Input((32, 32, 1))
@@ -67,7 +68,7 @@ def finished(tmp_path_factory):
         run.fold(k).mkdir()
         keras.Model(image, keras.layers.Dense(6)(keras.layers.Flatten()(x))).save(run.fold(k) / "model.keras")
         (run.fold(k) / "checkpoint.npz").touch()
-        inference.predict_held_out(run, k, lambda k=k: inference.load_model(run, k))
+        inference.predict_held_out(run, k, RunData(run.config), lambda k=k: inference.load_model(run, k))
     inference.predict_test(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -30,7 +30,11 @@ from ich.models import backbones
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.second_stage import embeddings, inputs, train
 from ich.training import chunked_inference, inference
+from ich.training.parts import read_part
+from ich.training.results_folder import with_results_in
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
+from ich.training.run_score import read_score
 
 ROOT = Path(__file__).parents[2]
 TIED, UNPLACED, ALONE = TRAIN[1:3], TRAIN[5], TRAIN[8]
@@ -64,13 +68,13 @@ def write_scans(path):
 def predicted(path):
     """A run on the images there, as the training leaves it, of models that have learned nothing."""
     run = Run.begin(tiny_config(path), path / "runs")
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     for k in range(2):
         keras.utils.set_random_seed(k)
         model = backbones.build_model("small_cnn", (32, 32, 1))
         run.fold(k).mkdir()
         model.save(run.fold(k) / "model.keras")
-        inference.predict_held_out(run, k, lambda model=model: model)
+        inference.predict_held_out(run, k, RunData(run.config), lambda model=model: model)
     inference.predict_test(run)
     return run
 
@@ -288,7 +292,7 @@ def test_without_a_test_set(trained, tmp_path):
 def test_features_go_elsewhere(trained, tmp_path):
     run = copy(trained, tmp_path)
     before = contents(run.path)
-    results = run.elsewhere(tmp_path / "out")
+    results = with_results_in(run, tmp_path / "out")
     embeddings.extract(run, embeddings=True, results=results)
     assert contents(run.path) == before
     inputs.inputs_from_runs([tmp_path / "out"], overrides=FAST)
@@ -370,7 +374,7 @@ def test_each_batch_goes_through_all_passes_and_parts_hold_what_they_made(tmp_pa
 
     saved = chunked_inference.predict_parts(model, [samples.at_pass(k) for k in range(2)], tmp_path / "parts", merge)
     assert [path.name for path in saved] == ["000000000.npy", "000000003.npy", "000000006.npy"]
-    found = np.concatenate([chunked_inference.read_part(path) for path in saved])
+    found = np.concatenate([read_part(path) for path in saved])
     n = np.arange(7)
     np.testing.assert_array_equal(found, np.stack([n, 2 * n, n + 100, 2 * n + 200], axis=1))
 
@@ -533,7 +537,7 @@ def second(extracted, tmp_path_factory):
 
 def test_it_leaves_a_run_that_the_other_stages_take(second, tmp_path, monkeypatch, capsys):
     first, run = second
-    assert run.read_score()["of_kinds"].keys() == {"recurrent", "boosting", "linear"}
+    assert read_score(run)["of_kinds"].keys() == {"recurrent", "boosting", "linear"}
     assert sorted(read_predictions(run.predictions_path).index) == sorted(TEST)
     rows = [f"{id}_{label},0.5" for id in TEST for label in LABELS]
     (tmp_path / "sample.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")

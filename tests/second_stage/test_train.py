@@ -16,11 +16,13 @@ from ich.competition.labels import INDEX_NAME, LABELS
 from ich.config import Config
 from ich.errors import IchError
 from ich.images import convert, slice_table
+from ich.images.render import Settings
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import check_alike
 from ich.second_stage import inputs, scans, train
-from ich.training import run_directory
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
+from ich.training.run_score import read_score, score_run
 
 FAST = [
     "sequence.seeds=1",
@@ -47,15 +49,15 @@ def first_stage(folder, test=True):
     slice_table.write_table(slice_table.to_frame(rows), images / "slices.parquet")
     data = {"sources": folder / "a.zip", "images": images}
     config = Config.model_validate({"name": "first", "data": data, "folds": {"n": 2}})
-    (images / "settings.json").write_text(json.dumps(convert._as_json(run_directory.settings(config))))
+    (images / "settings.json").write_text(json.dumps(convert._as_json(Settings.of(config.preprocess))))
     folded = folds.make_folds(table.set_index(INDEX_NAME), 2)
     folds.write_folds(config.data.folds_path, folded)
     run = Run.begin(config, folder / "runs")
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     told = probabilities(table)
     for k in (0, 1):
         write_predictions(told[folded["fold"] == k], run.fold(k) / "oof.parquet")
-    run.score()
+    score_run(run)
     if test:
         write_predictions(probabilities(unseen), run.predictions_path)
     return run
@@ -86,8 +88,8 @@ def test_it_leaves_a_run_like_every_other(blended):
     assert names == expected | {"score.json"}
     opened = Run.open(second.path)
     opened.check_finished()
-    assert opened.read_score()["weighted_log_loss"] == facts["weighted_log_loss"]
-    assert opened.read_score().keys() >= first.read_score().keys()
+    assert read_score(opened)["weighted_log_loss"] == facts["weighted_log_loss"]
+    assert read_score(opened).keys() >= read_score(first).keys()
     check_alike(second.path)  # so that a submission can be made of it
     for path in (second.oof_path, second.predictions_path):
         told = read_predictions(path)
@@ -189,7 +191,7 @@ def test_the_first_stage_is_not_overwritten_by_its_second(blended):
 
 def test_the_intervals_are_of_the_blend_minus_each_kind(blended):
     _, second, _ = blended
-    score = second.read_score()
+    score = read_score(second)
     assert score["of_kinds_intervals"].keys() == score["of_kinds"].keys()
     for kind, (low, high) in score["of_kinds_intervals"].items():
         assert low <= score["weighted_log_loss"] - score["of_kinds"][kind] <= high

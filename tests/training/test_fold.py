@@ -22,8 +22,10 @@ from ich.models import backbones
 from ich.models.losses import WeightedBinaryCrossentropy, WeightedFocalLoss, WeightedLogLoss
 from ich.results.predictions import read_predictions, read_provenance
 from ich.results.result_directory import read_mapping
-from ich.training import fold, inference, run_directory
+from ich.training import fold, fold_setup, inference
+from ich.training.run_data import RunData, read_slices
 from ich.training.run_directory import Run
+from ich.training.run_score import score_run
 
 
 def trained(data, root, /, *wanted, **sections):
@@ -64,7 +66,7 @@ def test_a_fold_leaves_model_history_and_the_predictions_of_its_own_slices(finis
 
 
 def test_the_score_is_that_of_the_last_validation(finished):
-    score = finished.score()
+    score = score_run(finished)
     table = folds.read_folds(finished.config.data.folds_path)
     told = 0.0
     for k in range(2):
@@ -104,6 +106,19 @@ def test_the_auc_of_a_label_that_nobody_has_is_n_a(data, tmp_path, capfd):
     history = pd.read_csv(run.fold(0) / "history.csv")
     assert history["val_auc_epidural"].isna().all()
     assert history["val_auc_subdural"].between(0, 1).all()
+
+
+def test_a_fold_reads_slice_table_and_folds_once(data, tmp_path, monkeypatch):
+    """Also where sampling and neighboring slices need more of the table, and each pass reads the images again."""
+    sections = {"model": {"neighbours": [-1, 0, 1]}, "train": {"slices_per_series": 2}}
+    run = Run.begin(tiny_config(data, predict={"tta": ["none", "flip"]}, **sections), tmp_path)
+    read = []
+    for module, name in ((slice_table, "read_table"), (folds, "read_folds")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, f=function, n=name: (read.append(n), f(*args))[1])
+    fold.train_fold(run, 0)
+    assert sorted(read) == ["read_folds", "read_table"]
+    assert len(read_predictions(run.fold(0) / "oof.parquet")) == 12
 
 
 def test_a_finished_fold_is_left_alone(finished, monkeypatch):
@@ -167,10 +182,14 @@ def test_the_best_epochs_weights_on_request(data, tmp_path):
     run = trained(data, tmp_path, 0, train=options)
     told = pd.read_csv(run.fold(0) / "history.csv")["val_weighted_log_loss"]
     assert told.idxmin() < 3
-    _, held_out = fold._generators(run.config, folds.read_folds(data / "folds.csv"), 0, multiple=1)
+    _, held_out = generators(run.config, folds.read_folds(data / "folds.csv"))
     model = inference.load_model(run, 0)
     model.compile(loss=WeightedBinaryCrossentropy(), metrics=[WeightedLogLoss()])
     assert model.evaluate(held_out, return_dict=True)["weighted_log_loss"] == pytest.approx(told.min(), rel=1e-4)
+
+
+def generators(config, table, multiple=1):
+    return fold_setup.generators(config, table, RunData(config).slices, 0, multiple)
 
 
 def ids_of_an_epoch(generator):
@@ -179,8 +198,8 @@ def ids_of_an_epoch(generator):
 
 def test_some_slices_of_each_series_an_epoch(data):
     config = tiny_config(data, train={"slices_per_series": 2, "centre_weighted": True})
-    train, held_out = fold._generators(config, folds.read_folds(data / "folds.csv"), 0, multiple=1)
-    table = slice_table.readable(run_directory.slices_of(config), "train")
+    train, held_out = generators(config, folds.read_folds(data / "folds.csv"))
+    table = slice_table.readable(read_slices(config), "train")
     assert len(held_out.ids) == 12
     for epoch in range(3):
         train.set_epoch(epoch)
@@ -196,7 +215,7 @@ def test_as_many_bleeds_as_asked_for(data):
     config = tiny_config(data, train={"positive_share": 0.75})
     table = folds.read_folds(data / "folds.csv")
     table["any"] = np.arange(len(table)) % 2
-    train, _ = fold._generators(config, table, 0, multiple=1)
+    train, _ = generators(config, table)
     seen = table.loc[ids_of_an_epoch(train), "any"]
     assert seen.value_counts().to_dict() == {1: 6, 0: 2}
     assert set(seen[seen == 1].index) == set(table.index[(table["fold"] != 0) & (table["any"] == 1)])
@@ -233,23 +252,23 @@ def test_a_share_of_positives_is_taken_out_of_what_is_predicted(data, tmp_path, 
 
 def test_a_loss_that_shifts_probabilities_tells_by_how_much(data, tmp_path, finished, capsys):
     table = folds.read_folds(data / "folds.csv")
-    fold._tell_shift(finished, 1, table)
+    fold._warn_of_shift(finished, 1, table)
     gamma_0 = Run(finished.path, tiny_config(data, train={"loss": "focal", "focal_gamma": 0}))
-    fold._tell_shift(gamma_0, 1, table)
+    fold._warn_of_shift(gamma_0, 1, table)
     assert capsys.readouterr().err == ""
     shifting = Run(finished.path, tiny_config(data, train={"loss": "focal", "label_smoothing": 0.1}))
-    fold._tell_shift(shifting, 1, table)
+    fold._warn_of_shift(shifting, 1, table)
     told = read_predictions(finished.fold(1) / "oof.parquet")["epidural"].mean()
     found = table.loc[table["fold"] == 1, "epidural"].mean()
     assert capsys.readouterr().err.startswith(
         "warning: train.loss=focal and train.label_smoothing: probabilities are shifted, which costs log loss; the"
-        f" means of those held out are epidural {told:.4f} (found {found:.4f}), intraparenchymal "
+        f" held-out slices' means are epidural {told:.4f} (labels: {found:.4f}), intraparenchymal "
     )
 
 
 def test_devices_that_share_batches_have_as_many_samples_each(data):
     table = folds.read_folds(data / "folds.csv").drop(index=TRAIN[4])
-    train, held_out = fold._generators(tiny_config(data), table, 0, multiple=2)
+    train, held_out = generators(tiny_config(data), table, multiple=2)
     epochs = []
     for epoch in range(4):
         train.set_epoch(epoch)
@@ -260,9 +279,11 @@ def test_devices_that_share_batches_have_as_many_samples_each(data):
 
 
 def test_the_loss_is_the_configs(data):
-    focal = fold._loss(tiny_config(data, train={"loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}).train)
+    focal = fold_setup._loss(
+        tiny_config(data, train={"loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}).train
+    )
     assert (type(focal), focal.gamma, focal.label_smoothing) == (WeightedFocalLoss, 1.5, 0.1)
-    plain = fold._loss(tiny_config(data, train={"label_weights": [1, 2, 3, 4, 5, 6]}).train)
+    plain = fold_setup._loss(tiny_config(data, train={"label_weights": [1, 2, 3, 4, 5, 6]}).train)
     assert (type(plain), plain.weights) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6])
 
 

@@ -20,6 +20,7 @@ from ich.models import devices
 from ich.results.predictions import read_predictions
 from ich.training import fold
 from ich.training.run_directory import Run
+from ich.training.run_score import score_run
 
 # One process has the devices that it was started with, so this is one of its own; it trains on both and on the first.
 DEVICES = """
@@ -33,6 +34,7 @@ from ich import config
 from ich.competition import folds
 from ich.models import backbones, devices
 from ich.training import callbacks, chunked_inference, fold, inference, run_directory
+from ich.training.parts import read_part
 from ich.errors import IchError
 from ich.data.generator import DataGenerator
 
@@ -73,7 +75,7 @@ for distribute in (None, "mirrored"):
     folder = root / f"parts-{distribute}"
     rows = lambda passes: np.concatenate(passes[1], axis=1)
     parts = chunked_inference.predict_parts(model, [samples] * 2, folder, rows)
-    told[f"predicted-{distribute}"] = np.concatenate([chunked_inference.read_part(part) for part in parts]).tolist()
+    told[f"predicted-{distribute}"] = np.concatenate([read_part(part) for part in parts]).tolist()
     told[f"replicas-{distribute}"] = devices.replicas(model)
 try:
     run = run_directory.Run.begin(config.load(root / "tiny.yaml", [*overrides, "train.batch_size=5"]), root / "odd")
@@ -172,18 +174,18 @@ def test_what_ends_a_fold_on_a_worker_arrives_as_what_it_is(data, tmp_path, monk
     with pytest.raises(
         IchError, match=r"^fold 0: .*folds.csv has 2 folds, the config 3; set folds.n to the file's, or"
     ):
-        fold._train_there(run, 0)
+        fold._train_in_a_process(run, 0)
     monkeypatch.setattr(fold, "_TRAIN", "1 / 0")
     with pytest.raises(RuntimeError, match=r"(?s)fold 1 ended with status 1: .*ZeroDivisionError"):
-        fold._train_there(run, 1)
+        fold._train_in_a_process(run, 1)
     monkeypatch.setattr(
         fold, "_TRAIN", "import sys; print('log\\nerror: of two\\nlines', file=sys.stderr); sys.exit(1)"
     )
     with pytest.raises(IchError, match=r"^fold 1: of two\nlines$"):
-        fold._train_there(run, 1)
+        fold._train_in_a_process(run, 1)
     monkeypatch.setattr(fold, "_TRAIN", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(IchError, match=r"^fold 1: its process was killed, which .* the same command continues$"):
-        fold._train_there(run, 1)
+        fold._train_in_a_process(run, 1)
 
 
 @pytest.mark.slow
@@ -201,4 +203,4 @@ def test_a_cluster_trains_the_folds_as_one_process_does(data, tmp_path):
         one, other = (read_predictions(run.fold(k) / "oof.parquet") for run in (alone, shared))
         # Dask gives its workers a thread each, and sums are rounded by another number of parts.
         pd.testing.assert_frame_equal(one, other, rtol=1e-4)
-    assert shared.score()["weighted_log_loss"] == pytest.approx(alone.score()["weighted_log_loss"], rel=1e-4)
+    assert score_run(shared)["weighted_log_loss"] == pytest.approx(score_run(alone)["weighted_log_loss"], rel=1e-4)

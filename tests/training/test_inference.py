@@ -32,10 +32,14 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
 from ich.images import convert, slice_table
+from ich.images.render import Settings
 from ich.results.predictions import read_predictions, read_provenance
 from ich.results.result_directory import check_alike
-from ich.training import chunked_inference, inference, run_directory
+from ich.training import chunked_inference, inference
+from ich.training.results_folder import with_results_in
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
+from ich.training.run_score import read_score
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [f"ID_{number:09x}" for number in range(12)]
@@ -74,7 +78,7 @@ def write_data(path, test):
             "machine": {"workers": 1},
         }
     )
-    settings = run_directory.settings(config)
+    settings = Settings.of(config.preprocess)
     (path / "images/settings.json").write_text(json.dumps(convert._as_json(settings)))
     return config
 
@@ -90,12 +94,12 @@ def new_model(seed):
 def begin(config, root):
     """A run as the training leaves it, of models that have learned nothing."""
     run = Run.begin(config, root)
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     for k in range(2):
         run.fold(k).mkdir(parents=True)
         model = new_model(k)
         model.save(run.fold(k) / "model.keras")
-        inference.predict_held_out(run, k, lambda model=model: model)
+        inference.predict_held_out(run, k, RunData(run.config), lambda model=model: model)
     return run
 
 
@@ -160,7 +164,7 @@ def test_predictions_are_the_mean_of_folds_and_passes_for_every_readable_slice(c
         expected = np.mean(expit(logits), axis=0) if mean == "probability" else expit(np.mean(logits, axis=0))
         np.testing.assert_allclose(oof.loc[ids], expected, rtol=1e-4)
 
-    score, labels = run.read_score(), table[list(LABELS)]
+    score, labels = read_score(run), table[list(LABELS)]
     assert score["weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(labels, oof))
     plain = pd.concat([read_predictions(copied.passes(k) / "oof-none.parquet") for k in range(2)]).loc[table.index]
     assert score["plain_weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(labels, expit(plain)))
@@ -250,19 +254,19 @@ def test_predicted_again_no_model_is_read_and_all_is_equal(copied, monkeypatch):
 
 def test_another_pass_alone_is_made_and_both_sides_tell_of_it(copied, monkeypatch):
     first = inference.predict_test(copied)
-    plain = copied.read_score()
+    plain = read_score(copied)
     titles = predicted(monkeypatch)
     run = asking(copied, tta="[none, flip]")
     inference.predict_test(run)
     assert titles == [f"fold {k}, {split}, flip" for k in range(2) for split in ("oof", "test")]
     check_alike(run.path)
     assert read_provenance(run.oof_path)["tta"] == ["none", "flip"]
-    assert run.read_score()["plain_weighted_log_loss"] == pytest.approx(plain["weighted_log_loss"])
-    assert run.read_score()["weighted_log_loss"] != plain["weighted_log_loss"]
+    assert read_score(run)["plain_weighted_log_loss"] == pytest.approx(plain["weighted_log_loss"])
+    assert read_score(run)["weighted_log_loss"] != plain["weighted_log_loss"]
     # Back again: nothing is computed, nothing of the passes stays.
     pd.testing.assert_frame_equal(inference.predict_test(copied), first)
     check_alike(copied.path)
-    assert copied.read_score() == plain
+    assert read_score(copied) == plain
     assert len(titles) == 4
 
 
@@ -336,20 +340,20 @@ def test_results_go_elsewhere_and_the_run_stays_as_it_is(copied, tmp_path, monke
     inference.predict_test(copied)
     before = files(copied.path)
     titles = predicted(monkeypatch)
-    results = copied.elsewhere(tmp_path / "out")
+    results = with_results_in(copied, tmp_path / "out")
     copied.config.data.folds_path.rename(tmp_path / "away.csv")  # where only the test set is at hand
     inference.predict_test(copied, results)
     assert titles == []
     (tmp_path / "away.csv").rename(copied.config.data.folds_path)
     run = asking(copied, tta="[flip]")
-    inference.predict_test(run, run.elsewhere(tmp_path / "out"))
+    inference.predict_test(run, with_results_in(run, tmp_path / "out"))
     assert files(copied.path) == before
     assert len(titles) == 4
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there == {path.name for path in copied.path.iterdir()}
     check_alike(tmp_path / "out")
     assert Run.open(tmp_path / "out").config.predict.tta == ["flip"]
-    assert run.elsewhere(run.path) is run
+    assert with_results_in(run, run.path) is run
 
 
 # ------------------------------------------------------------------------------------------- kills
@@ -387,7 +391,7 @@ def kill_and_compare(tmp_path, kills):
     test = [f"ID_{number:09x}" for number in range(100, 403 + 300 * kills)]
     run = begin(write_data(tmp_path, test), tmp_path / "runs")
     run = asking(run, tta="[none, flip]")
-    inference.predict_test(run, run.elsewhere(tmp_path / "whole"))
+    inference.predict_test(run, with_results_in(run, tmp_path / "whole"))
     out, rng = tmp_path / "out", random.Random(0)
     within = 0
     for _ in range(kills):
@@ -403,7 +407,7 @@ def kill_and_compare(tmp_path, kills):
                     os.killpg(running.pid, signal.SIGKILL)
     assert within == kills
     assert not (out / "predictions_test.parquet").exists()
-    inference.predict_test(run, run.elsewhere(out))
+    inference.predict_test(run, with_results_in(run, out))
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -441,20 +445,20 @@ def test_folds_drawn_anew_after_the_training_are_refused(copied, tmp_path):
 def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(copied, tmp_path):
     inference.predict_test(copied)
     run = asking(copied, tta="[none, flip]")
-    out = run.elsewhere(tmp_path / "out")
+    out = with_results_in(run, tmp_path / "out")
     inference.predict_test(run, out)
     whole = contents(out.path)
     # As a kill leaves it that comes when all that is held out was predicted, and the test set was not.
     for path in (out.oof_path, out.score_path, out.predictions_path, out.passes(1) / "test-flip.parquet"):
         path.unlink()
-    inference.predict_test(run, run.elsewhere(tmp_path / "out"))
+    inference.predict_test(run, with_results_in(run, tmp_path / "out"))
     assert contents(out.path) == whole
-    assert out.read_score()["tta"] == ["none", "flip"]
+    assert read_score(out)["tta"] == ["none", "flip"]
 
 
 def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
     other = tmp_path / "other"
-    copied.elsewhere(other)
+    with_results_in(copied, other)
     facts = copied.environment()
     config = (other / "config.yaml").read_text()
     for damage in ("another machine", "another config", "no run"):
@@ -468,7 +472,7 @@ def test_what_is_not_of_the_run_is_not_written_over(copied, tmp_path):
             (other / "environment.json").unlink()
         before = files(other)
         with pytest.raises(IchError, match=r"other holds .*(another run than .*; give a new|; name another) folder"):
-            copied.elsewhere(other)
+            with_results_in(copied, other)
         assert files(other) == before
 
 
@@ -477,7 +481,7 @@ def test_a_run_with_models_is_no_place_for_the_results_of_another(copied, tmp_pa
     shutil.copytree(copied.path, other)
     before = files(other)
     with pytest.raises(IchError, match=r"other is a run with models of its own; give a new folder for the results of"):
-        copied.elsewhere(other)
+        with_results_in(copied, other)
     assert files(other) == before
 
 
@@ -488,7 +492,7 @@ def test_a_folder_of_other_things_is_left_alone(copied, tmp_path):
         (home / name).write_text("{}")
     before = files(home)
     with pytest.raises(IchError, match=r"home holds \.zcompdump-host-5\.9, environment\.json and lacks a readable"):
-        copied.elsewhere(home)
+        with_results_in(copied, home)
     assert files(home) == before
 
 
@@ -623,7 +627,7 @@ def test_a_model_with_code_inside_is_refused(copied):
 
 
 def test_other_errors_than_a_generators_stay_what_they_are():
-    with pytest.raises(ZeroDivisionError), chunked_inference.unwrapped():
+    with pytest.raises(ZeroDivisionError), chunked_inference.reraising_ich_errors():
         _ = 1 / 0
-    with pytest.raises(IchError, match=r"^as it was$"), chunked_inference.unwrapped():
+    with pytest.raises(IchError, match=r"^as it was$"), chunked_inference.reraising_ich_errors():
         raise IchError("as it was")

@@ -28,6 +28,7 @@ from ich.models import backbones, devices
 from ich.results.predictions import read_predictions
 from ich.second_stage import boosting, inputs, rnn, scan_features, train
 from ich.training import fold, inference, trackers
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -264,10 +265,10 @@ def prediction_of(config, patch, path):
 
     patch.setattr(inference, "predict_logits", predicted)
     run = Run.begin(config, path)
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     run.fold(0).mkdir()
     (run.fold(0) / "model.keras").touch()
-    inference.predict_held_out(run, 0, lambda: SimpleNamespace(input_shape=(None, 32, 32, 1)))
+    inference.predict_held_out(run, 0, RunData(run.config), lambda: SimpleNamespace(input_shape=(None, 32, 32, 1)))
     seen.oof = read_predictions(run.fold(0) / "oof.parquet").to_numpy().tobytes()
     return seen
 

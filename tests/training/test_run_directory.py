@@ -16,10 +16,13 @@ from ich.config import Config, load
 from ich.dicom.windows import Window, preset
 from ich.errors import IchError
 from ich.images import convert, slice_table
+from ich.images.render import Settings
 from ich.results import environment
 from ich.results.predictions import read_predictions, write_predictions
-from ich.training import run_directory
+from ich.training.results_folder import with_results_in
+from ich.training.run_data import DIGESTED, RunData, read_slices, slices_digest
 from ich.training.run_directory import Run
+from ich.training.run_score import read_score, score_run
 
 COUNT = 12
 
@@ -65,7 +68,7 @@ def root(tmp_path):
 
 def begun(config, root):
     run = Run.begin(config, root)
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     return run
 
 
@@ -90,7 +93,7 @@ def test_a_directory_of_other_things_is_left_alone(config, root, name):
     (root / "one" / name).write_text("{}")
     for attempt in (
         lambda: Run.begin(config, root),
-        lambda: Run(root / "one", config).claim("jax", []),
+        lambda: Run(root / "one", config).claim("jax", [], {}),
     ):
         with pytest.raises(IchError, match=rf"one holds {name} and lacks a readable environment\.json of a run"):
             attempt()
@@ -132,7 +135,7 @@ def test_folds_are_trained_side_by_side_but_each_by_one(config, root):
         with pytest.raises(IchError, match=r"one is in use by process"), run.locked(0):
             pytest.fail("two processes have the fold")
         with run.locked(1):
-            run.claim("tensorflow", ["cpu:0"])
+            run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
             run.restart(1)
     with in_use(run.path), pytest.raises(IchError, match="in use"), run.locked():
         pytest.fail("two processes have the directory")
@@ -164,7 +167,7 @@ def test_begin_writes_nothing_and_claim_writes_config_and_environment(config, ro
     run = Run.begin(config, root)
     assert run.path == root / "one"
     assert not root.exists()
-    run.claim("tensorflow", ["cpu:0"])
+    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "environment.json"]
     assert load(run.config_path) == config
     facts = json.loads(run.environment_path.read_text())
@@ -222,9 +225,9 @@ def test_two_that_begin_at_once_do_not_both_own_the_directory(config, root):
         Run.begin(config, root),
         Run.begin(changed(config, train={"epochs": 9}), root),
     )
-    first.claim("tensorflow", ["cpu:0"])
+    first.claim("tensorflow", ["cpu:0"], RunData(first.config).digests)
     with pytest.raises(IchError, match="belongs to another config"):
-        second.claim("tensorflow", ["cpu:0"])
+        second.claim("tensorflow", ["cpu:0"], RunData(second.config).digests)
 
 
 def test_a_restart_removes_what_an_earlier_model_predicted(config, root):
@@ -275,8 +278,8 @@ def test_the_slices_of_another_folder_are_the_runs_own_or_refused(config, root, 
     # The run's own images are gone: what it has predicted counts, and nothing more is known before.
     (tmp_path / "both/slices.parquet").unlink()
     at("less", test=2).check_same_slices()
-    test = slice_table.readable(run_directory.slices_of(at("moved", test=3).config, run_directory.DIGESTED), "test")
-    made = {"slices": run_directory.slices_digest(test)}
+    test = slice_table.readable(read_slices(at("moved", test=3).config, DIGESTED), "test")
+    made = {"slices": slices_digest(test)}
     write_predictions(some_predictions(test), run.passes(0) / "test-none.parquet", made)
     at("moved", test=3).check_same_slices()
     with pytest.raises(IchError, match="less holds other test slices"):
@@ -286,7 +289,7 @@ def test_the_slices_of_another_folder_are_the_runs_own_or_refused(config, root, 
 def test_a_run_knows_how_it_predicted_last(config, root, tmp_path):
     run = begun(config, root)
     given = Run.open(run.path, ["predict.mean=logit"])
-    other = given.elsewhere(tmp_path / "out")
+    other = with_results_in(given, tmp_path / "out")
     assert load(other.config_path).predict.mean == "probability"  # until the predictions are made
     other.keep_predict(given.config.predict)
     assert load(other.config_path).predict.mean == "logit"
@@ -294,7 +297,7 @@ def test_a_run_knows_how_it_predicted_last(config, root, tmp_path):
     assert Run.open(run.path, results=other.path).config.predict.mean == "logit"
     assert Run.open(run.path, ["predict.mean=probability"], other.path).config.predict.mean == "probability"
     assert Run.open(run.path, ["predict.batch_size=3"], other.path).config.predict.mean == "logit"
-    run.elsewhere(other.path)
+    with_results_in(run, other.path)
     assert load(other.config_path).predict.mean == "logit"
     assert Run.open(run.path, results=tmp_path / "nowhere").config.predict.mean == "probability"
     before = other.config_path.stat().st_mtime_ns
@@ -305,16 +308,16 @@ def test_a_run_knows_how_it_predicted_last(config, root, tmp_path):
 def test_the_score_is_read_back_and_a_damaged_one_is_told(config, root):
     run = begun(config, root)
     with pytest.raises(IchError, match="lacks fold"):
-        run.read_score()
+        read_score(run)
     score = {"weighted_log_loss": 0.1, "of_prevalence": 0.2, "plain_weighted_log_loss": 0.3}
     run.score_path.write_text(json.dumps(score))
-    assert run.read_score()["weighted_log_loss"] == 0.1
+    assert read_score(run)["weighted_log_loss"] == 0.1
     run.score_path.write_text("{}")
     with pytest.raises(IchError, match="lacks fold"):
-        run.read_score()
+        read_score(run)
     run.score_path.write_text("{")
     with pytest.raises(IchError, match=r"score.json, which holds the out-of-fold score, cannot be read"):
-        run.read_score()
+        read_score(run)
 
 
 def test_without_folds_nothing_begins(config, root):
@@ -357,7 +360,7 @@ def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config
     run, table = begun(config, root), fold_table()
     predictions = some_predictions(table)
     finish(run, table, predictions.sample(frac=1, random_state=0).reindex(table.index))
-    score = run.score()
+    score = score_run(run)
     assert score["weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(table[list(LABELS)], predictions))
     assert score["of_prevalence"] == pytest.approx(metrics.prevalence_log_loss(table[list(LABELS)]))
     assert list(score["by_label"]) == list(LABELS)
@@ -375,7 +378,7 @@ def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, 
         held_out = table["fold"] == k
         write_predictions(predictions[held_out], run.fold(k) / "oof.parquet", {"tta": ["flip"], "mean": "logit"})
         write_predictions(logit(plain[held_out]), run.passes(k) / "oof-none.parquet")
-    score = run.score()
+    score = score_run(run)
     assert score["shift"]["causes"] == ["train.loss=focal", "train.label_smoothing"]
     for label in LABELS:
         expected = {"predicted": predictions[label].mean(), "found": table[label].mean()}
@@ -385,7 +388,7 @@ def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, 
     assert low < gain < high
     assert json.loads(run.score_path.read_text()) == score
     run.environment_path.write_text(json.dumps(run.environment() | {"first_stage": ["runs/a"]}))
-    assert "shift" not in run.score()  # a second stage has a loss of its own
+    assert "shift" not in score_run(run)  # a second stage has a loss of its own
 
 
 def test_a_missing_fold_is_told_before_anything_is_written(config, root):
@@ -393,7 +396,7 @@ def test_a_missing_fold_is_told_before_anything_is_written(config, root):
     write_predictions(some_predictions(table)[:6], run.fold(1) / "oof.parquet")
     assert run.finished_folds() == [1]
     with pytest.raises(IchError, match=r"lacks fold\(s\) 0; train them first"):
-        run.score()
+        score_run(run)
     assert not run.score_path.exists()
 
 
@@ -403,7 +406,7 @@ def test_folds_predicted_in_two_ways_are_not_scored(config, root):
         part = some_predictions(table)[(table["fold"] == k).to_numpy()]
         write_predictions(part, run.fold(k) / "oof.parquet", {"tta": names, "mean": "logit"})
     with pytest.raises(IchError, match=r"were made in two ways \(fold 0: .*'none'\].*, fold 1: .*'flip'\].*predict.py"):
-        run.score()
+        score_run(run)
     assert not run.score_path.exists()
 
 
@@ -433,7 +436,7 @@ def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
     }[spoil]
     write_predictions(spoilt, run.fold(0) / "oof.parquet")
     with pytest.raises(IchError, match=r"out-of-fold predictions, .*folds.csv lists 12 slices, and they are not the s"):
-        run.score()
+        score_run(run)
     assert not run.score_path.exists()
     assert not run.oof_path.exists()
 
@@ -443,21 +446,21 @@ def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
 
 def test_settings_are_the_configs(config):
     section = {"windows": ["brain", {"center": 1, "width": 2}, "bone"], "size": 64, "fit": "stretch"}
-    found = run_directory.settings(changed(config, preprocess=section))
+    found = Settings.of(changed(config, preprocess=section).preprocess)
     assert found == convert.Settings((preset("brain"), Window(1, 2), preset("bone")), 64, "stretch")
 
 
 def test_an_unknown_window_is_refused_with_the_list(config):
     with pytest.raises(IchError, match="no window is called 'brian'; there are brain, subdural"):
-        run_directory.settings(changed(config, preprocess={"windows": ["brian"]}))
+        Settings.of(changed(config, preprocess={"windows": ["brian"]}).preprocess)
 
 
 def test_images_of_other_settings_are_refused(config):
-    assert len(run_directory.slices_of(config)) == COUNT
+    assert len(read_slices(config)) == COUNT
     with pytest.raises(IchError, match=r"holds images of other settings \(size: None there, 64 here\)"):
-        run_directory.slices_of(changed(config, preprocess={"size": 64}))
+        read_slices(changed(config, preprocess={"size": 64}))
     with pytest.raises(IchError, match=r"nowhere/slices.parquet does not exist .*; run scripts/preprocess.py"):
-        run_directory.slices_of(changed(config, data={"images": "nowhere"}))
+        read_slices(changed(config, data={"images": "nowhere"}))
 
 
 # ------------------------------------------------------------------------------------------- environment

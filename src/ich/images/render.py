@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,10 +17,13 @@ from ich.dicom import reader, slice_error
 from ich.dicom.member import Member
 from ich.dicom.reader import Header
 from ich.dicom.slice_error import DicomError
-from ich.dicom.windows import Window, apply_windows, name_of
+from ich.dicom.windows import Window, apply_windows, name_of, preset
 from ich.errors import IchError, one_line
 from ich.files import replacing, sync_filesystem
 from ich.images import png
+
+if TYPE_CHECKING:  # pydantic would make the start of a worker a fifth longer
+    from ich.config import Preprocess
 
 STATUSES: dict[str, str] = {
     **slice_error.KINDS,
@@ -77,6 +81,19 @@ class Settings:
             raise IchError(f"images need a size of at least 16 pixels, got {self.size}")
         if self.fit not in ("pad", "stretch"):
             raise IchError(f"fit is {self.fit!r}, expected pad or stretch")
+
+    @classmethod
+    def of(cls, section: "Preprocess") -> "Settings":
+        """Return the settings of a config's preprocess section, its presets looked up.
+
+        Raises:
+            IchError: there is no such preset, or as for the settings themselves.
+        """
+        windows = tuple(
+            preset(window) if isinstance(window, str) else Window(center=window.center, width=window.width)
+            for window in section.windows
+        )
+        return cls(windows, **section.model_dump(exclude={"windows"}))
 
     @property
     def suffixes(self) -> list[str]:

@@ -28,7 +28,7 @@ from ich.kaggle.notebook import MANIFEST
 from ich.results import environment
 from ich.results.predictions import read_provenance
 from ich.results.result_directory import check_result, read_mapping
-from ich.training import run_directory
+from ich.training.run_data import read_slices
 from ich.training.run_directory import Run
 
 METADATA = folders.DATA_SET.marker
@@ -169,7 +169,7 @@ class Contents:
         for k in range(run.config.folds.n):
             self._add_fold(name, run, k, ["oof.parquet", *(f"{kind}.parquet" for kind in section.kinds), *models])
         self._add_folds(run.path, run.config.data.folds_path, environment)
-        table = run_directory.slices_of(run.config)
+        table = read_slices(run.config)
         table = table[table["split"] == "train"]
         self.files[f"scans/{name}/slices.parquet"] = partial(slice_table.write_table, table)
         self.files[f"scans/{name}/settings.json"] = run.config.data.images / "settings.json"

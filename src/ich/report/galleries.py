@@ -62,14 +62,14 @@ def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> 
     from ich.data.generator import DataGenerator
     from ich.models import gradcam
     from ich.training import inference  # only here: a blend's report needs no TensorFlow
-    from ich.training.fold import generator_options
 
     fold = table["fold"].to_numpy()
     heat: dict[tuple[int, int], np.ndarray] = {}
     for k in sorted({int(fold[row]) for row, _ in pairs}):
         own = [pair for pair in pairs if fold[pair[0]] == k]
         rows = list(dict.fromkeys(row for row, _ in own))
-        samples = DataGenerator(table.index[rows], batch_size=len(rows), **generator_options(run.config, "train"))
+        options = inference.generator_options(run.config, "train")
+        samples = DataGenerator(table.index[rows], batch_size=len(rows), **options)
         batch = samples[0][[rows.index(row) for row, _ in own]]
         maps = gradcam.heatmaps(inference.load_model(run, k), batch, np.array([label for _, label in own]))
         heat |= dict(zip(own, maps, strict=True))

@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ich.competition import folds
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.data import augment
 from ich.data.generator import DataGenerator
@@ -34,8 +33,11 @@ from ich.files import remove, replacing, sha256_of, sweep
 from ich.models import backbones
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.second_stage import scans
-from ich.training import inference, run_directory
-from ich.training.chunked_inference import predict_parts, read_part
+from ich.training import inference
+from ich.training.chunked_inference import predict_parts
+from ich.training.inference import Slices
+from ich.training.parts import discard_parts, parts_folder, read_part
+from ich.training.run_data import RunData, slices_digest
 from ich.training.run_directory import Run
 
 
@@ -47,7 +49,7 @@ def extract(run: Run, embeddings: bool, results: Run | None = None) -> list[Path
     Files of the same model, slices and passes are kept; unfinished ones are resumed.
 
     Args:
-        results: to whose directory all is written, if not to the run's own; see `Run.elsewhere`.
+        results: to whose directory all is written, if not to the run's own; see `ich.training.results_folder`.
 
     Returns:
         The Parquet files.
@@ -60,13 +62,12 @@ def extract(run: Run, embeddings: bool, results: Run | None = None) -> list[Path
     pa.set_memory_pool(pa.system_memory_pool())  # as predict_test
     run.check_reads_images()
     run.check_finished()
-    run.check_data()
+    data = RunData(run.config, ["SeriesInstanceUID", "z"])
+    run.check_data(data.digests)
     results = results or run
     with results.locked_whole():
-        columns = [*run_directory.DIGESTED, "SeriesInstanceUID", "z"]
-        table = run_directory.slices_of(run.config, columns).set_index(INDEX_NAME)
-        fold = folds.read_folds(run.config.data.folds_path)["fold"]
-        test = inference.split_slices(run.config, "test").index
+        table, fold = data.slices.set_index(INDEX_NAME), data.folds["fold"]
+        test = data.readable("test").index
         written = []
         for k in range(run.config.folds.n):
             ids = {"oof": fold.index[fold == k]}
@@ -80,7 +81,7 @@ def extract(run: Run, embeddings: bool, results: Run | None = None) -> list[Path
                 sweep(folder)
             for name, of_part in ids.items():
                 ordered = scans.arrange(table, pd.DataFrame(0.0, of_part, list(LABELS))).ids
-                part = _Part(run, results, k, name, table.loc[ordered], model)
+                part = _Part(run, results, data, k, name, table.loc[ordered], model)
                 part.extract(embeddings)
                 written.append(part.path)
     return written
@@ -175,6 +176,7 @@ class _Part:
 
     run: Run
     results: Run
+    data: RunData
     k: int
     name: str
     rows: pd.DataFrame
@@ -188,7 +190,7 @@ class _Part:
         """Write the part, if it is not there."""
         provenance: dict[str, Any] = {
             "model": inference.model_digest(self.run, self.k),
-            "slices": run_directory.slices_digest(self.rows),
+            "slices": slices_digest(self.rows),
             "tta": self.run.config.predict.tta,
             "mean": self.run.config.predict.mean,
         }
@@ -201,21 +203,19 @@ class _Part:
                 logits = self._logits()
                 remove(file)  # by another model, or other passes
             write_predictions(pd.DataFrame(logits, self.rows.index, list(LABELS)), self.path, provenance)
-        run_directory.discard_parts(self.path)  # also those left by a kill before their removal
+        discard_parts(self.path)  # also those left by a kill before their removal
 
     def _logits(self) -> np.ndarray:
         """Return the mean logits of the passes, which are there if the run has predicted."""
         # In the order of predictions, not in scan order: the passes' files belong to the predictions.
-        ids = inference.split_slices(self.run.config, "train" if self.name == "oof" else "test")
-        if self.name == "oof":
-            fold = folds.read_folds(self.run.config.data.folds_path)["fold"]
-            ids = ids.loc[fold.index[fold == self.k]]
-        digest, section = run_directory.slices_digest(ids), self.run.config.predict
+        config, section = self.run.config, self.run.config.predict
+        is_oof = self.name == "oof"
+        slices = Slices.held_out(config, self.data, self.k) if is_oof else Slices.of_test(config, self.data)
         passes = []
         for tta in section.tta:
             path = self.results.passes(self.k) / f"{self.name}-{tta}.parquet"
-            passes.append(inference.pass_logits(self.run, self.k, self.name, tta, ids.index, digest, self.model, path))
-        return pd.DataFrame(inference.mean_logits(passes, section.mean), ids.index).loc[self.rows.index].to_numpy()
+            passes.append(inference.pass_logits(self.run, self.k, slices, tta, self.model, path))
+        return pd.DataFrame(inference.mean_logits(passes, section.mean), slices.ids).loc[self.rows.index].to_numpy()
 
     def _with_embeddings(self, provenance: dict, file: Path) -> tuple[np.ndarray, dict]:
         """Write the embeddings; return the logits, and the number and digest of the embeddings."""
@@ -237,10 +237,10 @@ class _Part:
             return merged
 
         transforms = augment.passes(config.predict.tta, *network.input_shape[1:3])
-        options = inference.generator_options(config, "test" if self.name == "test" else "train")
+        options = inference.generator_options(config, "test" if self.name == "test" else "train", self.data.slices)
         samples = DataGenerator(self.rows.index, batch_size=config.predict.batch_size, tta=transforms, **options)
         passes = [samples.at_pass(number) for number in range(len(transforms))]
-        folder = inference.parts_of(self.path, provenance, config)
+        folder = parts_folder(self.path, provenance, config.predict.batch_size)
         saved = predict_parts(network, passes, folder, merge, f"fold {self.k}, {self.name}, features")
         logits = []
         # Not through a memory map: on a full disk, writing to one kills the process.

@@ -29,6 +29,7 @@ from ich.results.result_directory import check_folds, check_result, how_to_predi
 from ich.second_stage import embeddings, scans
 from ich.second_stage.scans import Scans
 from ich.training import run_directory
+from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
 
@@ -111,12 +112,12 @@ def inputs_from_second_stage(run: Run) -> FirstStage:
 
 def _read(paths: Sequence[Path], config: Config) -> FirstStage:
     """Read the predictions of runs for the run of this config."""
-    table = folds.read_folds(config.data.folds_path)
-    digest = sha256_of(config.data.folds_path)
+    data = RunData(config, ["SeriesInstanceUID", "z"])
+    table = data.folds
     for path in paths:
-        check_folds(path, digest, config.data.folds_path)
+        check_folds(path, data.folds_digest["folds_sha256"], config.data.folds_path)
         check_out_of_fold(path, table)
-    slices = run_directory.slices_of(config, ["SOPInstanceUID", "SeriesInstanceUID", "z"]).set_index("SOPInstanceUID")
+    slices = data.slices.set_index("SOPInstanceUID")
     files = {"train": [path / "oof.parquet" for path in paths]}
     files["test"] = [path / "predictions_test.parquet" for path in paths]
     if not all(path.exists() for path in files["test"]):
@@ -130,7 +131,7 @@ def _read(paths: Sequence[Path], config: Config) -> FirstStage:
                 f"embeddings are of one run's models, and {len(paths)} runs were given; give one, or set"
                 " sequence.features=logits"
             )
-        Run(paths[0], config).check_data()
+        Run(paths[0], config).check_data(data.digests)
         for file in embeddings.check_features_match_folds(paths[0], table, None if test is None else test.ids):
             files["test" if file.stem == "test" else "train"].append(file)
         embedded = partial(_read_embedded, paths[0], slices, ["seen", "oof", *([] if test is None else ["test"])])

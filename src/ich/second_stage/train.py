@@ -28,6 +28,7 @@ from ich.second_stage.inputs import FirstStage
 from ich.second_stage.scans import Scans
 from ich.training import inference, run_directory
 from ich.training.run_directory import Run
+from ich.training.run_score import score_run
 
 
 def train(stage: FirstStage, root: Path = run_directory.RUNS) -> tuple[Run, dict]:
@@ -177,7 +178,7 @@ def _blend(stage: FirstStage, run: Run) -> dict:
             test.append(scans.logits_of(sum(parts) / n_folds))
         write_predictions(expit(_mix(test, of_test)), run.predictions_path, {"models": models})
     first = pd.DataFrame(stage.train.logits, index=stage.train.ids).loc[stage.folds.index]
-    score = run.score() | {
+    score = score_run(run) | {
         "of_first_stage": _loss(y, first),
         "of_first_stage_interval": _intervals(stage, run, {"first": first})["first"],
         "of_kinds": {kind: _loss(y, part) for kind, part in zip(kinds, held_out, strict=True)},

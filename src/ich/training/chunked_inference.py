@@ -1,4 +1,4 @@
-"""Resumable inference in chunks: predictions of many slices, saved as parts while they are made."""
+"""Resumable inference in chunks: predictions of many slices, saved in parts on the way."""
 
 import re
 import time
@@ -14,17 +14,18 @@ from tqdm import tqdm
 
 from ich import parallel
 from ich.data.generator import DataGenerator
-from ich.errors import IchError, one_line
+from ich.errors import IchError
 from ich.files import replacing
 from ich.models import devices
+from ich.training.parts import part_path, read_part
 
 _PART_SECONDS = 10  # of work at most are lost to a kill
-_AT_ONCE = 512  # batches; Keras keeps a tensor of each until its predict ends, some 5 KB
-_KEPT = 2**26  # bytes of such tensors at most, of models that give more than logits
+_AT_ONCE = 512  # batches; Keras keeps each one's output until its predict ends, some 5 KB
+_KEPT = 2**26  # bytes of such outputs at most, for models that have more than logits
 
 
 def predict_logits(model: keras.Model, samples: DataGenerator, parts: Path, title: str = "") -> np.ndarray:
-    """The model's output for all samples, saved in parts on the way, as `predict_parts` does.
+    """Return the model's output for all samples, saved in parts on the way as by `predict_parts`.
 
     Returns:
         float32, shape (samples, 6), in the samples' order.
@@ -32,7 +33,7 @@ def predict_logits(model: keras.Model, samples: DataGenerator, parts: Path, titl
     Raises:
         IchError: an image cannot be read, or a part not be written.
     """
-    saved = predict_parts(model, [samples], parts, lambda told: told[0].astype(np.float32, copy=False), title)
+    saved = predict_parts(model, [samples], parts, lambda outputs: outputs[0].astype(np.float32, copy=False), title)
     return np.concatenate([read_part(part) for part in saved])
 
 
@@ -43,22 +44,22 @@ def predict_parts(
     merge: Callable[[list], np.ndarray],
     title: str = "",
 ) -> list[Path]:
-    """What the model makes of all samples, in files of some seconds' work; those that are there are not made again.
+    """Predict all samples into files of some seconds' work each; those that are there are kept.
 
-    A batch goes through all passes before the next one, and what they gave is merged at once: neither memory nor disk
-    depends on how many there are, nor memory on how many samples.
+    A batch goes through all passes before the next batch, and its outputs are merged at once: memory and disk use do
+    not depend on the number of passes, nor memory on the number of samples.
 
-    A part ends where a batch does, so that what is left falls into the same batches, whose size can change the last
-    digits: with the same machine, model and samples, the result is the same, interrupted or not. Devices that share the
-    batches (`ich.models.devices.scope`) get as many samples each: the last one is repeated in a batch that they do not
-    divide, and what comes of it is dropped.
+    A part ends where a batch does, so that the rest falls into the same batches, whose size can change the last digits:
+    with the same machine, model and samples, the result is the same, interrupted or not. Devices that share the batches
+    (`ich.models.devices.scope`) get equally many samples: in a batch that they do not divide, the last sample is
+    repeated, and its further outputs are dropped.
 
     Args:
         passes: generators of the same samples in the same order and batches.
-        parts: the folder of the parts, of this model, these samples in this order, these passes and this batch size
-            alone.
-        merge: makes one array of what the passes gave for a batch, a row a sample. It gets a list of arrays, or, of a
-            model with several outputs, of lists of arrays.
+        parts: the folder of the parts; it must be of this model, these samples in this order, these passes and this
+            batch size alone (`ich.training.parts.parts_folder`).
+        merge: merges the passes' outputs for a batch into one array, a row for each sample. It gets a list of arrays,
+            or, of a model with several outputs, of lists of arrays.
         title: of the progress bar.
 
     Returns:
@@ -70,14 +71,14 @@ def predict_parts(
     samples = passes[0]
     saving = _Saving(parts, len(passes), merge, samples)
     if saving.count < len(samples.ids):
-        numbers = sum(output.shape[-1] for output in model.outputs)
-        kept = 4 * numbers * samples.batch_size * len(passes)
-        at_once = min(_AT_ONCE, max(1, _KEPT // kept))
+        values = sum(output.shape[-1] for output in model.outputs)
+        batch_bytes = 4 * values * samples.batch_size * len(passes)
+        at_once = min(_AT_ONCE, max(1, _KEPT // batch_bytes))
         with tqdm(total=len(samples.ids), initial=saving.count, unit="slice", desc=title) as bar:
             saving.bar = bar
             try:
                 for first in range(saving.count // samples.batch_size, len(samples), at_once):
-                    with unwrapped():
+                    with reraising_ich_errors():
                         batches = _Batches(passes, first, at_once, devices.replicas(model))
                         model.predict(batches, verbose=0, callbacks=[saving])
             finally:
@@ -85,22 +86,8 @@ def predict_parts(
     return saving.saved
 
 
-def read_part(path: Path) -> np.ndarray:
-    """What `predict_parts` saved, in memory as far as it is looked at.
-
-    Raises:
-        IchError: the file is damaged.
-    """
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise IchError(
-            f"{path} cannot be read ({one_line(error)}); delete it, and its slices are predicted anew"
-        ) from error
-
-
 class _Batches(keras.utils.PyDataset):
-    """The batches of generators from batch `first` on, `count` of them or what is left, each once in every pass.
+    """Batches of generators: `count` of them from batch `first` on, or the rest, each once in every pass.
 
     The last sample of a batch is repeated until `multiple` divides it.
     """
@@ -122,7 +109,7 @@ class _Batches(keras.utils.PyDataset):
 
 
 class _Saving(keras.callbacks.Callback):
-    """Saves what a model gives as it comes, into files named by the place of their first sample."""
+    """Saves outputs as they are predicted, into files named by the number of their first sample."""
 
     bar: tqdm
 
@@ -131,8 +118,8 @@ class _Saving(keras.callbacks.Callback):
         self.samples = samples
         self.folder, self.passes, self.merge = folder, passes, merge
         self.saved: list[Path] = []
-        self.told: list = []  # of a batch, by the passes so far
-        self.fresh: list[np.ndarray] = []
+        self.outputs: list = []  # of the current batch, by the passes so far
+        self.unsaved: list[np.ndarray] = []
         self.count = 0  # of the slices saved
         while (path := self._path()).exists():
             self.saved.append(path)
@@ -140,36 +127,38 @@ class _Saving(keras.callbacks.Callback):
         self.when = time.monotonic()
 
     def on_predict_batch_end(self, batch: int, logs: dict) -> None:
-        left = len(self.samples.ids) - self.count - sum(map(len, self.fresh))
-        real = min(self.samples.batch_size, left)  # without what was repeated
-        self.told.append(keras.tree.map_structure(lambda one: keras.ops.convert_to_numpy(one)[:real], logs["outputs"]))
-        if len(self.told) < self.passes:
+        left = len(self.samples.ids) - self.count - sum(map(len, self.unsaved))
+        size = min(self.samples.batch_size, left)  # without what was repeated
+        self.outputs.append(
+            keras.tree.map_structure(lambda tensor: keras.ops.convert_to_numpy(tensor)[:size], logs["outputs"])
+        )
+        if len(self.outputs) < self.passes:
             return
-        self.fresh.append(self.merge(self.told))
-        self.told = []
-        self.bar.update(len(self.fresh[-1]))
+        self.unsaved.append(self.merge(self.outputs))
+        self.outputs = []
+        self.bar.update(len(self.unsaved[-1]))
         if time.monotonic() - self.when > _PART_SECONDS:
             self.save()
 
     def save(self) -> None:
-        if not self.fresh:
+        if not self.unsaved:
             return
-        part, path = np.concatenate(self.fresh), self._path()
+        part, path = np.concatenate(self.unsaved), self._path()
         with replacing(path) as temporary:
             np.save(temporary, part, allow_pickle=False)
         self.saved.append(path)
         self.count += len(part)
-        self.fresh, self.when = [], time.monotonic()
+        self.unsaved, self.when = [], time.monotonic()
 
     def _path(self) -> Path:
-        return self.folder / f"{self.count:09}.npy"
+        return part_path(self.folder, self.count)
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise a generator's IchError as what it is: TensorFlow hands its text on, within an error of its own.
+def reraising_ich_errors() -> Iterator[None]:
+    """Raise a generator's IchError as such: TensorFlow passes on its text alone, in an error of its own.
 
-    And one if a process that reads for the generator is killed.
+    Also raise IchError if a process that reads for the generator is killed.
     """
     try:
         with parallel.told_of_killed_workers(_pools):
@@ -177,14 +166,14 @@ def unwrapped() -> Iterator[None]:
     except IchError:
         raise
     except Exception as error:
-        told = re.search(r"\bIchError: (.*)", str(error))
-        if told is None:
+        message = re.search(r"\bIchError: (.*)", str(error))
+        if message is None:
             raise
-        raise IchError(told[1]) from error
+        raise IchError(message[1]) from error
 
 
 def _pools() -> list[Pool]:
-    """The pools of processes that read for Keras, of which it keeps this record alone."""
+    """Return the pools of processes that read for Keras, from the only record that it keeps of them."""
     try:
         return list(py_dataset_adapter._DATA_POOLS)
     except RuntimeError:  # another thread was just adding one

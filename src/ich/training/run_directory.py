@@ -1,31 +1,20 @@
-"""A run's directory: what lies in it, and whose results it may hold."""
+"""A run's directory: its files, and the checks of whose results it may hold."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from scipy.special import expit
-
 from ich import folders
-from ich.competition import folds, metrics
-from ich.competition.labels import LABELS
 from ich.config import Config, Predict, differences, load, overrides_of
-from ich.dicom import windows
 from ich.errors import IchError, name_some
-from ich.files import copy_file, discard, names_in, remove, replacing, write_json
-from ich.images import convert, slice_table
-from ich.images.render import Settings
-from ich.results import commands, compare, environment
-from ich.results.predictions import read_predictions, read_provenance, write_predictions
+from ich.files import discard, names_in, remove, replacing, write_json
+from ich.results import commands, environment
+from ich.results.predictions import read_provenance
 from ich.results.result_directory import check_result, members, read_mapping
+from ich.training.parts import discard_parts
+from ich.training.run_data import DIGESTED, RunData, read_slices, split_digest
 
 RUNS = Path("runs")
-
-DIGESTED = ("SOPInstanceUID", "split", "status", "size", "crc")
-"""Columns of the slice table that tell which slices there are, and what they were made of."""
 
 
 class Run:
@@ -40,14 +29,15 @@ class Run:
 
     @classmethod
     def begin(cls, config: Config, root: Path = RUNS) -> "Run":
-        """A run to train: a new one, of which nothing is written yet, or one of this config and these data to go on.
+        """Open a run to train: a new one, nothing of which is written yet, or one of this config and data to resume.
 
         Raises:
             IchError: its directory is of another config, of other folds or images, and the message shows the
                 difference; or nothing tells which they were; or it holds what is of no run.
         """
         run = cls(root / config.name, config)
-        run._check_owner()
+        run.check_place()
+        run._check_owner(RunData(config).digests)
         return run
 
     @classmethod
@@ -57,16 +47,16 @@ class Run:
         Args:
             overrides: as `ich.config.load` takes them, of the sections that say where things are and how they are
                 worked on: data, predict, machine; and of the second stage's, sequence.
-            results: a folder that the run may have predicted into, see `elsewhere`: how it did stands in place of the
-                run's own section predict, unless an override names another.
+            results: a folder that the run may have predicted into, see `ich.training.results_folder`: its section
+                predict takes the place of the run's own, unless an override names another.
 
         Raises:
             IchError: there is none, it is a blend, or an override is of what was trained, or names other folds.
         """
         check_result(path)
-        if made_of := members(path):
+        if blended := members(path):
             raise IchError(
-                f"{path} is a blend, without models of its own; give its members ({', '.join(map(str, made_of))}) one"
+                f"{path} is a blend, without models of its own; give its members ({', '.join(map(str, blended))}) one"
                 " by one, and then make the blend again by the command that made it (scripts/blend.py)"
             )
         kept = {}
@@ -81,27 +71,27 @@ class Run:
                 " predict, sequence and machine can be set now"
             )
         run = cls(path, config)
-        if config.data.folds != own.data.folds:  # of which the finished folds ask no more
-            run.check_folds()
+        if config.data.folds != own.data.folds:  # nothing reads them once all folds are predicted
+            run.check_data(RunData(config).folds_digest)
         return run
 
-    def claim(self, backend: str, devices: Sequence[str]) -> None:
-        """Make the directory this config's own. To be called when all that could be wrong with the config was checked,
-        so that a mistake leaves no directory which then refuses the config without it.
+    def claim(self, backend: str, devices: Sequence[str], digests: Mapping[str, str]) -> None:
+        """Make the directory this config's own, once all that could be wrong with the config was checked.
+
+        Earlier, a mistake would leave a directory that then refuses the corrected config.
 
         Args:
-            backend, devices: of Keras, which train, for the record.
+            backend, devices: of Keras, for the record.
+            digests: of the data that are trained on, `RunData.digests`.
 
         Raises:
             IchError: another config has made it its own since.
         """
         with self.locked(wait=folders.SHORT):
-            self._check_owner()
+            self._check_owner(digests)
             if self.config_path.exists():
                 return
-            facts = (
-                environment.environment() | {"backend": backend, "devices": list(devices)} | _data_digests(self.config)
-            )
+            facts = environment.environment() | {"backend": backend, "devices": list(devices)} | dict(digests)
             write_json(self.environment_path, facts)
             with replacing(self.config_path) as temporary:
                 temporary.write_text(self.config.resolved())
@@ -140,9 +130,8 @@ class Run:
                 " name another directory"
             )
 
-    def _check_owner(self) -> None:
+    def _check_owner(self, digests: Mapping[str, str]) -> None:
         self.check_place()
-        now = _data_digests(self.config)
         if not self.config_path.exists():
             return
         if members(self.path) or self.environment().get("first_stage"):
@@ -156,23 +145,26 @@ class Run:
                 f"{self.path} belongs to another config (its own / this one: {'; '.join(changed)});"
                 " give this one another name, or delete the directory"
             )
-        self._check_data(now)
+        self.check_data(digests)
 
-    def check_data(self) -> None:
+    def check_data(self, digests: Mapping[str, str]) -> None:
         """Refuse folds or images that are others than those that the run was trained on.
 
-        Raises:
-            IchError: they are, or nothing tells which those were.
-        """
-        self._check_data(_data_digests(self.config))
+        Its models may have seen patients that other folds hold out.
 
-    def check_folds(self) -> None:
-        """Refuse folds that are others than those that the run was trained on: its models know patients held out there.
+        Args:
+            digests: of the data now: `RunData.digests`, or `folds_digest` alone.
 
         Raises:
-            IchError: they are, or nothing tells which those were.
+            IchError: they are, or nothing records which those were.
         """
-        self._check_data(_folds_digest(self.config))
+        recorded = self.environment()
+        for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
+            if key in digests and recorded.get(key) != digests[key]:
+                raise IchError(
+                    f"{self.path} was trained on other {what} than {self.config.data.images} and"
+                    f" {self.config.data.folds_path} now hold; restore them, or give the run another name"
+                )
 
     def check_same_slices(self) -> None:
         """Refuse images of other slices than the run's own: what is made of them would take the place of the run's.
@@ -186,15 +178,17 @@ class Run:
         own = load(self.config_path).data.images
         if self.config.data.images.resolve() == own.resolve():
             return
-        table = slices_of(self.config, DIGESTED)
-        theirs = slices_of(load(self.config_path), DIGESTED) if (own / "slices.parquet").exists() else None
-        made = [read_provenance(path) or {} for path in self.passes(0).glob("test-*.parquet")]
-        then = {"train": {self.environment().get("images_sha256")}, "test": {one.get("slices") for one in made}}
-        for split, digests in then.items():
-            digests -= {None}
-            if not digests and theirs is not None:
-                digests = {slices_digest(_readable(theirs, split))}
-            if digests and slices_digest(_readable(table, split)) not in digests:
+        table = read_slices(self.config, DIGESTED)
+        own_table = read_slices(load(self.config_path), DIGESTED) if (own / "slices.parquet").exists() else None
+        predicted = [read_provenance(path) or {} for path in self.passes(0).glob("test-*.parquet")]
+        recorded = {
+            "train": {self.environment().get("images_sha256")} - {None},
+            "test": {provenance.get("slices") for provenance in predicted} - {None},
+        }
+        for split, digests in recorded.items():
+            if not digests and own_table is not None:
+                digests = {split_digest(own_table, split)}
+            if digests and split_digest(table, split) not in digests:
                 raise IchError(
                     f"{self.config.data.images} holds other {split} slices than {self.path} is of, whose results they"
                     " would replace; give images of the same slices, or another folder to write into (--out)"
@@ -208,45 +202,24 @@ class Run:
         """
         ours = self.config.predict.model_dump(include={"tta", "mean"})
         for k in self.finished_folds():
-            made = read_provenance(self.fold(k) / "oof.parquet") or {}
-            theirs = {key: made.get(key) for key in ours}
+            provenance = read_provenance(self.fold(k) / "oof.parquet") or {}
+            theirs = {key: provenance.get(key) for key in ours}
             if None not in theirs.values() and theirs != ours:
                 raise IchError(
                     f"fold {k} of {self.path} is trained and predicted by {theirs}, not {ours}; train the folds alike,"
                     f" then set the section predict of scripts/predict.py {self.path}"
                 )
 
-    def _check_data(self, now: dict[str, str]) -> None:
-        then = self.environment()
-        for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
-            if key in now and then.get(key) != now[key]:
-                raise IchError(
-                    f"{self.path} was trained on other {what} than {self.config.data.images} and"
-                    f" {self.config.data.folds_path} now hold; restore them, or give the run another name"
-                )
-
     def environment(self) -> dict:
-        """What `claim` wrote down.
+        """Return what `claim` wrote into environment.json.
 
         Raises:
             IchError: it is not there, or damaged.
         """
         return read_mapping(self.environment_path, "says what the run was trained with and on")
 
-    def read_score(self) -> dict:
-        """The score of all folds' out-of-fold predictions; from score.json, if it was computed.
-
-        Raises:
-            IchError: as `score`.
-        """
-        if self.score_path.exists():
-            score = read_mapping(self.score_path, "holds the out-of-fold score")
-            if {"weighted_log_loss", "of_prevalence", "plain_weighted_log_loss"} <= score.keys():
-                return score
-        return self.score()
-
     def restart(self, k: int) -> None:
-        """Remove what was made of an earlier model of fold k: a new one is about to be trained."""
+        """Remove what an earlier model of fold `k` predicted: a new one is about to be trained."""
         with self.locked(wait=folders.SHORT):
             for folder in (self.passes(k), self.features(k)):
                 for parts in folder.glob("*.parts"):
@@ -255,65 +228,12 @@ class Run:
             self.forget_results()
 
     def forget_results(self) -> None:
-        """Remove what was made of all folds together: it is about to be made of others, or in another way."""
+        """Remove what was made of all folds together: a fold's predictions are about to change."""
         with self.locked(wait=folders.SHORT):
             remove(self.predictions_path, self.score_path, self.oof_path)
 
-    def elsewhere(self, path: Path) -> "Run":
-        """The same run with another folder for its results, for one that cannot be written into.
-
-        It gets a copy of all but the models, so that what was predicted is not predicted again.
-
-        Raises:
-            IchError: the folder has models of its own, or results of another run, or anything else.
-        """
-        if path.resolve() == self.path.resolve():
-            return self
-        other = Run(path, self.config)
-
-        def check() -> None:
-            if not folders.is_ours(path, folders.RESULT):
-                return
-            if any(path.glob("fold*/model.keras")):
-                raise IchError(
-                    f"{path} is a run with models of its own; give a new folder for the results of {self.path}"
-                )
-            if not self._has_results_in(other):
-                raise IchError(f"{path} holds the results of another run than {self.path}; give a new folder")
-
-        with folders.locked(path, check):
-            # Later, what is missing of all folds together was removed, as it is about to be made in another way.
-            begun = other.config_path.exists()
-            files = [
-                self.environment_path,
-                self.path / commands.FILE,
-                *([] if begun else [self.oof_path, self.score_path]),
-            ]
-            for k in range(self.config.folds.n):
-                files += [self.fold(k) / "oof.parquet", *self.passes(k).glob("*.parquet")]
-            for file in files:
-                target = path / file.relative_to(self.path)
-                if file.exists() and not target.exists():
-                    copy_file(file, target)
-            kept = load((other if begun else self).config_path).predict
-            with replacing(other.config_path) as temporary:
-                temporary.write_text(self.config.model_copy(update={"predict": kept}).resolved())
-        return other
-
-    def _has_results_in(self, other: "Run") -> bool:
-        """Return whether the results in another directory, if any, were made by this run's config and models."""
-        if other.environment() != self.environment():
-            return False
-        if other.config_path.exists() and differences(load(other.config_path), load(self.config_path)):
-            return False
-        for k in range(self.config.folds.n):
-            theirs, own = (read_provenance(run.fold(k) / "oof.parquet") or {} for run in (other, self))
-            if theirs.get("model") not in (None, own.get("model")):
-                return False
-        return True
-
     def keep_predict(self, section: Predict) -> None:
-        """Write down how the run's predictions are made: they are made so until told otherwise."""
+        """Write the section predict into config.yaml: the run predicts by it until another is set."""
         config = load(self.config_path)
         if config.predict != section:
             with replacing(self.config_path) as temporary:
@@ -357,7 +277,7 @@ class Run:
         return [k for k in range(self.config.folds.n) if (self.fold(k) / "oof.parquet").exists()]
 
     def work(self, *patterns: str) -> commands.Work:
-        """What a command is about to do in this directory by the run's images and folds; see `ich.results.commands`."""
+        """Begin to record a command that works in this directory, see `ich.results.commands`."""
         made_of = commands.of_images(self.config.data.images, self.config.data.folds_path)
         return commands.Work(self.path, *patterns, made_of=made_of)
 
@@ -385,129 +305,3 @@ class Run:
                 f"{self.path} lacks fold(s) {', '.join(map(str, missing))}; train them first:"
                 f" scripts/train_kfold.py {self.config_path}"
             )
-
-    def score(self) -> dict:
-        """Score all folds' out-of-fold predictions, write them as one file and the score beside it.
-
-        Other processes are kept from the directory meanwhile.
-
-        Returns:
-            What score.json holds: `ich.competition.metrics.summary`; tta and mean, how the predictions were made;
-            plain_weighted_log_loss, the score of one pass over the slices as they are, and plain_interval, the 95 %
-            interval of the score minus that one; shift, if the loss shifts probabilities: what does, and for each label
-            the mean predicted and the share found.
-
-        Raises:
-            IchError: a fold is missing, its predictions are not those of its slices, or two folds' were made in two
-                ways.
-        """
-        self.check_finished()
-        paths = [self.fold(k) / "oof.parquet" for k in self.finished_folds()]
-        made = [read_provenance(path) or {} for path in paths]
-        how = {key: made[0].get(key) for key in ("tta", "mean")}
-        for k, fold in enumerate(made):
-            if {key: fold.get(key) for key in how} != how:
-                raise IchError(
-                    f"the out-of-fold predictions of {self.path} were made in two ways (fold 0: {made[0]}, fold {k}:"
-                    f" {fold}); run scripts/predict.py {self.path} to make all in one"
-                )
-        table = folds.read_folds(self.config.data.folds_path)
-        y, oof = table[list(LABELS)].to_numpy(), self._together(paths, table.index)
-        score = metrics.summary(y, oof.to_numpy()) | how
-        score["plain_weighted_log_loss"] = score["weighted_log_loss"]
-        if how["tta"] not in (None, ["none"]):
-            plain = self._together([self.passes(k) / "oof-none.parquet" for k in self.finished_folds()], table.index)
-            both = {"passes": oof.to_numpy(np.float64), "plain": expit(plain.to_numpy(dtype=np.float64))}
-            score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, both["plain"])
-            passes = compare.compare(table, both, baseline="plain").loc["passes"]
-            score["plain_interval"] = [float(passes["difference_low"]), float(passes["difference_high"])]
-        if self.config.train.shifting and "first_stage" not in self.environment():
-            means = zip(LABELS, oof.mean().tolist(), y.mean(axis=0).tolist(), strict=True)
-            score["shift"] = {
-                "causes": self.config.train.shifting,
-                "labels": {label: {"predicted": mean, "found": share} for label, mean, share in means},
-            }
-        with self.locked(wait=folders.SHORT):
-            write_predictions(oof, self.oof_path, how | {"models": [fold.get("model") for fold in made]})
-            write_json(self.score_path, score)
-        return score
-
-    def _together(self, paths: list[Path], ids: pd.Index) -> pd.DataFrame:
-        """All folds' predictions as one frame, in the order of the ids."""
-        frame = pd.concat([read_predictions(path) for path in paths])
-        if len(frame) != len(ids) or not frame.index.is_unique or not frame.index.isin(ids).all():
-            raise IchError(
-                f"{self.path} has {len(frame):,} out-of-fold predictions, {self.config.data.folds_path} lists"
-                f" {len(ids):,} slices, and they are not the same; delete the run's fold directories and train again"
-            )
-        return frame.loc[ids]
-
-
-def discard_parts(path: Path) -> None:
-    """Remove the parts of which a file of passes or features is put together, those of other models and slices too.
-
-    Args:
-        path: of the file, or of its parts' folder.
-    """
-    folder = path.with_suffix(".parts")
-    for parts in folder.glob("[0-9a-f]" * 16):
-        discard(parts, r"[0-9]{9}\.npy")
-    discard(folder, "")
-
-
-def settings(config: Config) -> Settings:
-    """The config's preprocess section as settings of the conversion."""
-    section = config.preprocess
-    return Settings(
-        windows=tuple(
-            windows.preset(w) if isinstance(w, str) else windows.Window(center=w.center, width=w.width)
-            for w in section.windows
-        ),
-        **section.model_dump(exclude={"windows"}),
-    )
-
-
-def slices_of(config: Config, columns: Sequence[str] = tuple(slice_table.SCHEMA.names)) -> pd.DataFrame:
-    """The slice table of the config's images, which must be of the config's settings.
-
-    Args:
-        columns: as `slices.read_table` takes them.
-
-    Raises:
-        IchError: not converted yet, or of other settings.
-    """
-    table = slice_table.read_table(config.data.images / "slices.parquet", columns)
-    convert.check_settings(config.data.images, settings(config))
-    return table
-
-
-def _data_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of what a run is trained on: the folds file, and which DICOM files the train images were made of."""
-    folds_now = _folds_digest(config)
-    train = _readable(slices_of(config, DIGESTED), "train")
-    return folds_now | {"images_sha256": slices_digest(train)}
-
-
-def _readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The readable slices of a split, in the order that digests of the split are taken in."""
-    found = slice_table.readable(table, split)
-    return found.sort_index() if split == "train" else found
-
-
-def _folds_digest(config: Config) -> dict[str, str]:
-    try:
-        return {"folds_sha256": sha256(config.data.folds_path.read_bytes()).hexdigest()}
-    except OSError as error:
-        raise folds.cannot_read(config.data.folds_path, error) from error
-
-
-def slices_digest(table: pd.DataFrame) -> str:
-    """SHA-256 of which DICOM files slices were made of, in their order.
-
-    Args:
-        table: size and crc of the files, indexed by SOPInstanceUID.
-    """
-    digest = sha256()
-    for id, size, crc in zip(table.index, table["size"], table["crc"], strict=True):
-        digest.update(f"{id} {size} {crc}\n".encode())
-    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""Set up the training of a fold: generators of training and validation, and the compiled model."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pandas as pd
+
+from ich.competition.labels import LABELS
+from ich.config import Config, Train
+from ich.data import augment, sampling
+from ich.data.generator import DataGenerator
+from ich.images import slice_table
+from ich.models import backbones, devices, prior
+from ich.models.losses import LabelAUC, WeightedLogLoss, build_loss
+from ich.models.optimizers import adamw
+from ich.training.inference import generator_options
+
+
+def generators(
+    config: Config, table: pd.DataFrame, slices: pd.DataFrame, k: int, multiple: int
+) -> tuple[DataGenerator, DataGenerator]:
+    """Return the generators of training and validation.
+
+    Args:
+        table: the folds.
+        slices: the slice table.
+        multiple: each training batch holds a multiple of so many samples.
+    """
+    labels = table[list(LABELS)]
+    options = generator_options(config, "train", slices)
+    of_fold = table.index[table["fold"] == k]
+    size = devices.validation_batch_size(len(of_fold), config.predict.batch_size, multiple)
+    held_out = DataGenerator(of_fold, labels, batch_size=size, shuffle=False, **options)
+    height, width = held_out[0][0].shape[1:3]
+    augment.passes(config.predict.tta, height, width)  # refuses an unknown pass before the training
+    ids, sample = _sampling(config, table[table["fold"] != k], slices)
+    if multiple > 1:
+        sample = sampling.Multiple(multiple, len(ids), sample)
+    train = DataGenerator(
+        ids,
+        labels,
+        batch_size=config.train.batch_size,
+        shuffle=True,
+        augment=augment.pipeline(config.train.augment, height, width),
+        sampling=sample,
+        seed=config.train.seed,
+        **options,
+    )
+    return train, held_out
+
+
+def _sampling(
+    config: Config, table: pd.DataFrame, slices: pd.DataFrame
+) -> tuple[pd.Index, Callable[[np.random.Generator], np.ndarray] | None]:
+    """Return the samples to train on, and what draws those of an epoch; None shows all."""
+    section = config.train
+    if section.slices_per_series is not None:
+        rows = slice_table.readable(slices, "train").loc[table.index]
+        rows = rows.sort_values(["SeriesInstanceUID", "order"])
+        series = rows["SeriesInstanceUID"]
+        return rows.index, sampling.PerSeries(series, section.slices_per_series, section.centre_weighted)
+    if section.positive_share is not None:
+        return table.index, sampling.PositiveShare(table["any"].to_numpy(), section.positive_share)
+    return table.index, None
+
+
+def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -> keras.Model:
+    """Build and compile the untrained model, for the images of the generator."""
+    first = train[0]
+    model = backbones.build_model(
+        config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
+    )
+    sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple) else train.sampling
+    if isinstance(sample, sampling.PositiveShare):
+        model = prior.corrected(model, sample.oversampling)
+    model.compile(
+        optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
+        loss=_loss(config.train),
+        metrics=[WeightedLogLoss(), *aucs],
+        steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
+    )
+    # Otherwise `fit` builds these from a batch that it draws, and on JAX and PyTorch each epoch then begins with what
+    # the workers read for the previous one.
+    model.optimizer.build(model.trainable_variables)
+    model.test_on_batch(*first)
+    model.reset_metrics()
+    return model
+
+
+def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    averaging = {} if section.ema_momentum is None else {"use_ema": True, "ema_momentum": section.ema_momentum}
+    return adamw(
+        steps_per_epoch,
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        warmup_epochs=section.warmup_epochs,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+        **averaging,
+    )
+
+
+def _loss(section: Train) -> keras.losses.Loss:
+    return build_loss(section.loss, section.label_weights, section.label_smoothing, section.focal_gamma)
