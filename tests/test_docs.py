@@ -369,7 +369,7 @@ def test_the_configuration_page_is_generated_from_the_schema():
     sections = [field.annotation for field in config.Config.model_fields.values() if field.annotation is not str]
     assert [row[0] for row in rows] == [key for section in sections for key in section.model_fields]
     for key, *cells in rows:
-        assert all(cells), f"{key} has no comment above it in src/ich/config.py"
+        assert all(cells), f"{key} has no comment above it in src/ich/config/schema.py"
 
 
 def test_the_readme_is_one_page_and_leads_to_every_other():

@@ -1,10 +1,9 @@
-"""The typed schema of configs/: defaults live here and nowhere else."""
+"""The typed schema of configs/: every key with its default, which lives here and nowhere else."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
@@ -15,23 +14,19 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import ErrorDetails
-
-from ich.errors import IchError, one_line
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class _Unused(NamedTuple):
+class Unused(NamedTuple):
     """The context of a validation: the keys that overrides set, and the values of the file that nothing reads."""
 
     overridden: set[str]
@@ -45,7 +40,7 @@ def _unused(section: type[BaseModel], key: str, value: Any, why: str, info: Vali
     whole section that is overridden counts as a file's.
     """
     path, differs = f"{section.__name__.lower()}.{key}", value != section.model_fields[key].default
-    context: _Unused | None = info.context
+    context: Unused | None = info.context
     if differs if context is None else path in context.overridden:
         raise ValueError(f"{why}; or leave it out")
     if differs and context is not None:
@@ -64,7 +59,7 @@ def _each_once(values: list[str]) -> list[str]:
     return values
 
 
-class WindowConfig(_Section):
+class WindowConfig(Section):
     center: float  # HU
     width: float = Field(gt=0)  # HU
 
@@ -77,7 +72,7 @@ _AnyWindow = Annotated[
 ]
 
 
-class Data(_Section):
+class Data(Section):
     # Folders and zips of DICOM slices: a path, or a list of them.
     sources: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
     # The split of all slices; null takes it from the nearest folder with train or test in its name.
@@ -96,7 +91,7 @@ class Data(_Section):
         return self.folds or self.images / "folds.csv"
 
 
-class Preprocess(_Section):
+class Preprocess(Section):
     # Names of presets (ich.dicom.windows.PRESETS) or {center: …, width: …} in HU; files=channels takes one or three,
     # files=hu none.
     windows: Annotated[list[_AnyWindow], BeforeValidator(_as_list)] = ["brain"]
@@ -127,7 +122,7 @@ class Preprocess(_Section):
         return value
 
 
-class Folds(_Section):
+class Folds(Section):
     # Number of folds.
     n: int = Field(5, ge=2)
     # Seed of the assignment of patients to folds.
@@ -136,7 +131,7 @@ class Folds(_Section):
     allow_unmatched: bool = False
 
 
-class Model(_Section):
+class Model(Section):
     # small_cnn, or the name of a model of keras.applications.
     name: str = "EfficientNetV2B0"
     # Initial weights: imagenet, the path of a weights file, or null for random ones.
@@ -155,7 +150,7 @@ def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> fl
     return value
 
 
-class Train(_Section):
+class Train(Section):
     # Seed of initial weights, order, sampling and augmentation.
     seed: _Seed = 0
     # Epochs.
@@ -231,7 +226,7 @@ class Train(_Section):
         return value
 
 
-class Predict(_Section):
+class Predict(Section):
     # Samples in a batch of validation and prediction.
     batch_size: int = Field(64, ge=1)
     # Passes of test-time augmentation whose mean is predicted, out of fold and on the test set: names of
@@ -250,7 +245,7 @@ _READERS = {
 }
 
 
-class Sequence(_Section):
+class Sequence(Section):
     """The second stage, which reads the first one's predictions scan by scan."""
 
     # recurrent: a network over the scan; boosting: trees on the neighbors' scores; linear: a logistic regression on
@@ -341,7 +336,7 @@ def _not_zero(value: int) -> int:
     return value
 
 
-class Machine(_Section):
+class Machine(Section):
     """What works on a run: it changes no result."""
 
     # Workers that convert, as joblib's n_jobs: 1 works in the process itself, -1 on all cores.
@@ -378,7 +373,7 @@ class Machine(_Section):
         return value
 
 
-class Config(_Section):
+class Config(Section):
     """One experiment: all that decides its result, where its data are, and what works on it."""
 
     # Name of the run: its directory is runs/NAME, its submission submissions/NAME.csv.
@@ -402,169 +397,3 @@ class Config(_Section):
     def resolved(self) -> str:
         """The config as YAML, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def overrides_of(section: str, values: dict[str, Any]) -> list[str]:
-    """Values of a section as overrides, as `load` takes them."""
-    return [f"{section}.{key}={json.dumps(value)}" for key, value in values.items()]  # JSON is YAML
-
-
-_RENAMED = {
-    "predict.test_time": "is now called predict.tta; rename it",
-    "machine.tensorboard": "is now a value of machine.log_to: tensorboard; set that",
-}
-"""Keys that configs of earlier versions have, and what became of them."""
-
-
-class _AnyConfig(BaseModel):
-    data: Data
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own loader silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands twice in one section, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def load(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a config and set single values of it.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value` each; the value is read as YAML.
-
-    Raises:
-        IchError: no such file, no YAML, an unknown key or a value that does not fit, each named by its path in the
-            file; an override that is not of the form, or that sets a key without effect.
-    """
-    return _load(path, overrides, Config)
-
-
-def load_data(path: Path, overrides: Iterable[str] = ()) -> Data:
-    """Read the data section of a config that may be of another kind, as a blend's is.
-
-    Args:
-        path, overrides: as `load` takes them.
-
-    Raises:
-        IchError: as `load` does.
-    """
-    return _load(path, overrides, _AnyConfig).data
-
-
-def _load(path: Path, overrides: Iterable[str], schema: type[_Model]) -> _Model:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
-    except OSError as error:
-        raise IchError(f"config {path} cannot be read: {one_line(error)}; configs/ holds examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise IchError(f"config {path} is no YAML: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise IchError(
-            f"config {path} holds {type(content).__name__}, expected sections of keys; configs/ holds examples"
-        )
-    return _validated(content, overrides, f"config {path}", schema)
-
-
-def of_values(content: dict, overrides: Iterable[str], source: str) -> Config:
-    """A config from sections of keys, as YAML gives them.
-
-    Args:
-        overrides: as `load` takes them.
-        source: what the content is, for messages.
-
-    Raises:
-        IchError: as `load`.
-    """
-    return _validated(content, overrides, source, Config)
-
-
-def _validated(content: dict, overrides: Iterable[str], source: str, schema: type[_Model]) -> _Model:
-    content = {key: {} if value is None else value for key, value in content.items()}  # a section left empty
-    unused = _Unused({_set(content, override) for override in overrides}, {})
-    try:
-        config = schema.model_validate(content, context=unused)
-        if isinstance(config, Config):
-            config._unused = unused.found
-        return config
-    except ValidationError as error:
-        raise IchError(f"{source}: " + "; ".join(map(_complaint, error.errors()))) from error
-
-
-def differences(one: Config, other: Config) -> list[str]:
-    """The values in which two configs train differently, `path: one's / other's`.
-
-    Where the data are and what works on them does not count: a run knows its data by their digests. Nor does the second
-    stage: it has a directory of its own.
-    """
-    aside = {"data", "predict", "sequence", "machine"}
-    flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude=aside))) for c in (one, other))
-    keys = [*flat_one, *(key for key in flat_other if key not in flat_one)]
-    return [
-        f"{key}: {flat_one.get(key)} / {flat_other.get(key)}"
-        for key in keys
-        if flat_one.get(key) != flat_other.get(key)
-    ]
-
-
-def _flatten(section: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _set(content: dict, override: str) -> str:
-    """Set a value of nested sections, or a whole section; return its key."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise IchError(f"--set {override!r} is not of the form section.key=value")
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
-            raise IchError(f"--set {override!r}: {key} is no section")
-    try:
-        content[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise IchError(f"--set {override!r}: the value is no YAML: {one_line(error)}") from error
-    return path.strip()
-
-
-def _complaint(error: ErrorDetails) -> str:
-    loc = [part for part in error["loc"] if part not in ("|preset", "|window")]
-    where = ".".join(map(str, loc))
-    if error["type"] == "extra_forbidden":
-        if where in _RENAMED:
-            return f"{where} {_RENAMED[where]}"
-        section: type[BaseModel] = Config
-        for part in loc[:-1]:
-            if isinstance(part, str):  # else it is a place in a list
-                section = _section_within(section.model_fields[part].annotation) or section
-        return f"{where} is no known key; there are {', '.join(section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    value = error["input"]
-    if error["type"] in ("string_type", "path_type") and not isinstance(value, (list, dict, NoneType)):
-        key = ".".join(part for part in loc if isinstance(part, str))
-        return (
-            f"{where} is {value}, which YAML reads as {type(value).__name__}, expected text; put it into quotes, on a"
-            f" command line --set \"{key}='…'\""
-        )
-    return f"{where} is {one_line(repr(error['input']))}: {one_line(error['msg'])}"
-
-
-def _section_within(annotation: Any) -> type[_Section] | None:
-    """The section that a field holds, be it in a list or among other types."""
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
-        return annotation
-    return next(filter(None, map(_section_within, get_args(annotation))), None)
