@@ -614,7 +614,7 @@ def test_a_machine_that_fails_does_not_cost_the_model(copied, monkeypatch, error
 
     monkeypatch.setattr(keras.saving, "load_model", fail)
     with pytest.raises(
-        IchError, match=r"not the file that failed: free the memory of the machine and its GPU, and run"
+        IchError, match=r"the file is not at fault: free the memory of the machine and its GPU, and run"
     ):
         inference.load_model(copied, 0)
 
