@@ -108,7 +108,7 @@ def _plain_numbers(ds: Dataset, keyword: str) -> tuple[float, ...] | None:
         return None
     if vr == "US" and len(raw.value) == 2:
         return (float(int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")),)
-    if vr == "DS" and _PLAIN_NUMBERS.fullmatch(raw.value):
+    if vr in ("DS", "IS") and _PLAIN_NUMBERS.fullmatch(raw.value):
         return tuple(map(float, raw.value.split(b"\\")))
     return None
 

@@ -22,7 +22,7 @@ from ich.own_scans.choice import choose
 from ich.own_scans.header import Facts, NoFacts
 from ich.own_scans.multiframe import Frames, frames_of
 from ich.own_scans.nifti import NoVolume
-from ich.own_scans.parts import Copies, Part, Record, split, turn_of, turned
+from ich.own_scans.parts import Copies, Part, Record, order, split, turn_of, turned
 from ich.own_scans.series import Series, SliceFile, judge, skip_dynamic, tell_of_shared_uids, to_series
 from ich.own_scans.sources import ZIP, File, count, distinct, files_of, files_of_zip
 
@@ -62,6 +62,7 @@ def find_series(sources: Sequence[Path], all_series: bool = False) -> Found:
         groups = _by_series(distinct(file for source in sources for file in files_of(source, others)), others)
     parts = {key: split(records, _compared) for key, records in groups.items()}
     every = [part for of_series in parts.values() for part in of_series]
+    order(every)
     for part in every:
         judge(part, all_series)
     if not all_series:
