@@ -36,8 +36,8 @@ def pytest_runtest_setup(item):
 def pytest_collection_finish():
     """Keep garbage collection to what the tests themselves make.
 
-    Keras's `clear_session` collects before each training: with TensorFlow and all test modules imported, a third of a
-    second each time to look at objects that stay to the end.
+    Keras's `clear_session` collects before each training, and would look each time at all of TensorFlow and of the
+    test modules, which stay to the end.
     """
     gc.collect()
     gc.freeze()
