@@ -2,10 +2,10 @@
 
     python scripts/train_sequence.py runs/baseline
 
-Writes runs/<run>-sequence, a run like every other: oof.parquet, score.json, a network a fold, and the test set's
-predictions if the first stage has some (scripts/predict.py). Of several runs with the same folds it takes the mean of
-their logits. Rerun the same command to resume; after new test predictions of the first stage it predicts the test set
-anew.
+Writes runs/<run>-sequence, a run like every other: oof.parquet, score.json, each fold's models (model.keras,
+boosting.npz, linear.json), and the test set's predictions if the first stage has some (scripts/predict.py). Of several
+runs with the same folds it takes the mean of their logits. Rerun the same command to resume; after new test predictions
+of the first stage the models that are there predict the test set anew.
 
 Its network can read embeddings too, after scripts/extract_features.py RUN --embeddings:
 

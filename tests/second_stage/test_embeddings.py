@@ -193,7 +193,7 @@ def test_slices_lie_in_scan_order(extracted):
 def test_predictions_of_odd_scans_are_all_there(extracted):
     stage = inputs.inputs_from_runs([extracted.path], overrides=FAST)
     for k in range(2):
-        seen, held_out, test = stage.embedded(k)
+        seen, held_out, test = (stage.embedded(part, k) for part in ("seen", "oof", "test"))
         assert len(test.ids) == len(TEST)
         assert sorted([*seen.ids, *held_out.ids]) == sorted(TRAIN)
         for part in (seen, held_out):
@@ -489,9 +489,9 @@ def test_each_network_learns_and_predicts_by_one_models_features_of_its_own_pati
     monkeypatch.setattr(train.rnn, "predict", spy("predict", bare_predict))
     overrides = [*(one for one in FAST if "rounds" not in one), "sequence.kind=recurrent"]
     train.train(inputs.inputs_from_runs([run.path], overrides=overrides), tmp_path / "runs")
-    assert [call[0] for call in calls] == ["train", "predict", "predict"] * 2
+    assert [call[0] for call in calls] == ["train", "predict"] * 2 + ["predict"] * 2
     for k in range(2):
-        trained, held_out, test = calls[3 * k], calls[3 * k + 1], calls[3 * k + 2]
+        trained, held_out, test = calls[2 * k], calls[2 * k + 1], calls[4 + k]
         patients = [set(table.loc[ids, "PatientID"]) for ids in (trained[1].ids, held_out[2].ids)]
         assert not patients[0] & patients[1]
         assert patients[0] | patients[1] == set(table["PatientID"])

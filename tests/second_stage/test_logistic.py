@@ -1,13 +1,20 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ich.competition import metrics
 from ich.competition.labels import LABELS
+from ich.errors import IchError
 from ich.second_stage import logistic
+from ich.second_stage.logistic import Model
 from ich.second_stage.scans import Scans
 
 
@@ -113,29 +120,82 @@ def loss(labels, logits):
     return metrics.weighted_log_loss(labels, expit(logits))
 
 
+def fit(scans, labels):
+    return Model.fit(logistic.features(scans), labels)
+
+
 def test_it_learns_from_a_few_scans_and_knows_the_unseen():
     scans, labels = bleeds(20)
     unseen, truth = bleeds(20, seed=1)
-    told, other = logistic.fit_predict(
-        logistic.features(scans), labels, [logistic.features(unseen), logistic.features(unseen)[:7]]
-    )
+    model, read = fit(scans, labels), logistic.features(unseen)
+    told = model.predict(read)
     assert told.shape == truth.shape
     assert loss(truth, told) < 0.4 * loss(truth, unseen.logits.astype(float))
-    np.testing.assert_allclose(other, told[:7])
+    np.testing.assert_allclose(model.predict(read[:7]), told[:7])
+
+
+def test_it_predicts_what_scikit_learn_predicts():
+    """Standardized features, with a one-hot code of the subtype; `any` by a regression of its own."""
+    scans, labels = bleeds(10)
+    read = logistic.features(scans).astype(float)
+    told = fit(scans, labels).predict(logistic.features(scans))
+    rows = np.concatenate([np.column_stack([read[:, k], np.tile(np.eye(5)[k], (len(read), 1))]) for k in range(5)])
+    slow = make_pipeline(StandardScaler(), LogisticRegression(C=0.15, solver="newton-cholesky"))
+    expected = slow.fit(rows, labels[:, :5].T.ravel()).decision_function(rows).reshape(5, -1).T
+    np.testing.assert_allclose(told[:, :5], expected, rtol=0, atol=1e-9)
+    expected = slow.fit(read[:, 5], labels[:, 5]).decision_function(read[:, 5])
+    np.testing.assert_allclose(told[:, 5], expected, rtol=0, atol=1e-9)
 
 
 def test_of_many_slices_it_takes_some_from_everywhere(monkeypatch):
     scans, labels = bleeds(20)
     read = logistic.features(scans)
-    expected = logistic.fit_predict(read[::3], labels[::3], [read])[0]
+    expected = Model.fit(read[::3], labels[::3]).predict(read)
     monkeypatch.setattr(logistic, "_ENOUGH", len(read) // 3)
-    np.testing.assert_allclose(logistic.fit_predict(read, labels, [read])[0], expected)
+    np.testing.assert_allclose(Model.fit(read, labels).predict(read), expected)
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_label_that_all_slices_share_is_predicted_as_common_or_rare(value):
     scans, labels = bleeds(5)
     labels[:, 5] = value
-    (told,) = logistic.fit_predict(logistic.features(scans), labels, [logistic.features(scans)])
+    told = fit(scans, labels).predict(logistic.features(scans))
     np.testing.assert_allclose(told[:, 5], (2 * value - 1) * np.log(len(labels) + 1))
     assert np.isfinite(told).all()
+
+
+def test_what_is_read_again_predicts_the_same_to_the_last_bit(tmp_path):
+    scans, labels = bleeds(5)
+    model, path = fit(scans, labels), tmp_path / "linear.json"
+    model.save(path)
+    read = logistic.features(bleeds(3, seed=1)[0])
+    np.testing.assert_array_equal(Model.load(path).predict(read), model.predict(read))
+    with pytest.raises(IchError, match=r"the regression reads 46 features of each label, not 45; another version"):
+        model.predict(read[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("any"), "KeyError"),
+        (lambda content: content["any"].pop("offset"), "KeyError"),
+        (lambda content: content["any"].update(weights=[1.0]), "ValueError"),
+        (lambda content: content["any"].update(weights=["x"] * 46), "ValueError"),
+        (lambda content: content["any"].update(offset=None), "a weight is not finite"),
+        (lambda content: content.update(any=None), "TypeError"),
+        (lambda content: content["any"].update(offset=10**400), "OverflowError"),
+        (lambda content: content["any"].update(offset=float("nan")), "a weight is not finite"),
+        (lambda content: [one.update(weights=0) for one in content.values()], "the weights are no lists of numbers"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, change, message):
+    path = tmp_path / "linear.json"
+    with pytest.raises(IchError, match=r"linear.json cannot be read \(FileNotFoundError"):
+        Model.load(path)
+    Model(np.zeros((6, 46)), np.zeros(6)).save(path)
+    Model.load(path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(IchError, match=rf"linear.json cannot be read .*{message}.*; delete the file, and run again"):
+        Model.load(path)

@@ -19,7 +19,10 @@ from ich.images import convert, slice_table
 from ich.images.render import Settings
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import check_alike
-from ich.second_stage import inputs, scans, train
+from ich.second_stage import fitted, inputs, scan_features, scans, train
+from ich.second_stage.fitted import SecondStage
+from ich.second_stage.scans import Scans
+from ich.second_stage.trees import Trees
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 from ich.training.run_score import read_score, score_run
@@ -146,29 +149,123 @@ def test_the_weights_are_the_best_there_are():
 def test_called_again_it_trains_nothing_and_gives_the_same(blended, monkeypatch):
     first, second, facts = blended
     monkeypatch.setattr(train.rnn, "train", None)
-    monkeypatch.setattr(train.boosting, "fit_predict", None)
-    monkeypatch.setattr(train.logistic, "fit_predict", None)
+    monkeypatch.setattr(train.boosting.Model, "fit", None)
+    monkeypatch.setattr(train.logistic.Model, "fit", None)
+    monkeypatch.setattr(train.fitted, "logits", None)
     before = second.oof_path.read_bytes()
     _, again = train.train(inputs.inputs_from_runs([first.path], overrides=FAST), first.path.parent)
     assert again == facts
     assert second.oof_path.read_bytes() == before
 
 
-def test_new_test_predictions_are_read_by_the_networks_that_are_there(tmp_path, monkeypatch):
-    first = first_stage(tmp_path, test=False)
-    overrides = [*(one for one in FAST if "rounds" not in one and "tree_rate" not in one), "sequence.kind=recurrent"]
-    second, facts = train.train(inputs.inputs_from_runs([first.path], overrides=overrides), tmp_path / "runs")
-    assert not second.predictions_path.exists()
+def copied(blended, folder):
+    """The fixture's first stage and what was trained on it, in another folder; the second run."""
+    first, second, _ = blended
+    for run in (first, second):
+        shutil.copytree(run.path, folder / "runs" / run.path.name)
+    facts = json.loads((folder / "runs/first-sequence/environment.json").read_text())
+    (folder / "runs/first-sequence/environment.json").write_text(json.dumps(facts | {"passes": {}}))
+    return Run.open(folder / "runs/first"), Run.open(folder / "runs/first-sequence")
+
+
+def train_again(first):
+    return train.train(inputs.inputs_from_runs([first.path], overrides=FAST), first.path.parent)[1]
+
+
+def forbid_training(monkeypatch):
     monkeypatch.setattr(train.rnn, "train", None)
-    told = []
-    for seed in (0, 1):
-        unseen = table_of_scores(6, seed=1)
-        unseen["score_any"] += seed
-        write_predictions(probabilities(unseen), first.predictions_path)
-        _, again = train.train(inputs.inputs_from_runs([first.path], overrides=overrides), tmp_path / "runs")
-        assert again == facts
-        told.append(read_predictions(second.predictions_path))
+    monkeypatch.setattr(train.boosting.Model, "fit", None)
+    monkeypatch.setattr(train.logistic.Model, "fit", None)
+
+
+def test_new_test_predictions_are_read_by_the_models_that_are_there(blended, tmp_path, monkeypatch):
+    first, second = copied(blended, tmp_path)
+    forbid_training(monkeypatch)
+    told = [read_predictions(second.predictions_path)]
+    unseen = table_of_scores(6, seed=1)
+    unseen["score_any"] += 1
+    write_predictions(probabilities(unseen), first.predictions_path)
+    assert train_again(first) == blended[2]
+    told.append(read_predictions(second.predictions_path))
     assert not told[0].equals(told[1])
+    first.predictions_path.unlink()
+    train_again(first)
+    assert not second.predictions_path.exists()
+
+
+def test_the_test_set_is_predicted_as_its_scans_are_one_by_one(blended):
+    first, second, facts = blended
+    test = inputs.inputs_from_runs([first.path], overrides=FAST).test
+    read = SecondStage.read(second.path, second.config.sequence, 2)
+    parts = [read.predict(test.take(np.array([number]))) for number in range(len(test))]
+    told = read_predictions(second.predictions_path)
+    assert told.index.equals(test.ids)
+    np.testing.assert_allclose(np.concatenate(parts), told, rtol=0, atol=1e-6)
+
+    logits = 0  # the slow way: fold by fold and kind by kind
+    for kind, weight in facts["weights"]["test"].items():
+        of_folds = [read.models[kind][k] for k in (0, 1)]
+        if kind == "recurrent":
+            values = [expit(train.rnn.predict(model, test, 4)) for model in of_folds]
+        elif kind == "boosting":
+            values = [expit(model.predict(scan_features.neighbor_features(test, 7))) for model in of_folds]
+        else:
+            values = [expit(model.predict(train.logistic.features(test))) for model in of_folds]
+        mean = (values[0] + values[1]) / 2
+        logits = logits + weight * np.log(mean / (1 - mean)).clip(-15, 15)
+    np.testing.assert_allclose(told, expit(logits), rtol=0, atol=1e-6)
+
+
+def test_scans_of_any_length_trace_a_network_a_few_times_at_most(blended):
+    first, second, _ = blended
+    test = inputs.inputs_from_runs([first.path], overrides=FAST).test
+    network = fitted.read_model(second.fold(0), "recurrent")
+    for length in (1, 5, 12, 20, 40, 70, 33):
+        rows = np.arange(length) % len(test.ids)
+        one = Scans(test.ids[rows], np.array([0, length]), 5 * np.arange(length, dtype=np.float32),
+                    test.logits[rows], test.embeddings[rows])  # fmt: skip
+        assert train.rnn.predict(network, one, 16).shape == (length, 6)
+    assert network.predict_function.experimental_get_tracing_count() <= 2
+
+
+def test_a_stopped_run_goes_on_where_it_was(blended, tmp_path, monkeypatch):
+    """What was fitted is not fitted again, be it that its file or also its predictions were written."""
+    first, second = copied(blended, tmp_path)
+    before = {path: path.read_bytes() for path in second.path.glob("fold*/*.*")}
+    told = read_predictions(second.predictions_path)
+    for kind in ("recurrent", "boosting", "linear"):
+        (second.fold(1) / f"{kind}.parquet").unlink()
+    second.predictions_path.unlink()
+    forbid_training(monkeypatch)
+    assert train_again(first)["weights"] == blended[2]["weights"]
+    assert {path: path.read_bytes() for path in second.path.glob("fold*/*.*")} == before
+    np.testing.assert_allclose(read_predictions(second.predictions_path), told, rtol=0, atol=1e-6)
+
+
+def test_models_that_were_not_kept_are_fitted_again_if_they_predict_the_same(blended, tmp_path, monkeypatch):
+    first, second = copied(blended, tmp_path)
+    files = [second.fold(0) / "boosting.npz", second.fold(1) / "linear.json"]
+    before = {path: path.read_bytes() for path in second.path.glob("fold*/*.*")}
+    for path in files:
+        path.unlink()
+    with pytest.raises(
+        IchError, match=r"fold0/boosting.npz is missing, which holds the fold's kind boosting; versions"
+    ):
+        SecondStage.read(second.path, second.config.sequence, 2)
+    monkeypatch.setattr(train.rnn, "train", None)
+    train_again(first)
+    assert {path: path.read_bytes() for path in second.path.glob("fold*/*.*")} == before
+
+    for path in files:
+        path.unlink()
+    oof = second.fold(0) / "boosting.parquet"
+    write_predictions(read_predictions(oof) * 0.99, oof)
+    with pytest.raises(IchError, match=r"fold0/boosting.parquet was predicted by a model that was not kept, and boo"):
+        train_again(first)
+    assert not files[0].exists()
+    write_predictions(read_predictions(oof).iloc[1:], oof)
+    with pytest.raises(IchError, match=r"predicts otherwise \(by up to inf\)"):
+        train_again(first)
 
 
 def test_another_section_or_other_scores_are_refused(blended):
@@ -217,11 +314,16 @@ def test_a_fold_is_predicted_by_a_model_that_saw_none_of_its_patients(tmp_path, 
     table = table_of_scores()
     seen = []
 
-    def spy(features, labels, others, rounds, learning_rate, seed):
-        seen.append((features, others[0]))
-        return [np.zeros((len(other), 6)) for other in others]
+    def fit(features, labels, rounds, learning_rate, seed):
+        seen.append([features])
+        return train.boosting.Model(features.shape[2], (Trees.none(0.0),) * 6, Trees.none(0.0))
 
-    monkeypatch.setattr(train.boosting, "fit_predict", spy)
+    def predict(model, features):
+        seen[-1].append(features)
+        return np.zeros((len(features), 6))
+
+    monkeypatch.setattr(train.boosting.Model, "fit", fit)
+    monkeypatch.setattr(train.boosting.Model, "predict", predict)
     # The first feature names the patient.
     table["score_epidural"] = table["PatientID"].str.removeprefix("ID_p").astype(float) / 2
     table.to_csv(tmp_path / "scores.csv", index=False)

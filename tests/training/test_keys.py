@@ -300,16 +300,13 @@ def second_stage_of(config, patch, path):
     seen = SimpleNamespace(kinds=[], forests=[], fits=[], noise=[], kept=[], read=[])
     part, noisy, drawn = train._train_part, scan_features.noisy, scan_features.drawn_kinds
 
-    class Trees:
+    class Classifier:
         def __init__(self, **options):
             seen.forests.append(options)
 
         def fit(self, x, y):
             seen.features = x.shape[1]
             return self
-
-        def decision_function(self, x):
-            return np.zeros(len(x))
 
     def fit(model, data, **options):
         layers = [*model._flatten_layers()]
@@ -338,7 +335,8 @@ def second_stage_of(config, patch, path):
             part(run, stage, fold_of_scan, kind, k)
 
     patch.setattr(train, "_train_part", train_part)
-    patch.setattr(boosting, "HistGradientBoostingClassifier", Trees)
+    patch.setattr(boosting, "HistGradientBoostingClassifier", Classifier)
+    patch.setattr(boosting.Trees, "of_classifier", lambda *of: boosting.Trees.none(0.0))
     patch.setattr(rnn, "noisy", lambda *of: [seen.noise.append(of[1]), noisy(*of)][1])
     patch.setattr(rnn, "drawn_kinds", lambda *of: [seen.kept.append(of[0]), drawn(*of)][1])
     patch.setattr(rnn, "predict", lambda model, scans, size: [seen.read.append(size), scans.logits][1])

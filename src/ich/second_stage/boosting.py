@@ -4,53 +4,116 @@ They fitted a model per label. Here each of the five subtypes is predicted twice
 trained on all five, as bleeds extend over slices alike whatever their subtype; the mean of both logits is taken.
 """
 
-from collections.abc import Callable
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from ich.competition.labels import ANY, LABELS
+from ich.errors import IchError, one_line
+from ich.files import replacing
+from ich.second_stage.trees import Trees
 
 _ROWS_FOR_THREADS = 20_000
 # Leaves and the slices in each; the model of all subtypes sees five times as many rows.
 _OWN = {"max_leaf_nodes": 15, "min_samples_leaf": 100}
 _SHARED = {"max_leaf_nodes": 31, "min_samples_leaf": 200}
+_SHARED_NAME = "shared"  # beside the labels, in a file
+# What zipfile and NumPy raise of a damaged file.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def fit_predict(
-    features: np.ndarray, labels: np.ndarray, others: list[np.ndarray], rounds: int, learning_rate: float, seed: int
-) -> list[np.ndarray]:
-    """Fit on some slices, predict others; the models are not saved.
-
-    They train in a minute, and scikit-learn stores them as pickles only.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Fitted trees, from features to logits.
 
     Args:
-        features: float32, (n, 6, f), as `ich.second_stage.scan_features.neighbor_features` gives them.
-        labels: 0 or 1, (n, 6).
-        others: arrays of features of the slices to predict, (m, 6, f).
-        rounds: trees of each model.
-
-    Returns:
-        Logits of each of `others`, float64, (m, 6).
+        features: the number of each slice's and label's features.
+        own: of each label, its own trees.
+        shared: trained on all subtypes; they read the subtype's number as one feature more.
     """
-    options = {
-        "learning_rate": learning_rate,
-        "max_iter": rounds,
-        "l2_regularization": 5.0,
-        "max_features": 0.3,
-        "early_stopping": False,
-        "random_state": seed,
-    }
-    shared = _fit(_stacked(features), labels[:, :ANY].T.ravel(), _SHARED | options)
-    own = [_fit(features[:, k], labels[:, k], _OWN | options) for k in range(len(LABELS))]
-    predictions = []
-    for other in others:
-        logits = np.stack([predict(other[:, k]) for k, predict in enumerate(own)], axis=1)
-        logits[:, :ANY] += shared(_stacked(other)).reshape(ANY, -1).T
+
+    features: int
+    own: tuple[Trees, ...]
+    shared: Trees
+
+    @classmethod
+    def fit(cls, features: np.ndarray, labels: np.ndarray, rounds: int, learning_rate: float, seed: int) -> "Model":
+        """Fit trees to labeled slices.
+
+        Args:
+            features: float32, (n, 6, f), as `ich.second_stage.scan_features.neighbor_features` gives them.
+            labels: 0 or 1, (n, 6).
+            rounds: trees of each label.
+        """
+        options = {
+            "learning_rate": learning_rate,
+            "max_iter": rounds,
+            "l2_regularization": 5.0,
+            "max_features": 0.3,
+            "early_stopping": False,
+            "random_state": seed,
+        }
+        shared = _fit(_stacked(features), labels[:, :ANY].T.ravel(), _SHARED | options)
+        own = tuple(_fit(features[:, k], labels[:, k], _OWN | options) for k in range(len(LABELS)))
+        return cls(features.shape[2], own, shared)
+
+    def save(self, path: Path) -> None:
+        """Write all trees into one NPZ file, which names the arrays of each ensemble; never a pickle."""
+        content: dict[str, Any] = {"features": np.array(self.features)}
+        for name, trees in zip((*LABELS, _SHARED_NAME), (*self.own, self.shared), strict=True):
+            content |= {f"{name}.{key}": array for key, array in trees.arrays().items()}
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, **content)
+
+    @classmethod
+    def load(cls, path: Path) -> "Model":
+        """Read what `save` wrote; it predicts what the fitted model did, to the last bit.
+
+        Raises:
+            IchError: it is not there, or holds no such trees.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            features = int(arrays.pop("features"))
+            ensembles = {}
+            for name in (*LABELS, _SHARED_NAME):
+                own = {key.partition(".")[2]: array for key, array in arrays.items() if key.partition(".")[0] == name}
+                ensembles[name] = Trees.of_arrays(own, features + (name == _SHARED_NAME))
+        except _UNREADABLE as error:
+            raise IchError(
+                f"the trees {path} cannot be read ({one_line(error, named=True)}); delete the file, and run again what"
+                " trained them (scripts/train_sequence.py)"
+            ) from error
+        return cls(features, tuple(ensembles[label] for label in LABELS), ensembles[_SHARED_NAME])
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Predict logits.
+
+        Args:
+            features: float32, (n, 6, f), as those fitted on.
+
+        Returns:
+            float64, (n, 6).
+
+        Raises:
+            IchError: there are more or fewer features.
+        """
+        if features.shape[1:] != (len(LABELS), self.features):
+            raise IchError(
+                f"the trees read {self.features} features of each label, not {features.shape[2]}; sequence.reach is"
+                " another than that they were trained with, or the version is: train the second stage anew"
+            )
+        logits = np.stack([trees.logits(features[:, k]) for k, trees in enumerate(self.own)], axis=1)
+        logits[:, :ANY] += self.shared.logits(_stacked(features)).reshape(ANY, -1).T
         logits[:, :ANY] /= 2
-        predictions.append(logits)
-    return predictions
+        return logits
 
 
 def _stacked(features: np.ndarray) -> np.ndarray:
@@ -64,13 +127,12 @@ def logit_of_share(y: np.ndarray) -> float:
     return float(np.log((y.sum() + 1) / (len(y) - y.sum() + 1)))
 
 
-def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from features to logits."""
+def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Trees:
     if y.min() == y.max():
-        return lambda rows: np.full(len(rows), logit_of_share(y))
+        return Trees.none(logit_of_share(y))
     # scikit-learn fails on an all-NaN column: of neighbors farther off than any scan is long.
-    present = ~np.isnan(features).all(axis=0)
+    present = np.flatnonzero(~np.isnan(features).all(axis=0))
     # With few rows, threads wait for one another longer than they work.
     with threadpool_limits(1 if len(y) < _ROWS_FOR_THREADS else None, user_api="openmp"):
         model = HistGradientBoostingClassifier(**options).fit(features[:, present], y)
-    return lambda rows: model.decision_function(rows[:, present])
+    return Trees.of_classifier(model, present)

@@ -44,8 +44,8 @@ class FirstStage:
         test: the test set's scans, if they were predicted.
         sources: the runs or the table that the scores come from.
         digests: SHA-256 of the files of the train and of the test scores.
-        embedded: reads a fold's features by its model: the scans that it was trained on, those that it held out and,
-            if it was predicted, the test set. None if the network reads `train` and `test`.
+        embedded: (part, fold) -> features by the fold's model: "seen", the scans that it was trained on; "oof", those
+            that it held out; "test", the test set, if it was predicted. None if the network reads `train` and `test`.
     """
 
     config: Config
@@ -54,7 +54,7 @@ class FirstStage:
     test: Scans | None
     sources: list[Path]
     digests: dict[str, list[str]]
-    embedded: Callable[[int], list[Scans]] | None = None
+    embedded: Callable[[str, int], Scans] | None = None
 
 
 def inputs_from_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[str] = ()) -> FirstStage:
@@ -134,15 +134,14 @@ def _read(paths: Sequence[Path], config: Config) -> FirstStage:
         Run(paths[0], config).check_data(data.digests)
         for file in embeddings.check_features_match_folds(paths[0], table, None if test is None else test.ids):
             files["test" if file.stem == "test" else "train"].append(file)
-        embedded = partial(_read_embedded, paths[0], slices, ["seen", "oof", *([] if test is None else ["test"])])
+        embedded = partial(_read_embedded, paths[0], slices)
     digests = {split: list(map(sha256_of, of_split)) for split, of_split in files.items()}
     return FirstStage(config, table, train, test, list(paths), digests, embedded)
 
 
-def _read_embedded(path: Path, slices: pd.DataFrame, parts: Sequence[str], k: int) -> list[Scans]:
-    """Read the parts of fold k's features, as `FirstStage.embedded` gives them."""
-    folder = path / f"fold{k}" / "features"
-    return [scans.arrange(slices, *embeddings.read(folder, part)) for part in parts]
+def _read_embedded(path: Path, slices: pd.DataFrame, part: str, k: int) -> Scans:
+    """Read a part of fold k's features, as `FirstStage.embedded` gives it."""
+    return scans.arrange(slices, *embeddings.read(path / f"fold{k}" / "features", part))
 
 
 def inputs_from_table(

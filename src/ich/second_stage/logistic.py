@@ -5,15 +5,18 @@ along the scan, the scan's level, and above all the subtype that the classifier 
 the whole bleed. The five subtypes share all weights but the intercept.
 """
 
-from collections.abc import Callable
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ich.competition.labels import ANY, LABELS
+from ich.errors import IchError, one_line
+from ich.files import write_json
 from ich.second_stage.boosting import logit_of_share
 from ich.second_stage.scans import Scans
 
@@ -71,26 +74,79 @@ def _smoothed(values: np.ndarray, width: float) -> np.ndarray:
     return weights @ values / weights.sum(axis=1, keepdims=True)
 
 
-def fit_predict(features: np.ndarray, labels: np.ndarray, others: list[np.ndarray]) -> list[np.ndarray]:
-    """Fit on some slices, predict others.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A fitted regression: each label's features times its weights, plus its offset.
 
     Args:
-        features: float32, (n, 6, f), as `features` gives them.
-        labels: 0 or 1, (n, 6).
-        others: arrays of features of the slices to predict, (m, 6, f).
-
-    Returns:
-        Logits of each of `others`, float64, (m, 6).
+        weights: float64, (6, f): of features as they are, not standardized.
+        offsets: float64, (6,).
     """
-    step = -(-len(features) // _ENOUGH)
-    features, labels = features[::step], labels[::step]
-    stacked = np.concatenate([_with_one_hot(features, k) for k in range(ANY)])
-    of_subtypes = _fit(stacked, labels[:, :ANY].T.ravel())
-    of_any = _fit(features[:, ANY], labels[:, ANY])
-    return [
-        np.stack([*(of_subtypes(_with_one_hot(other, k)) for k in range(ANY)), of_any(other[:, ANY])], axis=1)
-        for other in others
-    ]
+
+    weights: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, labels: np.ndarray) -> "Model":
+        """Fit the weights to labeled slices.
+
+        Args:
+            features: float32, (n, 6, f), as `features` gives them.
+            labels: 0 or 1, (n, 6).
+        """
+        step = -(-len(features) // _ENOUGH)
+        features, labels = features[::step], labels[::step]
+        stacked = np.concatenate([_with_one_hot(features, k) for k in range(ANY)])
+        shared, offset = _fit(stacked, labels[:, :ANY].T.ravel())
+        of_any, offset_of_any = _fit(features[:, ANY], labels[:, ANY])
+        weights = np.concatenate([np.tile(shared[:-ANY], (ANY, 1)), of_any[None]])
+        return cls(weights, np.append(offset + shared[-ANY:], offset_of_any))
+
+    def save(self, path: Path) -> None:
+        """Write the offset and the weights of each label as JSON."""
+        rows = zip(LABELS, self.offsets.tolist(), self.weights.tolist(), strict=True)
+        write_json(path, {label: {"offset": offset, "weights": weights} for label, offset, weights in rows})
+
+    @classmethod
+    def load(cls, path: Path) -> "Model":
+        """Read what `save` wrote; it predicts what the fitted model did, to the last bit.
+
+        Raises:
+            IchError: it is not there, or holds something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            weights, offsets = ([content[label][key] for label in LABELS] for key in ("weights", "offset"))
+            model = cls(np.array(weights, np.float64), np.array(offsets, np.float64))
+            if model.weights.ndim != 2 or model.offsets.ndim != 1:
+                raise ValueError("the weights are no lists of numbers")
+            if not (np.isfinite(model.weights).all() and np.isfinite(model.offsets).all()):
+                raise ValueError("a weight is not finite")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise IchError(
+                f"the regression {path} cannot be read ({one_line(error, named=True)}); delete the file, and run again"
+                " what trained it (scripts/train_sequence.py)"
+            ) from error
+        return model
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Predict logits.
+
+        Args:
+            features: float32, (n, 6, f), as those fitted on.
+
+        Returns:
+            float64, (n, 6).
+
+        Raises:
+            IchError: there are more or fewer features.
+        """
+        if features.shape[1:] != self.weights.shape:
+            raise IchError(
+                f"the regression reads {self.weights.shape[1]} features of each label, not {features.shape[2]}; another"
+                " version fitted it: train the second stage anew"
+            )
+        return np.einsum("nkf,kf->nk", features, self.weights, dtype=np.float64) + self.offsets
 
 
 def _with_one_hot(features: np.ndarray, k: int) -> np.ndarray:
@@ -98,10 +154,11 @@ def _with_one_hot(features: np.ndarray, k: int) -> np.ndarray:
     return np.column_stack([features[:, k], np.tile(np.eye(ANY, dtype=np.float32)[k], (len(features), 1))])
 
 
-def _fit(features: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from features to logits."""
+def _fit(features: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return weights, (f,), and an offset."""
     if y.min() == y.max():
-        return lambda rows: np.full(len(rows), logit_of_share(y))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=_C, solver="newton-cholesky"))
-    model.fit(features.astype(np.float64), y)
-    return lambda rows: model.decision_function(rows.astype(np.float64))
+        return np.zeros(features.shape[1]), logit_of_share(y)
+    scaler = StandardScaler()
+    model = LogisticRegression(C=_C, solver="newton-cholesky").fit(scaler.fit_transform(features.astype(np.float64)), y)
+    weights = model.coef_[0] / scaler.scale_
+    return weights, float(model.intercept_[0] - weights @ scaler.mean_)

@@ -256,11 +256,10 @@ def predict(model: keras.Model, scans: Scans, batch_size: int) -> np.ndarray:
     logits = np.zeros((len(scans.ids), len(LABELS)), np.float32)
     for batch in batches(scans, batch_size):
         length = -(-scans.lengths[batch].max() // _MULTIPLE) * _MULTIPLE
-        for step in (1, -1):
-            rows = [scans.rows(i)[::step] for i in batch]
-            real = padded([np.ones(len(of_scan), bool) for of_scan in rows], length)
-            inputs = [slice_inputs(scans.logits[r], scans.z[r], scans.embeddings[r]) for r in rows]
-            outputs = model.predict_on_batch([padded(inputs, length), real])
-            for of_scan, output in zip(rows, outputs, strict=True):
-                logits[of_scan] += output[: len(of_scan)] / 2
+        rows = [scans.rows(i)[::step] for step in (1, -1) for i in batch]
+        real = padded([np.ones(len(of_scan), bool) for of_scan in rows], length)
+        inputs = [slice_inputs(scans.logits[r], scans.z[r], scans.embeddings[r]) for r in rows]
+        outputs = model.predict_on_batch([padded(inputs, length), real])
+        for of_scan, output in zip(rows, outputs, strict=True):
+            logits[of_scan] += output[: len(of_scan)] / 2
     return logits

@@ -4,8 +4,7 @@ It keeps the first stage's folds of patients, trains on all but one and predicts
 `ich.second_stage.inputs` for its inputs.
 """
 
-import json
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -14,29 +13,32 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
+from ich import config
 from ich.competition import metrics
 from ich.competition.labels import LABELS
-from ich.config import load
 from ich.errors import IchError, name_some
 from ich.files import remove, replacing, sha256_of, write_json
 from ich.results import compare, environment
 from ich.results.blend import least_on_simplex
-from ich.results.predictions import read_predictions, write_predictions
+from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.results.result_directory import extracted_in, passes_of
-from ich.second_stage import boosting, logistic, rnn, scan_features, scans
+from ich.second_stage import boosting, fitted, logistic, rnn, scans
 from ich.second_stage.inputs import FirstStage
 from ich.second_stage.scans import Scans
-from ich.training import inference, run_directory
+from ich.training import run_directory
 from ich.training.run_directory import Run
 from ich.training.run_score import score_run
+
+_SAME = 1e-6  # between probabilities of one model, fitted twice and stored as float32
 
 
 def train(stage: FirstStage, root: Path = run_directory.RUNS) -> tuple[Run, dict]:
     """Train a second stage on every fold, predict what each held out and the test set.
 
-    Writes `root/<name>/`: the files of every run, and a network a fold (`fold<k>/model.keras`, `history.csv`) if the
-    kind has one; score.json also holds each kind's score and a blend's weights. Called again, it resumes after the last
-    kind and fold that was finished; with new test scores, it predicts the test set anew.
+    Writes `root/<name>/`: the files of every run, and each kind's model of each fold (`ich.second_stage.fitted.FILES`;
+    of the network history.csv too); score.json also holds each kind's score and a blend's weights. Called again, it
+    resumes after the last kind and fold that was finished; with new test scores, it predicts the test set anew. Models
+    that an earlier version did not keep are fitted again, if they still predict the same.
 
     A blend has one weight per kind. A fold's are fitted on the predictions of the other folds; the test set's on all.
 
@@ -45,7 +47,7 @@ def train(stage: FirstStage, root: Path = run_directory.RUNS) -> tuple[Run, dict
 
     Raises:
         IchError: the directory is of another config, other folds or scores, or another process works in it; a scan has
-            patients of two folds.
+            patients of two folds; a model that was not kept, fitted again, predicts something else.
     """
     run = Run(root / stage.config.name, stage.config)
     with run.locked():
@@ -71,7 +73,7 @@ def _claim(stage: FirstStage, run: Run) -> None:
         if "first_stage" not in then:
             raise IchError(f"{run.path} is no second stage; give this one another name (--name)")
         same_inputs = digests == {key: then.get(key) for key in digests}
-        if not same_inputs or load(run.config_path).sequence != stage.config.sequence:
+        if not same_inputs or config.load(run.config_path).sequence != stage.config.sequence:
             before = then.get("passes", {})
             differing = [source for source in passes if before.get(source) != passes[source]]
             changes = [f"{source}: {before.get(source)} then, {passes[source]} now" for source in differing]
@@ -82,7 +84,7 @@ def _claim(stage: FirstStage, run: Run) -> None:
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
             return
-        remove(*run.path.glob("fold*/*_test.parquet"), run.predictions_path)
+        remove(run.predictions_path)
     facts = environment.environment() | digests
     facts |= {"devices": keras.distribution.list_devices(), "first_stage": list(map(str, stage.sources))}
     write_json(run.environment_path, facts | {"passes": passes, "test_scores_sha256": stage.digests["test"]})
@@ -102,55 +104,76 @@ def _fold_of_scan(stage: FirstStage) -> np.ndarray:
     return first
 
 
-def _path(run: Run, kind: str, k: int, suffix: str = "") -> Path:
-    """Return the path of a kind's probabilities for the slices held out by fold k, or for the test set (_test)."""
-    return run.fold(k) / f"{kind}{suffix}.parquet"
+def _path(run: Run, kind: str, k: int) -> Path:
+    """Return the path of a kind's probabilities for the slices held out by fold k."""
+    return run.fold(k) / f"{kind}.parquet"
 
 
 def _train_part(run: Run, stage: FirstStage, fold_of_scan: np.ndarray, kind: str, k: int) -> None:
-    """Train one kind without fold k, predict fold k and the test set; files that are there stay."""
-    paths = [_path(run, kind, k), *([] if stage.test is None else [_path(run, kind, k, "_test")])]
-    if all(path.exists() for path in paths):
+    """Train one kind without fold k, save it and predict fold k; files that are there stay."""
+    file, path = run.fold(k) / fitted.FILES[kind], _path(run, kind, k)
+    if file.exists() and path.exists():
         return
     if kind == "recurrent" and stage.embedded is not None:
-        seen, *predicted = stage.embedded(k)
+        seen, held_out = stage.embedded("seen", k), stage.embedded("oof", k)
     else:
         seen, held_out = (stage.train.take(np.flatnonzero(part)) for part in (fold_of_scan != k, fold_of_scan == k))
-        predicted = [held_out, *([] if stage.test is None else [stage.test])]
-    targets = {path: target for path, target in zip(paths, predicted, strict=True) if not path.exists()}
-    labels = stage.folds.loc[seen.ids, list(LABELS)].to_numpy()
     section = stage.config.sequence
-    if kind == "recurrent":
-        model = _network(run, seen, labels, k)
-        logits = [rnn.predict(model, target, section.batch_size) for target in targets.values()]
-    elif kind == "linear":
-        features, *others = [logistic.features(part) for part in (seen, *targets.values())]
-        logits = logistic.fit_predict(features, labels, others)
+    history = None
+    if file.exists():
+        model = fitted.read_model(run.fold(k), kind)
     else:
-        parts = (seen, *targets.values())
-        features, *others = [scan_features.neighbor_features(part, section.reach) for part in parts]
-        logits = boosting.fit_predict(features, labels, others, section.rounds, section.tree_rate, section.seed + k)
-    for (path, target), values in zip(targets.items(), logits, strict=True):
-        write_predictions(pd.DataFrame(expit(values), target.ids, list(LABELS)), path)
-
-
-def _network(run: Run, seen: Scans, labels: np.ndarray, k: int) -> keras.Model:
-    """Train the fold's networks, one a seed, and save their mean; read it if it is there."""
-    path = run.fold(k) / "model.keras"
+        labels = stage.folds.loc[seen.ids, list(LABELS)].to_numpy()
+        model, history = _fit(kind, seen, labels, section, k)
+    logits = fitted.logits(kind, model, fitted.inputs(kind, held_out, section), section)
+    predicted = pd.DataFrame(expit(logits), held_out.ids, list(LABELS))
     if path.exists():
-        return inference.load_model(run, k)
-    section = run.config.sequence
+        _check_same(path, predicted, kind)
+    if history is not None:
+        with replacing(run.fold(k) / "history.csv") as temporary:
+            history.to_csv(temporary)
+    if not file.exists():
+        _save(model, file)
+    if not path.exists():
+        write_predictions(predicted, path)
+
+
+def _fit(
+    kind: str, seen: Scans, labels: np.ndarray, section: config.Sequence, k: int
+) -> tuple[fitted.Model, pd.DataFrame | None]:
+    """Fit one kind; of networks, one a seed, their mean, and their history."""
+    read = fitted.inputs(kind, seen, section)
+    if kind == "boosting":
+        return boosting.Model.fit(read, labels, section.rounds, section.tree_rate, section.seed + k), None
+    if kind == "linear":
+        return logistic.Model.fit(read, labels), None
     keras.backend.clear_session()  # the previous fold leaves its graph
     models, histories = [], {}
     for seed in range(section.seed, section.seed + section.seeds):
         model, histories[seed] = rnn.train(seen, labels, section, seed)
         models.append(model)
-    mean = rnn.mean_of(models)
-    with replacing(run.fold(k) / "history.csv") as temporary:
-        pd.concat(histories, names=["seed"]).to_csv(temporary)
-    with replacing(path) as temporary:
-        mean.save(temporary)
-    return mean
+    return rnn.mean_of(models), pd.concat(histories, names=["seed"])
+
+
+def _save(model: fitted.Model, path: Path) -> None:
+    if isinstance(model, keras.Model):
+        with replacing(path) as temporary:
+            model.save(temporary)
+    else:
+        model.save(path)
+
+
+def _check_same(path: Path, predicted: pd.DataFrame, kind: str) -> None:
+    """Refuse a model that was fitted again if it does not predict what the one that was not kept did."""
+    then = read_predictions(path)
+    difference = np.inf
+    if then.index.sort_values().equals(predicted.index.sort_values()):
+        difference = np.abs(then.loc[predicted.index].to_numpy() - predicted.to_numpy()).max()
+    if difference > _SAME:
+        raise IchError(
+            f"{path} was predicted by a model that was not kept, and {kind}, fitted again, predicts otherwise (by up to"
+            f" {difference:.2g}), as other versions of its libraries do; train a second stage of another name (--name)"
+        )
 
 
 def _blend(stage: FirstStage, run: Run) -> dict:
@@ -166,17 +189,13 @@ def _blend(stage: FirstStage, run: Run) -> dict:
         parts = [scans.logits_of(read_predictions(_path(run, kind, k))) for k in range(n_folds)]
         held_out.append(pd.concat(parts).loc[stage.folds.index])
     weights = [_fit_weights(y[fold != k], [part[fold != k] for part in held_out]) for k in range(n_folds)]
-    models = [_model_digest(stage, k) for k in range(n_folds)]
+    models = [fitted.digest(run.fold(k), kinds) for k in range(n_folds)]
     for k, of_fold in enumerate(weights):
         mixed = expit(_mix([part[fold == k] for part in held_out], of_fold))
         write_predictions(mixed, run.fold(k) / "oof.parquet", {"model": models[k]})
     of_test = _fit_weights(y, held_out)
     if stage.test is not None:
-        test = []
-        for kind in kinds:
-            parts = [read_predictions(_path(run, kind, k, "_test")).astype("float64") for k in range(n_folds)]
-            test.append(scans.logits_of(sum(parts) / n_folds))
-        write_predictions(expit(_mix(test, of_test)), run.predictions_path, {"models": models})
+        _predict_test(run, stage, stage.test, dict(zip(kinds, of_test.tolist(), strict=True)), {"models": models})
     first = pd.DataFrame(stage.train.logits, index=stage.train.ids).loc[stage.folds.index]
     score = score_run(run) | {
         "of_first_stage": _loss(y, first),
@@ -192,10 +211,15 @@ def _blend(stage: FirstStage, run: Run) -> dict:
     return score
 
 
-def _model_digest(stage: FirstStage, k: int) -> str:
-    """Return the SHA-256 of all that determines a fold's models: trees have no file whose digest could be taken."""
-    section = stage.config.sequence.model_dump(mode="json")
-    return sha256(json.dumps([section, stage.digests["train"], k]).encode()).hexdigest()
+def _predict_test(run: Run, stage: FirstStage, test: Scans, weights: dict[str, float], made: dict) -> None:
+    """Predict the test set by the models' files, unless they have predicted it; new scores removed what they did."""
+    if read_provenance(run.predictions_path) == made:
+        return
+    section, folds = stage.config.sequence, range(stage.config.folds.n)
+    models = {kind: [fitted.read_model(run.fold(k), kind) for k in folds] for kind in weights}
+    embedded = None if stage.embedded is None else partial(stage.embedded, "test")
+    told = fitted.SecondStage(section, models, weights).predict(test, embedded, progress=True)
+    write_predictions(pd.DataFrame(told, test.ids, list(LABELS)), run.predictions_path, made)
 
 
 def _fit_weights(y: np.ndarray, parts: list[pd.DataFrame]) -> np.ndarray:
