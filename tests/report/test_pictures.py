@@ -41,6 +41,7 @@ def write_images(folder, settings=THREE, n=6, shape=(20, 20)):
             | {"SeriesInstanceUID": f"ID_series{k // 3}", "ImagePositionPatient": [0, 0, -5.0 * k], "status": status}
             | {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "BitsStored": 12, "repaired": "wrapped" if k == 4 else ""}
             | {"path": f"train/{id}{settings.suffixes[0]}" if status == "ok" else None, "reason": ""}
+            | dict(zip(("Rows", "Columns"), shape, strict=True))
         )
         if status == "ok":
             channels = max(1, len(settings.windows))

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import runpy
@@ -15,15 +16,17 @@ import pytest
 import yaml
 from scipy.special import expit
 from test_pictures import THREE, write_images
+from test_scan_page import read as scan_parts
 
 from ich.competition import folds
 from ich.competition.labels import LABELS
 from ich.config import Config
 from ich.errors import IchError
 from ich.images import slice_table
-from ich.report import galleries, page
+from ich.report import heat, page, pictures, run_scan
 from ich.results import commands
-from ich.results.predictions import write_predictions
+from ich.results.predictions import read_predictions, write_predictions
+from ich.training import run_directory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -270,13 +273,42 @@ def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_
     assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
 
 
+def test_a_page_of_a_scan_has_grad_cam_of_the_runs_models(workdir, capsys):
+    Path("runs/one/predictions_test.parquet").unlink()  # here, of the same slices
+    script("view_study", "runs/one", "ID_00", "--out", "scan.html", "--grad-cam")
+    assert "wrote: scan.html: 2 slices" in capsys.readouterr().out
+    written = scan_parts(Path("scan.html"))
+    assert "Grad-CAM of the fold's model that has not seen the patient" in written.text
+    place = written.data()["ids"].index("ID_00")
+    data = np.frombuffer(base64.b64decode(written.of("heat")[place]), np.uint8)
+    found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(6, SIZE, SIZE)
+
+    from ich.models import gradcam
+    from ich.training import inference
+
+    run, made = run_directory.Run.open(Path("runs/one")), folds.read_folds("images/folds.csv")
+    windows = pictures.windows_of(Path("images"), "train/ID_00.png", THREE)
+    image = np.repeat(np.stack(list(windows.values()), axis=-1)[None], 6, axis=0)
+    maps = {k: gradcam.heatmaps(inference.load_model(run, k), image, np.arange(6)) for k in (0, 1)}
+    p = read_predictions(Path("runs/one/oof.parquet")).loc["ID_00"].to_numpy()
+    expected = maps[made.at["ID_00", "fold"]] * p[:, None, None] * 255
+    assert expected.max() > 10
+    assert abs(found - expected).max() <= 1
+
+    shutil.copytree("images/train", "images/test")
+    slices = slice_table.read_table(Path("images/slices.parquet"))
+    rows = slices[slices["SOPInstanceUID"] == "ID_00"].assign(split="test")
+    of_test = run_scan.grad_cam(Path("runs/one"), made, rows)
+    np.testing.assert_allclose(of_test[0], maps[0], atol=1e-5)  # the first fold's model
+
+
 def test_what_the_passes_gain_and_what_made_a_second_stage(workdir):
     score = {"weighted_log_loss": 0.3, "plain_weighted_log_loss": 0.32, "tta": ["none", "flip"]}
     Path("runs/one/score.json").write_text(json.dumps(score))
     facts = json.loads(Path("runs/one/environment.json").read_text())
     Path("runs/one/environment.json").write_text(json.dumps(facts | {"first_stage": ["runs/first"]}))
     with pytest.raises(IchError, match=r"there is no Grad-CAM$"):  # as if runs/first were a table of scores
-        galleries._heatmaps(Path("runs/one"), pd.DataFrame(), [])
+        next(heat.heatmaps(Path("runs/one"), pd.Series(dtype=int), []))
     Path("runs/first").mkdir()
     script("report", "runs/one")
     found = Page(Path("runs/one/report.html"))

@@ -7,13 +7,11 @@ import numpy as np
 import pandas as pd
 
 from ich.competition.labels import LABELS
-from ich.errors import IchError
 from ich.images import convert, slice_table
 from ich.report import diagnostics, figures, pictures
+from ich.report.heat import heatmaps
 from ich.report.page import Absent, Picture, or_absent, png_picture, svg_picture
 from ich.results import compare
-from ich.results.result_directory import read_mapping
-from ich.training.run_directory import Run
 
 
 def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFrame, facts: pd.DataFrame) -> dict:
@@ -38,42 +36,16 @@ def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFram
     }
     chosen = {title: diagnostics.extremes(truth, probabilities, scans, **kind) for title, kind in kinds.items()}
     pairs = [pair for selected in chosen.values() for pair in selected]
-    heat = or_absent(_heatmaps, path, table, pairs)
-    heat_of = {} if isinstance(heat, Absent) else dict(zip(pairs, heat, strict=True))
+    heat = or_absent(lambda: dict(heatmaps(path, table["fold"], [(table.index[row], k) for row, k in pairs])))
+    heat_of = {} if isinstance(heat, Absent) else heat
     show = partial(_case, folder, table, probabilities, slices.set_index("SOPInstanceUID"), facts)
     return {
-        "kinds": {title: [show(*pair, heat_of.get(pair)) for pair in selected] for title, selected in chosen.items()},
+        "kinds": {
+            title: [show(row, k, heat_of.get((table.index[row], k))) for row, k in selected]
+            for title, selected in chosen.items()
+        },
         "no_heat": heat if isinstance(heat, Absent) else None,
     }
-
-
-def _heatmaps(path: Path, table: pd.DataFrame, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Return Grad-CAM of slices by the models that have not seen their patients; float32, (height, width) each."""
-    if first := read_mapping(path / "environment.json").get("first_stage"):
-        runs = " or ".join(name for name in first if Path(name).is_dir())  # others are tables of scores
-        raise IchError(
-            "a second stage's models read predictions, not images: there is no Grad-CAM"
-            + (f"; see the report of {runs}" if runs else "")
-        )
-    if not any((path / f"fold{k}" / "model.keras").exists() for k in table["fold"].unique()):
-        raise IchError("this directory has no models: there is no Grad-CAM")
-    run = Run.open(path)
-
-    from ich.data.generator import DataGenerator
-    from ich.models import gradcam
-    from ich.training import inference  # only here: a blend's report needs no TensorFlow
-
-    fold = table["fold"].to_numpy()
-    heat: dict[tuple[int, int], np.ndarray] = {}
-    for k in sorted({int(fold[row]) for row, _ in pairs}):
-        own = [pair for pair in pairs if fold[pair[0]] == k]
-        rows = list(dict.fromkeys(row for row, _ in own))
-        options = inference.generator_options(run.config, "train")
-        samples = DataGenerator(table.index[rows], batch_size=len(rows), **options)
-        batch = samples[0][[rows.index(row) for row, _ in own]]
-        maps = gradcam.heatmaps(inference.load_model(run, k), batch, np.array([label for _, label in own]))
-        heat |= dict(zip(own, maps, strict=True))
-    return [heat[pair] for pair in pairs]
 
 
 def _case(

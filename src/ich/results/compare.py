@@ -70,14 +70,14 @@ def read_results(paths: Sequence[Path], folds_path: Path | None = None) -> Resul
     return Results(table, oof, data | {"folds": str(folds_path)}, digest)
 
 
-def data_of(path: Path) -> tuple[Path, Path]:
-    """Where the images and the folds are, by a config or a result directory.
+def data_of(path: Path) -> tuple[Path, Path, list[Path]]:
+    """Where the images, the folds and the DICOM files are, by a config or a result directory.
 
     Args:
         path: a YAML file, or a directory that holds config.yaml.
 
     Returns:
-        (folder of the images, file of the folds); whether they are there is not looked at.
+        (folder of the images, file of the folds, sources); whether they are there is not looked at.
 
     Raises:
         IchError: it cannot be read, or does not say where the images are.
@@ -88,7 +88,10 @@ def data_of(path: Path) -> tuple[Path, Path]:
     data = read_mapping(path).get("data")
     if not isinstance(data, dict) or not data.get("images"):
         raise IchError(f"{path} does not say where the images are; expected data.images")
-    return Path(data["images"]), Path(data.get("folds") or Path(data["images"]) / "folds.csv")
+    sources = data.get("sources") or []
+    sources = [sources] if isinstance(sources, str) else sources
+    folds = data.get("folds") or Path(data["images"]) / "folds.csv"
+    return Path(data["images"]), Path(folds), [Path(source) for source in sources]
 
 
 def read_test(paths: Sequence[Path]) -> tuple[pd.Index, np.ndarray]:
