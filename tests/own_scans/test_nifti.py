@@ -93,6 +93,7 @@ def test_version_2_and_a_fourth_axis_of_one_are_read(tmp_path):
         ("not_hu", "windowed", lambda: volume(axial().clip(0, 255).astype(np.uint8))),
         ("not_hu", "a mask", lambda: volume((axial() + 1024).astype(np.uint16))),
         ("not_hu", "another unit", lambda: volume(axial().astype(np.float32) * 100)),
+        ("not_hu", "0% are air", lambda: volume(axial().astype(np.float32) * 8 + 7800)),
         ("not_hu", "finite", lambda: volume(np.where(axial() > 500, np.nan, axial()))),
         ("no_orientation", "left may be right", lambda: volume(axial())[:252] + bytes(4) + volume(axial())[256:]),
         ("other_plane", "between them", lambda: volume(axial(), spacing=(0.5, 5.0, 0.5))),

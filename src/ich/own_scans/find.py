@@ -20,6 +20,7 @@ from ich.errors import IchError, printable
 from ich.own_scans import header, nifti
 from ich.own_scans.choice import choose
 from ich.own_scans.header import Facts, NoFacts
+from ich.own_scans.kind import MULTI_FRAME
 from ich.own_scans.multiframe import Frames, frames_of
 from ich.own_scans.nifti import NoVolume
 from ich.own_scans.parts import Copies, Part, Record, order, split, turn_of, turned
@@ -194,7 +195,7 @@ def _facts(member: Member, head: bytes) -> Iterable[Facts]:
     """
     ds, pixels, fault = header.read_header(head, member)
     facts = header.facts_of(ds, pixels, fault)
-    if facts.kind == "" and header.text_of(ds, "SOPClassUID") in header.MULTI_FRAME:
+    if facts.kind == "" and header.text_of(ds, "SOPClassUID") in MULTI_FRAME:
         return frames_of(ds, facts)
     return [facts]
 

@@ -20,14 +20,10 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
-    UID,
-    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedCTImageStorage,
     MediaStorageDirectoryStorage,
 )
 
@@ -35,13 +31,12 @@ from ich.dicom import elements
 from ich.dicom.member import Member
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
+from ich.own_scans.kind import MONO_ENERGETIC, STORAGE, kind_of_file
 from ich.own_scans.sources import ZIP
-
-MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
 _TEXTS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID"),
-    *("Modality", "SeriesDescription", "Manufacturer", "ContrastBolusAgent", "BodyPartExamined"),
+    *("Modality", "SeriesDescription", "ContrastBolusAgent", "BodyPartExamined"),
 )
 _NUMBERS = (
     *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "AcquisitionTime", "SliceThickness", "Rows", "Columns"),
@@ -54,19 +49,6 @@ TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*_TEXTS, *_NUMBERS, *_
 
 _PIXELS = 0x7FE00008  # the first of the elements that hold pixels
 _INFLATED = 2**24  # bytes of a deflated file that are looked at
-_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_SECONDARY_CAPTURE = f"{_STORAGE}7."
-_NO_IMAGE = {"SR", "KO", "PR", "DOC", "REG", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "FID", "RWV", "PLAN"}
-
-# Values of ImageType that mean a quantity computed of slices. Of the standard (C.8.2.1.1.1, C.8.15.3.1, C.8.16.1.4)
-# and of vendors' perfusion and dual-energy programs.
-_MAPS = {"CBF", "CBV", "MTT", "TTP", "TTD", "TMAX", "PBV", "PERMEABILITY", "FLOW", "PENUMBRA", "PERFUSION_MAP"}
-_MAPS |= {"MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY"}
-_MAPS |= {"IODINE", "IODINE_MAP", "Z_EFF", "ZEFF", "QUANTITY", "SUBTRACTION", "DIVISION", "STD_DEVIATION"}
-_PROJECTIONS = {"MIP", "MINIP", "MAXIP", "MIN_IP", "MAX_IP", "MAXIMUM", "MINIMUM", "PROJECTION IMAGE", "VRT", "SSD"}
-_PROJECTIONS |= {"VOLREN", "VOLUME_RENDERING", "CSA MIP"}
-_MONO_ENERGETIC = {"VMI", "MONO", "MONOENERGETIC", "MONO_ENERGETIC"}
-
 Vector = tuple[float, ...]
 
 
@@ -103,7 +85,7 @@ class Facts:
     @property
     def mono_energetic(self) -> bool:
         """Whether it was computed for one energy of X-rays."""
-        return bool(_MONO_ENERGETIC.intersection(self.image_type))
+        return bool(MONO_ENERGETIC.intersection(self.image_type))
 
 
 class NoFacts(Exception):
@@ -172,7 +154,7 @@ def read_header(head: bytes, member: Member) -> tuple[Dataset, bool, str]:
             break
         want *= 8
         head = member.head(want)
-    if head[128:132] != b"DICM" and not (text_of(ds, "SOPClassUID") or "").startswith(_STORAGE):
+    if head[128:132] != b"DICM" and not (text_of(ds, "SOPClassUID") or "").startswith(STORAGE):
         raise NoFacts("not_dicom")  # any bytes may begin as a dataset does
     return ds, pixels, fault
 
@@ -225,7 +207,15 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
     if texts["SOPClassUID"] is None and texts["SeriesInstanceUID"] is None:
         raise NoFacts("no_identity")
     image_type = tuple(map(intern, texts_of(ds, "ImageType")))
-    kind, why = _kind(ds, texts, numbers, image_type)
+    kind, why = kind_of_file(
+        texts["SOPClassUID"] or "",
+        texts["Modality"],
+        image_type,
+        texts_of(ds, "RescaleType"),
+        _one(numbers["SamplesPerPixel"]) or 1,
+        _one(numbers["NumberOfFrames"]) or 1,
+        text_of(ds, "PhotometricInterpretation") or "MONOCHROME2",
+    )
     if not fault and kind == "":
         if not pixels:
             fault = "the file ends before its pixel data, or has none"
@@ -259,44 +249,6 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         rows=_whole(numbers["Rows"]),
         columns=_whole(numbers["Columns"]),
     )
-
-
-def _kind(ds: Dataset, texts: dict, numbers: dict, image_type: tuple[str, ...]) -> tuple[str, str]:
-    """What the file is if it is no slice of CT, as a word of REASONS, and a sentence with what was found."""
-    sop_class, modality = texts["SOPClassUID"] or "", texts["Modality"]
-    if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
-        return "secondary_capture", "SOPClassUID is that of a Secondary Capture"
-    if modality is not None and modality.upper() != "CT":  # in capitals by PS3.5, 6.2, but the meaning is plain
-        return "no_image" if modality.upper() in _NO_IMAGE else "other_modality", f"Modality is {modality}"
-    if sop_class not in (CTImageStorage, *MULTI_FRAME) and sop_class.startswith(_STORAGE):
-        name = UID(sop_class).name
-        return "other_modality" if "Image" in name else "no_image", f"SOPClassUID is that of {name}"
-    one_frame = {**numbers, "NumberOfFrames": None} if sop_class in MULTI_FRAME else numbers
-    return kind_of_image(image_type, texts_of(ds, "RescaleType")) or _color(ds, one_frame) or ("", "")
-
-
-def _color(ds: Dataset, numbers: dict) -> tuple[str, str] | None:
-    samples, frames = _one(numbers["SamplesPerPixel"]) or 1, _one(numbers["NumberOfFrames"]) or 1
-    photometric = text_of(ds, "PhotometricInterpretation") or "MONOCHROME2"
-    if samples == 1 and frames == 1 and photometric in ("MONOCHROME1", "MONOCHROME2"):
-        return None
-    return "unsupported", f"{samples:g} sample(s) a pixel, {frames:g} frame(s), {photometric}; expected one grey frame"
-
-
-def kind_of_image(image_type: tuple[str, ...], rescale_type: list[str]) -> tuple[str, str] | None:
-    """What an image of CT is if it is no slice in HU, as a word of REASONS and a sentence; None if it is one."""
-    told = "/".join(image_type)
-    if "LOCALIZER" in image_type:
-        return "localizer", f"ImageType is {told}"
-    # C.11.1.1.2; missing, it is HU. GDCM, and so ITK, writes US for "unspecified".
-    other = set(rescale_type) - {"HU", "US", ""}
-    if other:
-        return "not_hu", f"RescaleType is {', '.join(sorted(other))}"
-    if (_MAPS | _PROJECTIONS).intersection(image_type):
-        return "derived", f"ImageType is {told}"
-    if "SCREEN SAVE" in image_type:
-        return "secondary_capture", f"ImageType is {told}"
-    return None
 
 
 def kernel_of(ds: Dataset) -> str:

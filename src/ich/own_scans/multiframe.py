@@ -18,7 +18,8 @@ from pydicom.uid import CTImageStorage
 from ich.dicom import parsing, reader
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
-from ich.own_scans.header import Facts, kernel_of, kind_of_image, numbers_of, seconds, text_of, texts_of
+from ich.own_scans.header import Facts, kernel_of, numbers_of, seconds, text_of, texts_of
+from ich.own_scans.kind import kind_of_image
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _OF_ALL = (

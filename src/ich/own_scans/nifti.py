@@ -20,7 +20,8 @@ from ich.own_scans.header import Facts
 _GZIP = b"\x1f\x8b"
 _MAX_BYTES = 2**31  # of a volume; 600 slices of 512² in 16 bits have a seventh of it
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1  # HU of 16 bits; padding of -3024 and less, and metal, occur
-_SOME_AIR, _SOME_BONE = -500, 200  # HU; what every CT of a head reaches, and masks and windowed images do not
+_AIR, _SOFT, _BONE = -700, (-100, 100), 200  # HU: at most, from and to, at least
+_SHARE = 0.01  # of the pixels of a head CT that are air, and soft tissue: far less than there are
 _LOOKED_AT = 9  # slices, evenly over the volume
 _ISOTROPIC = 2.0  # times as far apart within the slices as along them: then they were scanned in another plane
 
@@ -156,20 +157,22 @@ class Volume:
             NoVolume: their values are no HU of a head.
         """
         count = len(self.geometry.z)
-        low, high = np.inf, -np.inf
+        low, high, air, soft, pixels = np.inf, -np.inf, 0, 0, 0
         for number in sorted(set(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int).tolist())):
             try:
                 hu = self._slice(number)
             except Exception as error:  # nibabel meets damaged bytes with whatever its parser tripped over
-                raise NoVolume(
-                    "damaged", f"slice {number + 1} cannot be had ({one_line(error, named=True)})"
-                ) from error
+                told = f"slice {number + 1} cannot be had ({one_line(error, named=True)})"
+                raise NoVolume("damaged", told) from error
             if not np.isfinite(hu).all():
                 raise NoVolume("not_hu", "the values are not all finite numbers")
             low, high = min(low, float(hu.min())), max(high, float(hu.max()))
-        if low < _LOWEST or high > _HIGHEST or low > _SOME_AIR or high < _SOME_BONE:
-            told = "a mask, a windowed image or another unit" if low > _SOME_AIR else "another unit"
-            raise NoVolume("not_hu", f"values from {low:g} to {high:g}, expected HU of air and bone: {told}")
+            air += int(np.count_nonzero(hu <= _AIR))
+            soft += int(np.count_nonzero((hu >= _SOFT[0]) & (hu <= _SOFT[1])))
+            pixels += hu.size
+        if low < _LOWEST or not _BONE <= high <= _HIGHEST or min(air, soft) < _SHARE * pixels:
+            told = f"values from {low:g} to {high:g}, by which {air / pixels:.0%} are air and {soft / pixels:.0%} soft"
+            raise NoVolume("not_hu", f"{told} tissue: no CT in HU but a mask, a windowed image or another unit")
 
 
 def slices_of(data: bytes, name: str) -> Iterator[Facts]:
