@@ -4,9 +4,9 @@
     python scripts/blend.py runs/gold --calibrate temperature --out runs/gold-calibrated
 
 Writes OUT as a run's directory, ready for make_submission: oof.parquet, of each fold by weights fitted on the others;
-score.json, with the gain over the best run and the weights; predictions_test.parquet, by weights fitted on all folds,
-if all runs have one; config.yaml and environment.json. Runs must share their folds; other blends and sequence runs may
-be among them.
+score.json, with the gain over the best run, and the weights and calibration fitted on all folds (see
+ich.results.fitted_blend); predictions_test.parquet, by these, if all runs have one; config.yaml and environment.json.
+Runs must share their folds; other blends and sequence runs may be among them.
 
 More: docs/better_results.md
 """
@@ -21,7 +21,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write, such as runs/blend")
-    parser.add_argument("--method", default="weights", help="weights (default), mean, logit_mean or rank_mean")
+    parser.add_argument(
+        "--method",
+        default="weights",
+        help="weights (default), mean, logit_mean or rank_mean, which predicts no other scans",
+    )
     parser.add_argument("--by-label", action="store_true", help="weights of each label's own")
     parser.add_argument(
         "--calibrate", metavar="KIND", help="temperature or platt: try it, and keep it for the labels that it helps"

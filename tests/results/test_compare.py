@@ -16,7 +16,7 @@ from scipy.special import expit
 from ich.competition import folds, metrics
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.errors import IchError
-from ich.results import bootstrap, compare
+from ich.results import bootstrap, compare, fitted_blend
 from ich.results.predictions import read_predictions, write_predictions
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -239,6 +239,9 @@ def test_a_blend_is_a_result_directory(workdir, capsys):
     test = read_predictions(out / "predictions_test.parquet")
     assert test.index.equals(ids)
     np.testing.assert_allclose(test.to_numpy(), np.einsum("ml,mnl->nl", weights, theirs), rtol=1e-5)
+    members, fitted = fitted_blend.read(out)
+    assert members == list(RUNS)
+    np.testing.assert_array_equal(test, fitted(theirs).astype(np.float32))
     facts = json.loads((out / "environment.json").read_text())
     assert facts["folds_sha256"] == json.loads(Path("runs/a/environment.json").read_text())["folds_sha256"]
     assert facts["made_of"] == {str(run): sha256((run / "oof.parquet").read_bytes()).hexdigest() for run in RUNS}
@@ -265,6 +268,9 @@ def test_one_run_is_calibrated(workdir, capsys):
         assert told["kept"] == (told["gain"] > told["standard_error"])
         assert f"calibration of {label}: gains {told['gain']:+.5f}" in said
     assert "any_at_least_max of any: gains" in said
+    _, fitted = fitted_blend.read(Path("runs/a-calibrated"))
+    test = read_predictions(Path("runs/a-calibrated/predictions_test.parquet"))
+    np.testing.assert_array_equal(test, fitted(compare.read_test([Path("runs/a")])[1]).astype(np.float32))
 
 
 def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, capsys):

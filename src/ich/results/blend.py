@@ -10,13 +10,12 @@ on a slice is at most a member's own plus -log of its weight, whatever the other
 certainty drags a mean of logits along without bound.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import expit
 from tqdm import tqdm
 
 from ich.competition.folds import check_no_shared_patients
@@ -25,9 +24,8 @@ from ich.competition.metrics import EPSILON, log_losses
 from ich.errors import IchError
 from ich.results import bootstrap, calibration
 from ich.results.bootstrap import Estimate
-from ich.results.calibration import Calibration, clipped_logit
-
-METHODS: tuple[str, ...] = ("weights", "mean", "logit_mean", "rank_mean")
+from ich.results.calibration import Calibration
+from ich.results.fitted_blend import METHODS, Blend, Mixture, helped, raise_any
 
 _METRIC = np.array(list(METRIC_WEIGHTS.values())) / sum(METRIC_WEIGHTS.values())
 
@@ -50,79 +48,6 @@ class Recipe:
     any_at_least_max: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Members' probabilities, shape (members, n, 6) -> (n, 6), float64; a slice's depends on its own alone.
-
-    Args:
-        method: as in `Recipe`.
-        weights: float64, shape (members, 6), on the simplex for each label.
-        reference: of rank_mean, the sorted predictions that ranks are counted among, shape (members, fitted, 6).
-        line: of rank_mean, from the mean rank to a probability.
-    """
-
-    method: str
-    weights: np.ndarray
-    reference: np.ndarray | None = None
-    line: Calibration | None = None
-
-    def __call__(self, members: np.ndarray) -> np.ndarray:
-        if self.method == "logit_mean":
-            return expit(self._sum(map(clipped_logit, members)))
-        if self.method == "rank_mean":
-            if self.reference is None:
-                raise ValueError("rank_mean needs the reference whose ranks it takes")
-            ranks = self._sum(map(_ranks, members, self.reference))
-            return ranks if self.line is None else self.line(ranks)
-        return np.minimum(self._sum(members), 1.0)  # weights may add up to a rounding error more than 1
-
-    def _sum(self, members: Iterable[np.ndarray]) -> np.ndarray:
-        return sum(weights * one.astype(np.float64) for weights, one in zip(self.weights, members, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """A fitted blend: the mixture, then what was tried on it and helped.
-
-    Args:
-        calibration: of the labels that it helped.
-        calibration_gain: what it gained on each label's log loss, arrays of shape (6,); None if it was not tried.
-        any_gain: what raising `any` gained on its log loss; None if it was not tried.
-    """
-
-    mixture: Mixture
-    calibration: Calibration
-    calibration_gain: Estimate | None
-    any_gain: Estimate | None
-
-    def __call__(self, members: np.ndarray) -> np.ndarray:
-        """Blend probabilities, shape (members, n, 6); float64, shape (n, 6)."""
-        blended = self.calibration(self.mixture(members))
-        return raise_any(blended) if self.any_gain is not None and _helped(self.any_gain) else blended
-
-    def describe(self, names: Sequence[str]) -> dict:
-        """Plain numbers: label -> name -> weight, and what was tried, label -> gain and whether it was kept.
-
-        Args:
-            names: the members', in their order.
-        """
-        weights = self.mixture.weights.T.tolist()
-        told = {
-            "weights": {label: dict(zip(names, row, strict=True)) for label, row in zip(LABELS, weights, strict=True)}
-        }
-        if self.calibration_gain is not None:
-            lines = zip(self.calibration.scale.tolist(), self.calibration.offset.tolist(), strict=True)
-            told["calibration"] = {
-                label: _told(Estimate(*gain)) | {"scale": scale, "offset": offset}
-                for label, gain, (scale, offset) in zip(
-                    LABELS, zip(*self.calibration_gain, strict=True), lines, strict=True
-                )
-            }
-        if self.any_gain is not None:
-            told["any_at_least_max"] = {"any": _told(self.any_gain)}
-        return told
-
-
 def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
     """Fit a blend on out-of-fold predictions.
 
@@ -141,17 +66,18 @@ def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
     _check(members, table, recipe)
     y = table[list(LABELS)].to_numpy()
     mixture = _mix(members, y, recipe)
-    line, calibration_gain, any_gain = Calibration.none(), None, None
+    line, raises_any, calibration_gain, any_gain = Calibration.none(), False, None, None
     if recipe.calibration or recipe.any_at_least_max:
         mixed, calibrated = _held_out(members, table, recipe)
         if recipe.calibration:
             calibration_gain = _gain(table, mixed, calibrated)
-            helped = _helped(calibration_gain)
-            line = calibration.fit(mixture(members), y, recipe.calibration).only(helped)
-            mixed = np.where(helped, calibrated, mixed)
+            kept = helped(calibration_gain)
+            line = calibration.fit(mixture(members), y, recipe.calibration).only(kept)
+            mixed = np.where(kept, calibrated, mixed)
         if recipe.any_at_least_max:
             any_gain = Estimate(*(part[ANY] for part in _gain(table, mixed, raise_any(mixed))))
-    return Blend(mixture, line, calibration_gain, any_gain)
+            raises_any = bool(helped(any_gain))
+    return Blend(mixture, line, raises_any, calibration_gain, any_gain)
 
 
 def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarray:
@@ -178,13 +104,6 @@ def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarr
         rest = fold != k
         blended[~rest] = fit(members[:, rest], table[rest], recipe)(members[:, ~rest])
     return blended
-
-
-def raise_any(probabilities: np.ndarray) -> np.ndarray:
-    """`any` raised to the largest of the other five, as it holds of the truth; shape (n, 6)."""
-    raised = probabilities.copy()
-    raised[:, ANY] = probabilities.max(axis=1)
-    return raised
 
 
 def _check(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> None:
@@ -258,15 +177,6 @@ def least_on_simplex(loss: Callable, count: int, **options) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _ranks(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The place of values among the reference's, within (0, 1), of equal ones the middle; each (…, 6), float64."""
-    ranks = np.empty(values.shape)
-    for k in range(values.shape[1]):
-        below, above = (np.searchsorted(reference[:, k], values[:, k], side) for side in ("left", "right"))
-        ranks[:, k] = ((below + above) / 2 + 0.5) / (len(reference) + 1)
-    return ranks
-
-
 def _held_out(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """Each fold mixed, and mixed and calibrated, by what was fitted on the others; twice the same without a kind."""
     fold, y = table["fold"].to_numpy(), table[list(LABELS)].to_numpy()
@@ -291,11 +201,3 @@ def _gain(table: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> Estimat
     """How much less each label's log loss is after than before; arrays of shape (6,)."""
     y = table[list(LABELS)].to_numpy()
     return bootstrap.estimate(log_losses(y, before) - log_losses(y, after), table["PatientID"].to_numpy())
-
-
-def _helped(gain: Estimate) -> np.ndarray:
-    return gain.value > gain.standard_error
-
-
-def _told(gain: Estimate) -> dict:
-    return {"gain": float(gain.value), "standard_error": float(gain.standard_error), "kept": bool(_helped(gain))}
