@@ -5,7 +5,7 @@
 
 Writes RUN/report.html of each: the out-of-fold score by label, fold and kind of scan, curves, the worst and the surest
 slices with Grad-CAM, the audit of the data, and how it was made. What the directory lacks, the page says so in its
-place.
+place. With --pages, the scans of these slices are written as pages of their own, RUN/scans/, some 5 MB each.
 
 More: docs/competition.md
 """
@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/")
     parser.add_argument("--folds", type=Path, help="the file of folds (default: each run's)")
+    parser.add_argument("--pages", action="store_true", help="write the scans of the slices as pages, and link to them")
     arguments = parser.parse_args(argv)
 
     from ich.report import report
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     for run in arguments.runs:
         if any(run.glob("fold*/model.keras")):  # of which there is Grad-CAM
             import_keras()
-        page = report.write_report(run, arguments.folds)
+        page = report.write_report(run, arguments.folds, arguments.pages)
         cli.wrote(str(page), f"open it in a browser: {page.resolve().as_uri()}")
 
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         import_keras()
         heat = partial(run_scan.grad_cam, arguments.where, folded)
-    view = run_scan.view(images, scans, settings, sources, labels, predictions, heat)
+    view = run_scan.view(images, scans, settings, run_scan.Sources(sources), labels, predictions, heat)
     scan_page.write_scan_page(view, arguments.out)
     cli.wrote(f"{arguments.out}: {len(view.ids)} slices", f"open it in a browser: {arguments.out.resolve().as_uri()}")
 

@@ -23,8 +23,8 @@ from ich.competition.labels import LABELS
 from ich.config import Config
 from ich.errors import IchError
 from ich.images import slice_table
-from ich.report import heat, page, pictures, run_scan
-from ich.results import commands
+from ich.report import galleries, heat, page, pictures, run_scan
+from ich.results import commands, compare
 from ich.results.predictions import read_predictions, write_predictions
 from ich.training import run_directory
 
@@ -117,7 +117,7 @@ def finished(tmp_path_factory):
         work.done("predict", ["runs/one", "--set", "predict.tta=[none, flip]"])
         write_run(Path("runs/other"), config_of("other"), predictions(made, seed=1))
         script("blend", "runs/one", "runs/other", "--out", "runs/blend", "--by-label")
-        script("report", "runs/one")
+        script("report", "runs/one", "--pages")
         code = (
             "import runpy, sys; path, sys.argv = sys.argv[1], sys.argv[1:]; runpy.run_path(path, run_name='__main__');"
         )
@@ -140,7 +140,7 @@ def workdir(finished, tmp_path, monkeypatch):
 def test_the_page_needs_nothing_beside_it(finished):
     for name in ("one", "blend"):
         found = Page(finished / "runs" / name / "report.html")
-        assert all(load.startswith(("data:", "#")) for load in found.loads)
+        assert all(load.startswith(("data:", "#", *(["scans/"] if name == "one" else []))) for load in found.loads)
         assert not {"script", "iframe", "object", "embed"} & set(found.tags)
         style = re.search(r"<style>(.*?)</style>", (finished / "runs" / name / "report.html").read_text(), re.DOTALL)[1]
         assert "url(" not in style
@@ -148,10 +148,35 @@ def test_the_page_needs_nothing_beside_it(finished):
         assert all(len(image["alt"]) > 10 for image in found.images)
 
 
+def test_the_galleries_link_to_the_slices_in_the_pages_of_their_scans(finished):
+    found = Page(finished / "runs/one/report.html")
+    links = [load for load in found.loads if load.startswith("scans/")]
+    assert len(links) == found.plain.count("the whole scan") == 18  # a slice a label in each of three galleries
+    ids = re.findall(r"<p>(ID_\d+)", (finished / "runs/one/report.html").read_text(encoding="utf-8"))
+    oof = read_predictions(finished / "runs/one/oof.parquet")
+    for id, link in zip(ids, links, strict=True):
+        file, _, place = link.partition("#")
+        data = scan_parts(finished / "runs/one" / file).data()
+        assert data["ids"][int(place) - 1] == id
+        np.testing.assert_allclose(data["probabilities"][int(place) - 1], oof.loc[id], atol=1e-5)
+    assert len(list((finished / "runs/one/scans").iterdir())) == len({link.partition("#")[0] for link in links})
+    assert not (finished / "runs/blend/scans").exists()
+
+
+def test_a_slice_without_a_series_or_a_readable_scan_has_no_page(workdir):
+    results = compare.read_results([Path("runs/one")])
+    slices = slice_table.read_table(Path("images/slices.parquet"))
+    slices.loc[slices["SOPInstanceUID"] == "ID_00", "SeriesInstanceUID"] = None
+    Path("images/train/ID_03.png").unlink()
+    pages = galleries._pages(Path("runs/one"), Path("images"), results, slices, {"ID_00", "ID_03", "ID_09"})
+    assert pages["ID_00"].absent == "the series of this slice is not known"
+    assert "ID_03.png" in pages["ID_03"].absent
+    assert Path("runs/one", pages["ID_09"].partition("#")[0]).exists()
+
+
 def test_the_score_stands_with_its_interval_beside_the_floor(finished, monkeypatch):
     monkeypatch.chdir(finished)
     from ich.competition import metrics
-    from ich.results import compare
 
     read = compare.read_results([Path("runs/one")])
     told = compare.compare(read.table, read.oof, "runs/one").iloc[0]

@@ -38,7 +38,9 @@ def write_scan(tmp_path, settings, shape=(48, 40), n=3):
 
 
 def view(tmp_path, scan, settings, sources=True, **more):
-    return run_scan.view(tmp_path / "images", scan, settings, [tmp_path / "dicom"] if sources else [], **more)
+    return run_scan.view(
+        tmp_path / "images", scan, settings, run_scan.Sources([tmp_path / "dicom"] if sources else []), **more
+    )
 
 
 def test_hu_are_those_of_the_dicom_files(tmp_path):
@@ -113,13 +115,13 @@ def test_labels_and_predictions_of_all_or_some_slices(tmp_path):
 
 def test_slices_without_an_image_are_counted(tmp_path):
     table = write_images(tmp_path / "images")
-    found = run_scan.view(tmp_path / "images", pictures.find_scans(table, "ID_series0"), THREE)
+    found = run_scan.view(tmp_path / "images", pictures.find_scans(table, "ID_series0"), THREE, run_scan.Sources([]))
     assert list(found.ids) == ["ID_01", "ID_00"]
     assert ("without an image, not on this page", "1") in found.facts
     with pytest.raises(IchError, match="no slice of the series ID_series0 has an image"):
-        run_scan.view(tmp_path / "images", table[table["status"] != "ok"], THREE)
+        run_scan.view(tmp_path / "images", table[table["status"] != "ok"], THREE, run_scan.Sources([]))
     with pytest.raises(IchError, match="belong to ID_series0, ID_series1; name one"):
-        run_scan.view(tmp_path / "images", table, THREE)
+        run_scan.view(tmp_path / "images", table, THREE, run_scan.Sources([]))
 
 
 def test_slices_of_several_sizes_are_told(tmp_path):

@@ -97,6 +97,17 @@ def test_keys_and_the_wheel_move_through_the_slices(opened):
     status(browser, "Slice 12 of 40")
 
 
+def test_the_address_may_name_a_slice(browser, tmp_path):
+    write_scan_page(view_of(), tmp_path / "scan.html")
+    for fragment, place in (("#2", 2), ("#5", 5), ("#6", 4), ("#0", 4), ("#1.5", 4), ("#x", 4), ("", 4)):
+        browser.send("Page.navigate", url="about:blank")
+        browser.send("Page.navigate", url=(tmp_path / "scan.html").as_uri() + fragment)
+        browser.wait("location.protocol === 'file:' && document.readyState === 'complete'")
+        status(browser, f"Slice {place} of 5")
+    browser.js("location.hash = '#3', 0")
+    status(browser, "Slice 3 of 5")
+
+
 def test_dragging_changes_width_and_level(opened):
     view = view_of()
     browser = opened(view)

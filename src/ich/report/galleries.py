@@ -1,6 +1,7 @@
 """Galleries of a result: worst misses, worst false alarms and most confident hits, with Grad-CAM."""
 
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,18 @@ import pandas as pd
 
 from ich.competition.labels import LABELS
 from ich.images import convert, slice_table
-from ich.report import diagnostics, figures, pictures
+from ich.report import diagnostics, figures, pictures, run_scan, scan_page
 from ich.report.heat import heatmaps
 from ich.report.page import Absent, Picture, or_absent, png_picture, svg_picture
 from ich.results import compare
 
+SCANS = "scans"
+"""The folder of the scans' pages in a result directory."""
 
-def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFrame, facts: pd.DataFrame) -> dict:
+
+def draw(
+    path: Path, folder: Path, results: compare.Results, slices: pd.DataFrame, facts: pd.DataFrame, pages: bool
+) -> dict:
     """Choose the worst misses, the worst false alarms and the most confident hits: one slice for each label.
 
     Args:
@@ -23,6 +29,7 @@ def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFram
         results: the directory's predictions alone.
         slices: the images' slice table.
         facts: `ich.report.diagnostics.scan_facts` of the predictions' slices.
+        pages: whether to write the page of each slice's scan into the result directory, and link to it.
 
     Returns:
         `kinds`, title -> the page's content for each slice; `no_heat`, why there is no Grad-CAM, or None.
@@ -38,14 +45,37 @@ def draw(path: Path, folder: Path, results: compare.Results, slices: pd.DataFram
     pairs = [pair for selected in chosen.values() for pair in selected]
     heat = or_absent(lambda: dict(heatmaps(path, table["fold"], [(table.index[row], k) for row, k in pairs])))
     heat_of = {} if isinstance(heat, Absent) else heat
+    page_of = _pages(path, folder, results, slices, {table.index[row] for row, _ in pairs}) if pages else {}
     show = partial(_case, folder, table, probabilities, slices.set_index("SOPInstanceUID"), facts)
     return {
         "kinds": {
-            title: [show(row, k, heat_of.get((table.index[row], k))) for row, k in selected]
+            title: [
+                show(row, k, heat_of.get((table.index[row], k))) | {"page": page_of.get(table.index[row])}
+                for row, k in selected
+            ]
             for title, selected in chosen.items()
         },
         "no_heat": heat if isinstance(heat, Absent) else None,
     }
+
+
+def _pages(
+    path: Path, folder: Path, results: compare.Results, slices: pd.DataFrame, ids: set[str]
+) -> dict[str, str | Absent]:
+    """Write the pages of slices' scans; return at each slice's id the address of its place in one."""
+    table, settings = results.table, convert.read_settings(folder)
+    sources = run_scan.Sources(compare.sources_in(results.data))
+    predictions = pd.DataFrame(results.oof[str(path)], table.index, list(LABELS))
+    pages: dict[str, str | Absent] = dict.fromkeys(ids, Absent("the series of this slice is not known"))
+    for series, rows in slices[slices["SOPInstanceUID"].isin(ids)].groupby("SeriesInstanceUID"):
+        scan = slices[slices["SeriesInstanceUID"] == series]
+        shown = or_absent(run_scan.view, folder, scan, settings, sources, table, predictions)
+        if not isinstance(shown, Absent):
+            file = f"{SCANS}/{sha256(str(series).encode()).hexdigest()[:16]}.html"
+            scan_page.write_scan_page(shown, path / file, "../report.html#slices")
+            places = {id: f"{file}#{place}" for place, id in enumerate(shown.ids, 1)}
+        pages |= {id: shown if isinstance(shown, Absent) else places[id] for id in rows["SOPInstanceUID"]}
+    return pages
 
 
 def _case(

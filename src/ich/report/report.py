@@ -25,7 +25,7 @@ _CURVES = [f"{split}{name}" for name in ("loss", "weighted_log_loss") for split 
 _CURVES += [f"val_auc_{label}" for label in LABELS]
 
 
-def write_report(path: Path, folds_path: Path | None = None) -> Path:
+def write_report(path: Path, folds_path: Path | None = None, pages: bool = False) -> Path:
     """Write `report.html` into a result directory.
 
     A section whose input is missing (models of a blend, images, test predictions) says so in its place.
@@ -33,6 +33,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     Args:
         path: a run, second stage or blend: oof.parquet, config.yaml and environment.json.
         folds_path: the file of folds; None takes the path in the directory's config.
+        pages: whether to write the pages of the scans in its galleries too, into `scans/`, and link to them.
 
     Returns:
         The page's path.
@@ -43,7 +44,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     """
     results = compare.read_results([path], folds_path)
     table, probabilities = results.table, results.oof[str(path)].astype(np.float64)
-    of_images = or_absent(_images, path, results, probabilities)
+    of_images = or_absent(_images, path, results, probabilities, pages)
     if isinstance(of_images, Absent):
         of_images = dict.fromkeys(("weak_spots", "galleries", "conversion", "quarantined"), of_images)
     score = or_absent(score_file, path)
@@ -81,7 +82,7 @@ def write_report(path: Path, folds_path: Path | None = None) -> Path:
     return path / "report.html"
 
 
-def _images(path: Path, results: compare.Results, probabilities: np.ndarray) -> dict:
+def _images(path: Path, results: compare.Results, probabilities: np.ndarray, pages: bool) -> dict:
     """Sections that need the images or their slice table."""
     if not results.data.get("images"):
         raise IchError("the config does not say where the images are")
@@ -90,7 +91,7 @@ def _images(path: Path, results: compare.Results, probabilities: np.ndarray) -> 
     facts = diagnostics.scan_facts(slices, results.table.index)
     return {
         "weak_spots": or_absent(_weak_spots, results.table, probabilities, facts),
-        "galleries": galleries.draw(path, folder, results, slices, facts),
+        "galleries": galleries.draw(path, folder, results, slices, facts, pages),
         "conversion": convert.summary(slices),
         "quarantined": _quarantined(slices),
     }

@@ -1,6 +1,7 @@
 """A scan of a run's own images as a page: its HU from the DICOM sources or the PNGs, its labels and predictions."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from isal import isal_zlib
 
 from ich.competition.labels import LABELS
 from ich.dicom import archive, reader
+from ich.dicom.member import Member
 from ich.dicom.windows import Window, name_of
 from ich.errors import IchError
 from ich.images import reading
@@ -27,11 +29,29 @@ _HEAT_NOTE = (
 _HEAT = 32  # rows and columns of a heatmap: what networks see is no finer
 
 
+class Sources:
+    """The DICOM files of folders and zips, listed when the first is asked for."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+
+    @cached_property
+    def _members(self) -> archive.Members:
+        if not self._paths:
+            raise IchError("the config names no sources")
+        return archive.members(self._paths, "train")  # of either split: the ids tell the slices
+
+    def find(self, ids: pd.Series) -> dict[str, Member]:
+        """Return the files of slices by their ids, without those that are not there; raises as `archive.members`."""
+        asked = pc.is_in(self._members.table["id"], pa.array(ids)).combine_chunks()
+        return {member.id: member for member in self._members.where(asked)[:]}
+
+
 def view(
     folder: Path,
     scan: pd.DataFrame,
     settings: Settings,
-    sources: Sequence[Path] = (),
+    sources: Sources,
     labels: pd.DataFrame | None = None,
     predictions: pd.DataFrame | None = None,
     heat: Callable[[pd.DataFrame], np.ndarray] | None = None,
@@ -45,7 +65,7 @@ def view(
         folder, settings: as for `ich.report.pictures.windows_of`.
         scan: rows of the slice table, one series in scan order (`ich.report.pictures.find_scans`). Slices without an
             image are left out, and the page has their number.
-        sources: folders and zips of DICOM files.
+        sources: where the DICOM files are.
         labels: a label frame; the page has labels if it has all slices.
         predictions: probabilities, indexed likewise; missing slices have none.
         heat: gives Grad-CAM of rows of the table, as `grad_cam` does; the page has it times the probability.
@@ -128,13 +148,8 @@ def grad_cam(path: Path, folds: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     return out
 
 
-def _from_sources(scan: pd.DataFrame, sources: Sequence[Path]) -> tuple[np.ndarray, tuple[float, float] | None]:
-    if not sources:
-        raise IchError("the config names no sources")
-    members = archive.members(sources, "train")  # of either split: the ids tell the slices
-    ids = pa.array(scan["SOPInstanceUID"])
-    found = {member.id: member for member in members.where(pc.is_in(members.table["id"], ids).combine_chunks())[:]}
-    slices = []
+def _from_sources(scan: pd.DataFrame, sources: Sources) -> tuple[np.ndarray, tuple[float, float] | None]:
+    found, slices = sources.find(scan["SOPInstanceUID"]), []
     for row in scan.itertuples():
         if row.SOPInstanceUID not in found:
             raise IchError(f"the sources lack {row.SOPInstanceUID}")

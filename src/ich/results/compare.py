@@ -88,10 +88,14 @@ def data_of(path: Path) -> tuple[Path, Path, list[Path]]:
     data = read_mapping(path).get("data")
     if not isinstance(data, dict) or not data.get("images"):
         raise IchError(f"{path} does not say where the images are; expected data.images")
-    sources = data.get("sources") or []
-    sources = [sources] if isinstance(sources, str) else sources
     folds = data.get("folds") or Path(data["images"]) / "folds.csv"
-    return Path(data["images"]), Path(folds), [Path(source) for source in sources]
+    return Path(data["images"]), Path(folds), sources_in(data)
+
+
+def sources_in(data: Mapping) -> list[Path]:
+    """Folders and zips of DICOM files that a config's section data names."""
+    sources = data.get("sources") or []
+    return [Path(source) for source in ([sources] if isinstance(sources, str) else sources)]
 
 
 def read_test(paths: Sequence[Path]) -> tuple[pd.Index, np.ndarray]:

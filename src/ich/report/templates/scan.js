@@ -293,11 +293,18 @@ $("viewer").addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+/* The address may name a slice, as scan.html#12. */
+function begin() {
+  const asked = Number(location.hash.slice(1));
+  go(Number.isInteger(asked) && asked >= 1 && asked <= n ? asked - 1 : scan.start);
+}
+addEventListener("hashchange", begin);
+
 choose(state.label);
 setWindow(scan.presets[0].center, scan.presets[0].width);
 if (typeof DecompressionStream === "undefined") {
   alarm("This browser cannot unpack the slices: it needs one of 2023 or later (Chrome or Edge 80, Firefox 113, Safari 16.4).");
 } else {
   stage.focus({ preventScroll: true });
-  go(scan.start);
+  begin();
 }
