@@ -408,6 +408,7 @@ def global_draw(image, rng=None):
     image = image.copy()
     image[1, :4] = np.random.randint(0, 256, (4, 1))  # noqa: NPY002
     image[2, :4] = [[random.randrange(256)] for _ in range(4)]
+    image[3, :4] = cv2.randu(np.empty((4, 1), np.uint8), 0, 256)
     return image
 
 
@@ -436,13 +437,32 @@ def test_global_random_states_are_each_samples_own_in_processes(folder, labels, 
         generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=batch_size, **options)
         generator.workers, generator.use_multiprocessing = workers, True
         model.fit(generator, epochs=epochs, verbose=0, shuffle=False)
-        drawn = [(int(i[0, 0, 0]), i[1, :4].tobytes(), i[2, :4].tobytes()) for x, _ in model.seen for i in x]
+        drawn = [(int(i[0, 0, 0]), *(row.tobytes() for row in i[1:4, :4])) for x, _ in model.seen for i in x]
         return drawn[:COUNT], drawn[COUNT:]
 
     first, second = shown(BATCH, 2)
-    assert len({one[1] for one in first + second}) == len({one[2] for one in first + second}) == 2 * COUNT
+    for row in (1, 2, 3):
+        assert len({one[row] for one in first + second}) == 2 * COUNT
     again, _ = shown(2, 3, epochs=1)
     assert sorted(again) == sorted(first)
+
+
+def global_label(id):
+    return [IDS.index(id), np.random.rand(), random.random()]  # noqa: NPY002
+
+
+def test_labels_that_a_function_draws_are_each_samples_own_in_processes(folder):
+    def shown(batch_size, workers):
+        model = Recorder()
+        generator = DataGenerator(IDS, global_label, image_dir=folder, batch_size=batch_size)
+        generator.workers, generator.use_multiprocessing = workers, True
+        model.fit(generator, epochs=3, verbose=0, shuffle=False)
+        return np.concatenate([y for _, y in model.seen])
+
+    first, again = shown(BATCH, 4), shown(2, 2)
+    for drawn in (1, 2):
+        assert len(np.unique(first[:, drawn])) == 3 * COUNT
+    np.testing.assert_array_equal(first, again)
 
 
 NEAREST = {"interpolation": cv2.INTER_NEAREST, "mask_interpolation": cv2.INTER_NEAREST}

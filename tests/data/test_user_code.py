@@ -3,8 +3,11 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import random
+import sys
+from types import SimpleNamespace
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 
@@ -14,6 +17,12 @@ from ich.errors import IchError
 
 class Own(A.ImageOnlyTransform):
     pass
+
+
+def replaced():
+    transform = A.HorizontalFlip()
+    transform.apply = lambda image, **params: image
+    return transform
 
 
 def test_an_error_names_the_argument_and_the_sample():
@@ -39,6 +48,10 @@ def test_what_is_no_image_is_refused(given):
         (A.Compose([A.OneOf([A.HorizontalFlip()])]), False),
         (A.Compose([A.OneOf([Own()])]), True),
         (A.Lambda(image=abs), True),
+        (A.FDA(), False),
+        (A.FDA(read_fn=abs), True),
+        (replaced(), True),
+        (A.Compose([A.OneOf([replaced()])]), True),
         (abs, True),
     ],
 )
@@ -46,9 +59,22 @@ def test_what_is_not_albumentations_own_is_a_users(augment, expected):
     assert user_code.has_user_code(augment) is expected
 
 
-def test_global_states_are_seeded():
+class Torch:
+    """Has what is used of torch, which is not installed."""
+
+    default_generator = SimpleNamespace(manual_seed=lambda seed: setattr(Torch, "seed", seed))
+
+
+def test_global_states_are_seeded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", Torch)
     draws = []
     for seed in (2**100, 2**100 + 1, 2**100):
         user_code.seed_global_states(seed)
-        draws.append((np.random.rand(), random.random()))  # noqa: NPY002
-    assert draws[0] == draws[2] != draws[1]
+        of_cv2 = cv2.randu(np.empty((1, 4)), 0, 1).tolist()
+        draws.append((np.random.rand(), random.random(), of_cv2, Torch.seed))  # noqa: NPY002
+    assert draws[0] == draws[2]
+    assert all(one != other for one, other in zip(draws[0], draws[1], strict=True))
+    assert 0 <= Torch.seed < 2**64
+    monkeypatch.delitem(sys.modules, "torch")
+    user_code.seed_global_states(0)
+    assert "torch" not in sys.modules

@@ -47,9 +47,11 @@ class DataGenerator(EpochDataset):
         num_classes: makes of a Series of whole numbers from 0 one-hot labels of that many columns.
         augment: an albumentations transform or Compose, or a function of an image and a `numpy.random.Generator`. Each
             thread works with a copy, seeded for each sample. A dtype and size that it changes to must be the same for
-            all. Code of your own should draw from that generator: what it draws from `np.random` or `random` is the
-            sample's own in worker processes alone, which seed them for each sample; with threads, and in this process,
-            it goes on from sample to sample and differs from run to run.
+            all. Code of your own should draw from that generator. Whatever else a function given here draws from the
+            global states of NumPy (`np.random.rand`), Python, OpenCV or torch (on the CPU) is the sample's own in
+            worker processes alone, which seed them for each sample; with threads, and in this process, it goes on from
+            sample to sample and differs from run to run. A generator object of your own, such as a module's
+            `np.random.default_rng(5)`, is out of reach: each forked worker repeats the same numbers.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
         weights: of the samples in the loss, indexed by id; a third item of each batch, float32.
         extra: inputs beside the image, indexed by id: images become the input "image" of a dict, and each column one by
@@ -306,7 +308,7 @@ class DataGenerator(EpochDataset):
     ) -> Iterator[batch.Sample]:
         """Yield samples as a batch holds them, each itself or what replaces it if it cannot be read."""
         # Forked, all workers would begin with the same global states.
-        functions = (self._reader.reader, self.augment, self.preprocess)
+        functions = (self._reader.reader, self.labels if callable(self.labels) else None, self.augment, self.preprocess)
         seeds_states = in_worker and any(map(user_code.has_user_code, functions))
         ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
         for row, id, repeat in zip(rows.tolist(), ids, repeats.tolist(), strict=True):

@@ -1,10 +1,12 @@
 """Functions that a user gives to `DataGenerator`: how they are called, what they may give, what they draw from."""
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from ich.errors import IchError, one_line
@@ -38,15 +40,33 @@ def as_image(given: Any, name: str, sample: str | Path, min_axes: int = 2) -> np
     return array
 
 
-def has_user_code(augment: Any) -> bool:
-    """Return whether an augmentation, or a part of it, is not albumentations' own code."""
-    if augment is None or type(augment).__module__.split(".")[0] == "albumentations":
-        parts = getattr(augment, "transforms", ())
-        return type(augment).__name__ == "Lambda" or any(map(has_user_code, parts))
-    return True
+def has_user_code(function: Any) -> bool:
+    """Return whether a function, or a part of an augmentation, is not albumentations' own code.
+
+    A function that an albumentations transform was given, or that was put in place of one of its methods, is a part.
+    """
+    if function is None:
+        return False
+    if not _of_albumentations(type(function)) or type(function).__name__ == "Lambda":
+        return True
+    if not all(map(_of_albumentations, filter(callable, vars(function).values()))):
+        return True
+    return any(map(has_user_code, getattr(function, "transforms", ())))
+
+
+def _of_albumentations(defined: Any) -> bool:
+    return str(getattr(defined, "__module__", None)).split(".")[0] == "albumentations"
 
 
 def seed_global_states(seed: int) -> None:
-    """Seed the random states of NumPy and Python, from which a user's code may draw."""
+    """Seed the global random states from which a user's code may draw in the calling thread.
+
+    They are those of NumPy, Python and OpenCV and, if torch has been imported, torch's on the CPU.
+    """
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy state is what is to be seeded
     random.seed(seed)
+    cv2.setRNGSeed(seed % 2**31)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # Not torch.manual_seed, which seeds devices too: a forked process must not touch them.
+        torch.default_generator.manual_seed(seed % 2**64)
