@@ -55,6 +55,13 @@ def test_what_are_no_rows_is_refused(rows):
         plan(sampling=lambda rng: np.array(rows))
 
 
+def test_what_a_sampling_raises_names_the_epoch():
+    with pytest.raises(IchError, match=r"^epoch 3: sampling raised ZeroDivisionError: float division by zero$"):
+        plan(3, sampling=lambda rng: 1 / 0.0)
+    with pytest.raises(IchError, match=r"the sampling gave object of .*, expected some places of samples"):
+        plan(sampling=lambda rng: [[1], [1, 2]])
+
+
 def test_seeds_are_of_128_bits_and_of_every_part():
     assert seed_of(0, 3, 1, "ID_1") == seed_of(np.int64(0), 3, np.int64(1), "ID_1")
     seeds = {seed_of(*parts) for parts in itertools.product((0, 1), (0, 1), (0, 1), "ab")}

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from ich.data.generator import DataGenerator
+from ich.data.sampling import Weighted
 from ich.errors import IchError
 
 COUNT, BATCH = 24, 2
@@ -98,6 +99,16 @@ def test_fewer_steps_than_batches_are_refused_before_the_first(mode, steps):
         model.fit(generator(**mode), steps_per_epoch=steps, epochs=2, verbose=0)
     assert model.seen == []
     assert set(psutil.Process().children()) <= before or not mode.get("use_multiprocessing")
+
+
+def test_the_advice_for_fewer_steps_of_a_sampling_helps():
+    drawn = Weighted(np.ones(COUNT), n=22)
+    with pytest.raises(IchError, match="the generator's sampling choose 10 samples in place of 22, such as") as refused:
+        Recorder().fit(generator(sampling=drawn), steps_per_epoch=5, verbose=0)
+    n = int(re.search(r"Weighted with n=(\d+)", str(refused.value))[1])
+    model = Recorder()
+    model.fit(generator(sampling=Weighted(np.ones(COUNT), n)), epochs=2, shuffle=False, verbose=0)
+    assert len(model.seen) == 10
 
 
 def test_the_advice_for_fewer_steps_helps():
@@ -185,10 +196,11 @@ def test_a_loop_of_ones_own_that_ends_its_epochs():
 
 
 def test_a_callback_that_ends_the_epoch_too_does_not_skip_one():
-    made, model = generator(), Recorder()
-    ending = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: made.on_epoch_end())
-    model.fit(made, epochs=3, shuffle=False, verbose=0, callbacks=[ending])
-    assert model.seen == EXPECTED[: 3 * LENGTH]
+    for wrap in (lambda made: made, Outer):
+        made, model = generator(), Recorder()
+        ending = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, made=made: made.on_epoch_end())
+        model.fit(wrap(made), epochs=3, shuffle=False, verbose=0, callbacks=[ending])
+        assert model.seen == EXPECTED[: 3 * LENGTH]
 
 
 class Outer(keras.utils.PyDataset):
@@ -218,6 +230,49 @@ def test_within_another_data_set(mode):
     assert model.seen == EXPECTED[: 3 * LENGTH]
 
 
+class Asking(keras.callbacks.Callback):
+    """Asks which samples each batch holds."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples, self.ids = samples, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ids.append(self.samples.ids_of(batch).tolist())
+
+    on_test_batch_end = on_train_batch_end
+
+
+class Named(Outer):
+    """Asks for the ids of each batch as it hands it on."""
+
+    def __getitem__(self, index):
+        assert [int(id[3:]) for id in self.inner.ids_of(index)] == self.inner[index][1].ravel().tolist()
+        return self.inner[index]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrap", [lambda made, **mode: made, Outer], ids=["alone", "wrapped"])
+def test_a_callback_is_told_the_ids_of_a_batch_unless_keras_shuffles_them(wrap, mode):
+    made, model = generator(**mode), Recorder()
+    asking = Asking(made)
+    model.fit(wrap(made, **mode), shuffle=False, epochs=2, verbose=0, callbacks=[asking])
+    assert asking.ids == [[IDS[number] for number, _ in batch] for batch in model.seen]
+    with pytest.raises(IchError, match=r"fit shows the batches in an order of its own, .*; give it shuffle=False"):
+        Recorder().fit(wrap(made, **mode), verbose=0, callbacks=[asking])
+    other = Asking(made)  # it is another data set that is shuffled
+    Recorder().fit(generator(), verbose=0, callbacks=[other])
+    assert len(other.ids) == LENGTH
+
+
+def test_ids_are_told_in_evaluation_and_to_a_wrapping_data_set_though_keras_shuffles():
+    made, model = generator(), Recorder()
+    asking = Asking(made)
+    model.evaluate(made, verbose=0, callbacks=[asking])
+    assert asking.ids == [[IDS[number] for number, _ in batch] for batch in model.seen]
+    Recorder().fit(Named(made), verbose=0)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_evaluation_shows_the_same_each_time_and_leaves_the_epoch(mode):
     made, model = generator(**mode), Recorder()
@@ -241,6 +296,10 @@ def test_predictions_of_shuffled_samples_are_refused(mode):
     for options in ({}, {"shuffle": False, "sampling": lambda rng: rng.permutation(COUNT)}):
         with pytest.raises(IchError, match=r"in the order of this epoch, not in that of the ids; give .*shuffle=False"):
             Recorder().predict(generator(**options, **mode), verbose=0)
+    for told in ("on_epoch_begin", "on_epoch_end"):
+        half = type("Half", (Outer,), {told: keras.utils.PyDataset.__dict__[told]})  # hands on the other one
+        with pytest.raises(IchError, match="in the order of this epoch, not in that of the ids"):
+            Recorder().predict(half(generator(), **mode), verbose=0)
     made = generator(shuffle=False, augment=None, **mode)
     for _ in range(2):
         assert Recorder().predict(made, verbose=0)[:, 0, 0, 0].tolist() == list(range(COUNT))

@@ -8,6 +8,7 @@ from numbers import Integral
 import numpy as np
 import pandas as pd
 
+from ich.data import user_code
 from ich.errors import IchError
 
 
@@ -19,7 +20,13 @@ class EpochPlan:
     rows: np.ndarray  # of the samples in the list of ids, in the order that they are shown; int64, shape (n,)
     repeats: np.ndarray  # how often the epoch has shown the same sample before; int64, shape (n,)
     batch_size: int
-    is_in_order: bool  # all samples are shown, in the order of the ids, as predictions must be
+    shuffled: bool
+    sampled: bool  # a sampling has chosen the samples
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether all samples are shown, in the order of the ids, as predictions must be."""
+        return not self.shuffled and not self.sampled
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -47,12 +54,19 @@ def plan_epoch(
     """Plan an epoch of so many samples, or of those that a sampling chooses, from (seed, epoch) alone.
 
     Raises:
-        IchError: epoch is no whole number from 0, or the sampling gives anything but places of samples.
+        IchError: epoch is no whole number from 0, or the sampling gives anything but places of samples, or whatever it
+            raises.
     """
     if not (isinstance(epoch, Integral) and epoch >= 0):
         raise IchError(f"epoch is {epoch!r}, expected a whole number from 0")
     rng = np.random.default_rng([seed, epoch])
-    rows = np.arange(samples) if sampling is None else np.asarray(sampling(rng))
+    rows = np.arange(samples)
+    if sampling is not None:
+        given = user_code.call("sampling", f"epoch {epoch}", sampling, rng)
+        try:
+            rows = np.asarray(given)
+        except ValueError:  # lists of several lengths
+            rows = np.asarray(None)
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or len(rows) == 0:
         raise IchError(f"the sampling gave {rows.dtype} of {rows.shape}, expected some places of samples, int64")
     if rows.max() >= samples or rows.min() < 0:
@@ -62,7 +76,7 @@ def plan_epoch(
     repeats = np.zeros(len(rows), np.int64)
     if sampling is not None:
         repeats = pd.Series(rows).groupby(rows).cumcount().to_numpy()
-    return EpochPlan(epoch, rows, repeats, batch_size, not shuffle and sampling is None)
+    return EpochPlan(epoch, rows, repeats, batch_size, shuffle, sampling is not None)
 
 
 def seed_of(*parts: int | str) -> int:

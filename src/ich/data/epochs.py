@@ -1,9 +1,9 @@
 """Which epoch a data set shows: it follows Keras's `fit`, or a loop of one's own.
 
 Keras calls `on_epoch_begin` and `on_epoch_end` of a PyDataset in `fit`, `evaluate` and `predict`, and before the first
-epoch too. It passes neither the epoch's number nor `steps_per_epoch`; they are local variables of the calling method,
-which are read here from its frame. A version of Keras with other names for them is refused: to go on counting would
-silently show other samples.
+epoch too. It passes neither the epoch's number nor `steps_per_epoch` and `shuffle`; they are local variables of the
+calling method, which are read here from its frame. A version of Keras with other names for them is refused: to go on
+counting would silently show other samples.
 """
 
 import queue
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import keras
 
@@ -22,7 +23,8 @@ from ich.errors import IchError
 class EpochDataset(keras.utils.PyDataset):
     """A data set of numbered epochs: each epoch of `fit` is the next one, `evaluate` and `predict` do not change it.
 
-    `fit(initial_epoch=k)` with k above 0, and `BackupAndRestore`, begin at epoch k.
+    `fit(initial_epoch=k)` with k above 0, and `BackupAndRestore`, begin at epoch k. A data set that wraps this one
+    hands `on_epoch_begin` and `on_epoch_end` on to it.
     """
 
     def plan_of(self, epoch: int) -> EpochPlan:
@@ -50,13 +52,7 @@ class EpochDataset(keras.utils.PyDataset):
         call = keras_call(self)
         if call is None or not call.direct:
             return
-        call.check_steps(self._plan.batch_size)
-        if call.method == "predict" and not self._plan.is_in_order:
-            call.stop_workers()
-            raise IchError(
-                "predict would give predictions in the order of this epoch, not in that of the ids; give a generator"
-                " with shuffle=False and without sampling"
-            )
+        call.check(self._plan)
         # A callback such as BackupAndRestore has changed it since `fit` began. Workers have started by now.
         if 0 < call.initial_epoch == call.epoch != self.epoch:
             call.stop_workers()
@@ -71,7 +67,7 @@ class EpochDataset(keras.utils.PyDataset):
         `evaluate` and `predict`, which do not change the epoch. A callback's call during `fit` does nothing more.
 
         Raises:
-            IchError: `fit` with fewer steps than batches.
+            IchError: as `on_epoch_begin`, which a data set that wraps this one may not hand on.
         """
         call = keras_call(self)
         if call is None:
@@ -80,12 +76,25 @@ class EpochDataset(keras.utils.PyDataset):
         if not call.direct:
             return
         call.stop_workers()
+        call.check(self._plan)
         if call.method == "fit":
-            call.check_steps(self._plan.batch_size)
             if not call.resets:
                 self.set_epoch(self.epoch + 1)
             elif call.initial_epoch > 0:
                 self.set_epoch(call.initial_epoch)
+
+    def check_batches_in_order(self) -> None:
+        """Check that the batches which a callback of Keras's running `fit` is told of are those of the data set.
+
+        Raises:
+            IchError: Keras shuffles the batches, and does not say how.
+        """
+        call = keras_call(self, is_told=False)
+        if call is not None and not call.direct and call.shuffles:
+            raise IchError(
+                "fit shows the batches in an order of its own, in which a batch has another number; give it"
+                " shuffle=False: the generator shuffles the samples itself"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class KerasCall:
     resets: bool  # Keras prepares the iteration: nothing of the data set has been used, no epoch has ended
     initial_epoch: int  # of `fit`; `BackupAndRestore` changes it before the first epoch
     epoch: int | None  # the running one of `fit`; None before the first, and in other methods
+    shuffles: bool  # whether `fit` shuffles batches
     iterator: Any  # Keras's EpochIterator
 
     @property
@@ -104,22 +114,35 @@ class KerasCall:
         """What runs Keras's workers; None without workers."""
         return self.iterator.data_adapter.enqueuer
 
-    def check_steps(self, batch_size: int) -> None:
-        """Refuse `fit(steps_per_epoch=…)` of fewer steps than the data set has batches.
+    def check(self, plan: EpochPlan) -> None:
+        """Refuse what would show or predict other samples than it seems to.
 
-        Keras keeps its iterator for the next epoch then, whose order is another one, and its workers begin anew:
-        some samples come twice, others never.
+        `predict` on samples out of order, and `fit(steps_per_epoch=…)` of fewer steps than the data set has batches:
+        Keras keeps its iterator for the next epoch then, whose order is another one, and its workers begin anew, so
+        that some samples come twice, others never.
 
         Raises:
             IchError: as said.
         """
+        if self.method == "predict" and not plan.is_in_order:
+            self.stop_workers()
+            raise IchError(
+                "predict would give predictions in the order of this epoch, not in that of the ids; give a generator"
+                " with shuffle=False and without sampling"
+            )
         steps, batches = self.iterator.steps_per_epoch, self.iterator.data_adapter.num_batches
         if self.method == "fit" and steps is not None and steps < batches:
             self.stop_workers()
+            n = steps * plan.batch_size
+            advice = (
+                f"have the generator's sampling choose {n} samples in place of {len(plan.rows)}, such as Weighted with"
+                f" n={n}"
+                if plan.sampled
+                else f"choose their samples, such as sampling=lambda rng: rng.choice(len(ids), {n}, replace=False)"
+            )
             raise IchError(
                 f"steps_per_epoch is {steps}, and an epoch has {batches} batches: Keras would show some samples twice"
-                " and others never; leave steps_per_epoch out, and for shorter epochs choose their samples, such as"
-                f" sampling=lambda rng: rng.choice(len(ids), {steps * batch_size}, replace=False)"
+                f" and others never; leave steps_per_epoch out, and for shorter epochs {advice}"
             )
 
     def stop_workers(self) -> None:
@@ -134,12 +157,17 @@ class KerasCall:
                 return
 
 
-def keras_call(data: Any) -> KerasCall | None:
+_shown: WeakKeyDictionary[Any, WeakSet] = WeakKeyDictionary()
+"""The data sets that each of Keras's data adapters has told of an epoch: its own, or those that its own wraps."""
+
+
+def keras_call(data: EpochDataset, is_told: bool = True) -> KerasCall | None:
     """Return the call of Keras in which a method of a data set was called; None if there is none.
 
     Args:
-        data: the data set. A callback's call counts if Keras iterates over this data set; a call by Keras itself also
-            if it iterates over another one, which hands its calls on.
+        data: the data set. A callback's call counts if Keras iterates over this data set, or over another one that
+            hands Keras's calls on to it; a call by Keras itself always.
+        is_told: whether the method tells of an epoch, which Keras does in no thread without the call.
 
     Raises:
         IchError: Keras has called the method, and does not say of which epoch.
@@ -151,20 +179,24 @@ def keras_call(data: Any) -> KerasCall | None:
         by_keras |= frame.f_globals.get("__name__", "").startswith("keras.src.trainers.")
         frame = frame.f_back
     if frame is None:
-        if by_keras:
+        if by_keras and is_told:
             raise _unknown_version()
         return None
     variables, method = frame.f_locals, frame.f_code.co_name
     iterator, adapter = variables["epoch_iterator"], variables["epoch_iterator"].data_adapter
     direct = any(caller is adapter for caller, _ in callers)
-    if not direct and getattr(adapter, "py_dataset", None) is not data:
+    if direct:
+        _shown.setdefault(adapter, WeakSet()).add(data)
+    elif data not in _shown.get(adapter, ()):
         return None
     resets = any(caller is iterator and name == "reset" for caller, name in callers)
     ends = any(caller is adapter and name == "on_epoch_end" for caller, name in callers) and not resets
-    expected = {"fit": {"initial_epoch"} | ({"epoch"} if ends else set()), "evaluate": set(), "predict": set()}
+    of_fit = {"initial_epoch", "shuffle"} | ({"epoch"} if ends else set())
+    expected = {"fit": of_fit, "evaluate": set(), "predict": set()}
     if direct and not (method in expected and expected[method] <= variables.keys()):
         raise _unknown_version()
-    return KerasCall(method, direct, resets, variables.get("initial_epoch", 0), variables.get("epoch"), iterator)
+    first, epoch = variables.get("initial_epoch", 0), variables.get("epoch")
+    return KerasCall(method, direct, resets, first, epoch, bool(variables.get("shuffle")), iterator)
 
 
 def _unknown_version() -> IchError:

@@ -248,9 +248,15 @@ class DataGenerator(EpochDataset):
     def ids_of(self, index: int) -> pd.Index:
         """Return the ids of batch `index` of the epoch, in its order: not that of `ids` if it is shuffled or sampled.
 
-        After `fit` the epoch is the next one, after `evaluate` the one that was shown. With on_error="skip" the ids are
-        those of the samples that are shown; to know them, their images are read.
+        In callbacks `index` is the batch's number. After `fit`, and in a callback's `on_epoch_end`, the epoch is the
+        next one, after `evaluate` the one that was shown. With on_error="skip" the ids are those of the samples that
+        are shown; to know them, their images are read.
+
+        Raises:
+            IchError: in a callback of a `fit` without shuffle=False: Keras then shuffles batches, and its number of a
+                batch is not the generator's.
         """
+        self.check_batches_in_order()
         plan = self._plan
         rows, repeats = plan.batch(index)
         if self.on_error == "skip":
