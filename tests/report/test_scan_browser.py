@@ -272,6 +272,13 @@ def names(browser):
     return [pair for pair in found if pair[0] in ("button", "slider", "radio", "spinbutton", "link", "image", "status")]
 
 
+def test_a_scan_without_probabilities_says_so(opened):
+    browser = opened(view_of(probabilities=np.full((5, 6), np.nan)))
+    assert browser.js(READY) == "Slice 3 of 5, z 10.0 mm; level 40, width 80 HU"
+    assert browser.js("document.getElementById('strongest').textContent") == "no slice has a probability"
+    assert browser.js("document.querySelector('#labels tbody').textContent").count("none") == 12
+
+
 def test_it_can_be_used_by_keyboard_and_screen_reader(opened):
     browser = opened(view_of(heat=np.zeros((5, 6, 2, 2), np.uint8), labels=np.zeros((5, 6), int)))
     assert browser.js(CONTRAST)[0] >= 4.5  # WCAG 2.2, 1.4.3, level AA
@@ -317,6 +324,8 @@ def test_print_shows_the_slice_the_chart_and_the_facts(opened):
         parts = ["slice", "status", "chart", "labels", "presets", "place", "strongest"]
         shown = f"{parts}.filter(id => document.getElementById(id).checkVisibility())"
         assert browser.js(shown) == parts[:4]
+        browser.send("Emulation.setDeviceMetricsOverride", width=700, height=1000, deviceScaleFactor=1, mobile=False)
+        assert browser.js("document.documentElement.scrollWidth") == 700
         assert browser.js("document.querySelector('.facts').checkVisibility()")
         assert browser.js("document.querySelector('.notice').checkVisibility()")
     finally:

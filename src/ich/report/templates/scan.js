@@ -77,10 +77,9 @@ function drawHeat({ values, width, height }) {
 
 const number = (p) => (p === null ? "none" : p < 0.9995 ? p.toFixed(3) : "1.000");
 function tell() {
-  const place = state.drawn.place, z = scan.z[place];
+  const place = state.drawn.place, z = scan.z[place], p = scan.probabilities[place][state.label];
   $("status").textContent = `Slice ${place + 1} of ${n}${z === null ? "" : `, z ${z.toFixed(1)} mm`}; `
-    + `level ${state.level}, width ${state.width} HU; ${scan.labels[state.label]} `
-    + number(scan.probabilities[place][state.label]);
+    + `level ${state.level}, width ${state.width} HU` + (p === null ? "" : `; ${scan.labels[state.label]} ${number(p)}`);
   $("id").textContent = scan.ids[place];
   $("hu").textContent = "";
   $("place").value = place + 1;
@@ -139,6 +138,7 @@ function choose(label) {
     button.onclick = () => go(place);
     return button;
   }));
+  if (!scan.strongest[label].length) $("strongest").textContent = "no slice has a probability";
   curves.forEach((curve, k) => curve.setAttribute("stroke-width", k === label ? 4 : 1.5));
   curves[label].parentNode.append(curves[label]);
   if (state.drawn) draw();
