@@ -124,6 +124,24 @@ def test_dragging_changes_width_and_level(opened):
     status(browser, "Slice 4 of 5, z 15.0 mm; level 55, width 90 HU")
 
 
+def test_a_finger_changes_width_and_level_and_does_not_scroll(opened):
+    browser = opened(view_of(n=40), 390)
+    browser.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        left, top, *_ = box(browser, "stage")
+        for kind, points in (
+            ("touchStart", [{"x": left + 100, "y": top + 200}]),
+            ("touchMove", [{"x": left + 120, "y": top + 150}]),
+            ("touchMove", [{"x": left + 164, "y": top + 104}]),
+            ("touchEnd", []),
+        ):
+            browser.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        status(browser, "Slice 39 of 40, z 190.0 mm; level 10, width 100 HU")
+        assert browser.js("scrollY") == 0
+    finally:
+        browser.send("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
 @WIDTHS
 def test_a_click_in_the_chart_jumps_to_the_slice(opened, width):
     browser = opened(view_of(n=40), width)

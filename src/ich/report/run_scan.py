@@ -105,7 +105,7 @@ def view(
         probabilities = predictions[list(LABELS)].reindex(ids).to_numpy(np.float64)
     maps = None
     if heat is not None:
-        maps = _over_slices(heat(readable) * np.nan_to_num(probabilities)[..., None, None], fields, hu.shape[1:])
+        maps = over_slices(heat(readable) * np.nan_to_num(probabilities)[..., None, None], fields, hu.shape[1:])
     return ScanView(
         title=f"Scan {first['SeriesInstanceUID']}",
         facts=facts,
@@ -200,7 +200,7 @@ def _field(row, settings: Settings) -> Field:
     return field_of_view((int(row.Rows), int(row.Columns)), box, settings)
 
 
-def _over_slices(heat: np.ndarray, fields: Sequence[Field], shape: tuple[int, int]) -> np.ndarray:
+def over_slices(heat: np.ndarray, fields: Sequence[Field], shape: tuple[int, int]) -> np.ndarray:
     """Lay heatmaps of slices' images over the whole slices.
 
     Args:
