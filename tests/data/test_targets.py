@@ -107,7 +107,7 @@ def test_dicts_make_tables():
     assert as_table({"a": [1, 2], "b": np.array([3, 4])}, "labels").to_numpy().tolist() == [[1, 2], [3, 4]]
     named = as_table({"a": {"x": 1, "y": 2}, "b": {"y": 4, "x": 3}}, "labels")
     assert named.loc["b"].to_dict() == {"x": 3, "y": 4}
-    with pytest.raises(IchError, match=r"labels are numbers, but of a in the column 0 there is \[1, 2\] \(list\)"):
+    with pytest.raises(IchError, match=r"labels are numbers, but of a there is \[\[1, 2\]\] \(list\)"):
         array_of(IDS[:1], as_table({"a": [[1, 2]]}, "labels"), "labels")
 
 
@@ -121,6 +121,7 @@ def test_dicts_make_tables():
         ({"a", "b"}, "the labels are a set, expected"),
         ({"a": [1, 2], "b": [3]}, "the labels are a dict of values of several shapes; give each id as many numbers"),
         ({"a": [1, 2], "b": 3}, "the labels are a dict of values of several shapes"),
+        ({"a": np.zeros((2, 2)), "b": [1, 2]}, "the labels are a dict of values of several shapes"),
         ({"a": {"x": 1}, "b": 3}, "the labels are a dict of values of several shapes"),
         ({"a": {"x": 1}, "b": [1]}, "the labels are a dict of values of several shapes"),
         (pd.DataFrame([[1, 2, 3]], ["a"], ["x", "y", "x"]), "the labels have several columns x; give each a name"),
@@ -130,6 +131,54 @@ def test_dicts_make_tables():
 def test_what_does_not_say_which_label_is_whose_is_refused(labels, told):
     with pytest.raises(IchError, match=told):
         as_table(labels, "labels")
+
+
+MASKS = {id: np.zeros((4, 5)) for id in IDS}
+
+
+@pytest.mark.parametrize(
+    ("values", "what", "told"),
+    [
+        (
+            MASKS,
+            "labels",
+            r"float64 of \(4, 5\) \(ndarray\); masks are given by a function: labels=masks.get, of a dict",
+        ),
+        (
+            pd.Series(MASKS),
+            "labels",
+            r"float64 of \(4, 5\) \(ndarray\); masks are given by a function: labels=masks.get",
+        ),
+        (pd.DataFrame({"x": 1, "mask": MASKS}), "labels", r"in the column mask .*labels=masks.get"),
+        (
+            {id: mask.tolist() for id, mask in MASKS.items()},
+            "labels",
+            "masks are given by a function: labels=masks.get",
+        ),
+        ({id: [[0, 1], [1, 0]] for id in IDS}, "labels", r"\[\[0, 1\], \[1, 0\]\] \(list\); masks are given"),
+        (MASKS, "weights", r"float64 of \(4, 5\) \(ndarray\); give one number an id"),
+        (MASKS, "extra inputs", "give each number a column of its own, as pd.DataFrame"),
+        (of([[1], [2], [3]]), "labels", r"\[1\] \(list\); give each number a column of its own, as pd.DataFrame"),
+        ({id: np.array(1.0) for id in IDS}, "labels", r"float64 of \(\) \(ndarray\); convert the column"),
+        (
+            of(list("abc")),
+            "labels",
+            "convert the column to numbers; class_mode of from_dataframe takes classes by name",
+        ),
+    ],
+    ids=["dict", "Series", "frame", "lists", "small", "weights", "extra", "numbers", "no axis", "text"],
+)
+def test_what_to_give_in_place_of_masks_and_lists(values, what, told):
+    with pytest.raises(IchError, match=f"{what} are numbers, but of a .*{told}"):
+        array_of(IDS, as_table(values, what), what)
+
+
+def test_the_advice_for_masks_and_lists_helps():
+    for masks in (MASKS, pd.Series(MASKS)):
+        function, names = labels_of(IDS, masks.get)
+        assert (label_of(function("a"), "a").shape, names) == ((4, 5), None)
+    values = of([[1, 2], [3, 4], [5, 6]])
+    assert array_of(IDS, pd.DataFrame(values.tolist(), index=values.index), "labels").tolist() == values.tolist()
 
 
 # ------------------------------------------------------------------------------------------------- by their use
@@ -146,6 +195,12 @@ def test_labels_weights_and_extra_inputs_come_in_the_order_of_the_ids():
     assert weights_of(IDS, frame["x"]).tolist() == [3, 2, 1]
     extra = extra_of(IDS, frame)
     assert {name: column.tolist() for name, column in extra.items()} == {"x": [[3], [2], [1]], "y": [[6], [5], [4]]}
+
+
+@pytest.mark.parametrize("columns", [[None, "None"], ["x", np.nan]])
+def test_an_input_needs_a_name(columns):
+    with pytest.raises(IchError, match="extra has a column without a name, which is that of the input"):
+        extra_of(IDS, pd.DataFrame([[1, 2]] * 3, IDS, columns))
 
 
 @pytest.mark.parametrize("value", [True, 3, [0.5, 1], np.ones((2, 3), np.int8), np.float64(1.5), [Decimal("0.5")]])

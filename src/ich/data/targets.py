@@ -39,10 +39,16 @@ def weights_of(ids: pd.Index, weights: Any) -> np.ndarray:
 
 
 def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
-    """Return the columns of a frame, shape (len(ids), 1); raise IchError for a Series or a column called image."""
+    """Return the columns of a frame, shape (len(ids), 1).
+
+    Raises:
+        IchError: a Series, or a column called image or without a name; as `as_table` and `array_of`.
+    """
     table = as_table(extra, "extra inputs")
     if isinstance(table, pd.Series):
         raise IchError("extra is a Series, expected a DataFrame: the names of its columns are those of the inputs")
+    if any(pd.isna(name) is True for name in table.columns):
+        raise IchError("extra has a column without a name, which is that of the input; give it one")
     names = [str(name) for name in table.columns]
     if "image" in names:
         raise IchError("the input of images is called image; give that column of extra another name")
@@ -61,9 +67,8 @@ def as_table(values: Any, what: str) -> pd.DataFrame | pd.Series:
             one name.
     """
     if isinstance(values, Mapping):
-        lists = (list, tuple, np.ndarray)
         sizes = {
-            "named" if isinstance(value, Mapping) else len(value) if isinstance(value, lists) else "one"
+            "named" if isinstance(value, Mapping) else len(value) if _axes(value) == 1 else "one"
             for value in values.values()
         }
         if len(sizes) > 1:
@@ -109,10 +114,9 @@ def array_of(ids: pd.Index, table: pd.DataFrame | pd.Series, what: str) -> np.nd
             wrong = next((pair for pair in column.items() if not _is_number(pair[1])), None)
             if wrong is not None:
                 where = f"{wrong[0]}" if column.name is None else f"{wrong[0]} in the column {column.name}"
-                advice = "; class_mode of from_dataframe takes classes by name" if what == "labels" else ""
                 raise IchError(
-                    f"{what} are numbers, but of {where} there is {value_and_type(wrong[1])}; convert the column to"
-                    f" numbers{advice}"
+                    f"{what} are numbers, but of {where} there is {value_and_type(wrong[1])};"
+                    f" {_instead(wrong[1], what)}"
                 )
     array = table.to_numpy(dtype=np.float32, na_value=np.nan)[places]
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
@@ -157,8 +161,28 @@ def one_hot(labels: Any, num_classes: int) -> np.ndarray:
 
 
 def value_and_type(value: Any) -> str:
-    """Return a value with its type, for a message."""
-    return f"{one_line(repr(value))} ({type(value).__name__})"
+    """Return a value with its type, for a message; of an array its dtype and shape."""
+    shown = f"{value.dtype} of {value.shape}" if isinstance(value, np.ndarray) else one_line(repr(value))
+    return f"{shown} ({type(value).__name__})"
+
+
+def _axes(value: Any) -> int:
+    """How many axes an array, a list or a tuple has, 2 standing for more; 0 of anything else."""
+    if isinstance(value, (list, tuple)):
+        return 1 + any(map(_axes, value))
+    return min(value.ndim, 2) if isinstance(value, np.ndarray) else 0
+
+
+def _instead(value: Any, what: str) -> str:
+    """What to give in place of a value that is no number."""
+    if what == "labels" and _axes(value) == 2:
+        return "masks are given by a function: labels=masks.get, of a dict or a Series of masks by id"
+    if _axes(value) > 0 and what == "weights":
+        return "give one number an id"
+    if _axes(value) > 0:
+        return "give each number a column of its own, as pd.DataFrame(values.tolist(), index=values.index) does"
+    advice = "; class_mode of from_dataframe takes classes by name" if what == "labels" else ""
+    return f"convert the column to numbers{advice}"
 
 
 def _is_number(value: Any) -> bool:
