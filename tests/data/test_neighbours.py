@@ -84,6 +84,23 @@ def test_order_counts_within_a_split():
     assert known.to_numpy()[places].tolist() == [["ID_000", "ID_002"], ["ID_003", "ID_005"]]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda table: table.drop(columns=["order", "split"]),
+            "lacks the columns split, order, which read_table",
+        ),
+        (lambda table: table.set_index("SOPInstanceUID"), "columns SOPInstanceUID, .*; call its reset_index"),
+        (lambda table: "slices.parquet", "the slice table is a str, expected a DataFrame, as read_table gives it"),
+    ],
+)
+def test_what_is_no_slice_table_is_refused(change, told):
+    table = table_of([("ID_s", order, True) for order in range(3)])
+    with pytest.raises(IchError, match=told):
+        neighbours(change(table), pd.Index(["ID_000"]), (0, 1))
+
+
 def test_slices_that_are_not_readable_are_refused():
     table = table_of([("ID_s", 0, True), ("ID_s", 1, False)])
     with pytest.raises(IchError, match="the slice table has no readable slices ID_001, ID_x; is it of other images"):

@@ -138,8 +138,8 @@ def check(color_mode: str | None, target_size: tuple[int, int] | None, interpola
 def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
     """Bring an image of 1, 3 or 4 channels to those of the mode: grayscale 1, rgb 3, rgba 4.
 
-    Grey is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), as Keras and Pillow have it; alpha that is missing is
-    255.
+    Grey is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), as Keras and Pillow have it, who may round it to the
+    next level; alpha that is missing is 255.
 
     Raises:
         IchError: an unknown mode, or an image of other channels, or of a dtype that OpenCV does not take.

@@ -258,8 +258,15 @@ def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tu
         shape (len(ids), len(offsets)).
 
     Raises:
-        IchError: ids that the table does not have as readable.
+        IchError: ids that the table does not have as readable, or no slice table.
     """
+    if not isinstance(table, pd.DataFrame):
+        raise IchError(f"the slice table is a {type(table).__name__}, expected a DataFrame, as read_table gives it")
+    needed = ("SOPInstanceUID", "SeriesInstanceUID", "split", "order", "status")
+    lacking = [name for name in needed if name not in table.columns]
+    if lacking:
+        is_index = "; call its reset_index()" if table.index.name in lacking else ""
+        raise IchError(f"the slice table lacks the columns {', '.join(lacking)}, which read_table gives{is_index}")
     is_ok = (table["status"] == "ok").to_numpy()
     ok = table[is_ok]
     known = pd.Index(ok["SOPInstanceUID"])
