@@ -48,6 +48,29 @@ def test_a_mask_moves_with_its_image_and_any_other_label_stays(label):
         assert same is label
 
 
+BRIGHT = A.Compose([A.OneOf([A.RandomBrightnessContrast(), A.GaussNoise()])])
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("augment", [TRANSFORM, A.HorizontalFlip(), A.Compose([BRIGHT, A.Affine()]), shift])
+def test_a_flattened_mask_is_refused_where_pixels_may_move(augment, classes):
+    numbers = 16 * 12 * classes
+    for label, in_table in ((np.zeros(numbers), 1), (None, numbers)):
+        with pytest.raises(
+            IchError, match=rf"of a are {numbers} numbers, .* has 192 pixels: a flattened mask would not"
+        ):
+            Augmenter(augment)(IMAGE, label, "a", 0, in_table)
+        for other in (BRIGHT, A.RandomBrightnessContrast(), None):
+            Augmenter(other)(IMAGE, label, "a", 0, in_table)
+
+
+def test_other_vectors_and_those_of_tiny_images_are_no_masks():
+    for numbers in (1, 6, 191, 200):
+        Augmenter(shift)(IMAGE, np.zeros(numbers), "a", 0)
+        Augmenter(shift)(IMAGE, None, "a", 0, numbers)
+    Augmenter(A.HorizontalFlip())(IMAGE[:4, :4], np.zeros(128), "a", 0)
+
+
 def test_a_dropped_axis_of_one_channel_comes_back():
     assert Augmenter(lambda image, rng: image[..., 0])(IMAGE, None, "a", 0)[0].shape == IMAGE.shape
 

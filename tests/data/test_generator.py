@@ -532,6 +532,23 @@ def test_labels_that_cannot_be_augmented_with_the_image_are_refused(folder, shap
         DataGenerator(IDS, lambda id: np.zeros(shape), image_dir=folder, shuffle=False, **options)[0]
 
 
+def test_flattened_masks_of_a_function_or_a_table_are_refused(folder):
+    masks = {one: np.zeros(SIZE * SIZE) for one in IDS}
+    options = {"image_dir": folder, "shuffle": False}
+    for labels in (masks, masks.get):
+        with pytest.raises(IchError, match=r"1,024 numbers, .* has 1,024 pixels: a flattened mask would not be"):
+            DataGenerator(IDS, labels, augment=MASKED, **options)[0]
+        with pytest.raises(IchError, match="a flattened mask would not be augmented"):
+            DataGenerator(IDS, labels, tta=[A.HorizontalFlip(p=1)], **options).at_pass(0)[0]
+        assert DataGenerator(IDS, labels, **options)[0][1].shape == (COUNT, SIZE * SIZE)
+    one_hot = DataGenerator(IDS, pd.Series(0, IDS), num_classes=SIZE * SIZE, augment=heavy(), **options)
+    assert one_hot[0][1].shape == (COUNT, SIZE * SIZE)
+    frame = pd.DataFrame({"filename": [f"{one}.png" for one in IDS], "class": 0})
+    with pytest.warns(UserWarning, match="there is no sample of the class"):
+        of_classes = DataGenerator.from_dataframe(frame, classes=range(SIZE * SIZE), augment=heavy(), **options)
+    assert of_classes[0][1].shape == (COUNT, SIZE * SIZE)
+
+
 def test_the_given_augmentation_is_left_alone(folder, labels):
     given = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)
     before = A.Compose([A.Affine(rotate=(-30, 30))], seed=5)
@@ -863,6 +880,10 @@ def test_a_picture_of_any_image(tmp_path, shape, dtype):
         ({"seed": 1.5}, r"seed is 1\.5, expected a whole number from 0"),
         ({"epoch": -1}, "epoch is -1, expected a whole number from 0"),
         ({"neighbours": (-1, 0, 1)}, "neighbours need the slice table, which knows the order of slices"),
+        ({"shuffle": "no"}, "shuffle is 'no', expected True or False"),
+        ({"shuffle": 1}, "shuffle is 1, expected True or False"),
+        ({"use_multiprocessing": "no"}, "use_multiprocessing is 'no', expected True or False"),
+        ({"slices": scans().drop(columns="SOPInstanceUID"), "neighbours": (0, 1)}, "lacks the columns SOPInstanceUID"),
         ({"num_classes": 3}, "num_classes=3 takes one column of whole numbers from 0 to 2"),
         ({"labels": pd.Series(3, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),
         ({"labels": pd.Series(0.5, IDS), "num_classes": 3}, "num_classes=3 takes one column of whole numbers"),

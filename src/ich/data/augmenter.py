@@ -1,6 +1,7 @@
 """Augmenting a sample, seeded for that sample alone, in any thread or process."""
 
 import copy
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -10,6 +11,9 @@ import numpy as np
 
 from ich.data import user_code
 from ich.errors import IchError
+
+_LEAST_PIXELS = 64
+"""Of an image that may have a flattened mask. Below, a label may have as many numbers by chance."""
 
 
 class Augmenter:
@@ -22,21 +26,36 @@ class Augmenter:
     def __init__(self, augment: Callable | None):
         self.augment = augment
         self._seeded = _SeededTransform(augment) if hasattr(augment, "set_random_state") else None
+        self._moves = self._seeded is None or _moves_pixels(augment)
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int
+        self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int, numbers: int = 1
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the augmented image, of two axes at least, and the label, augmented alike if it is a mask.
 
         Args:
             image: shape (height, width, channels).
-            label: a mask if it has two axes or more, (height, width[, channels]).
+            label: a mask if it has two axes or more, (height, width[, channels]); None if there is none, or it stands
+                in a table.
+            numbers: how many numbers the label in a table has.
 
         Raises:
-            IchError: whatever `augment` raises, anything but an image from it, or a mask that it cannot augment.
+            IchError: whatever `augment` raises, anything but an image from it, or a mask that it cannot augment, such
+                as a flattened one.
         """
         if self.augment is None:
             return image, label
+        if label is not None:
+            numbers = label.size if label.ndim == 1 else 1
+        if numbers >= _LEAST_PIXELS and self._moves:
+            pixels = math.prod(image.shape[:-1])
+            if pixels >= _LEAST_PIXELS and numbers % pixels == 0:
+                raise IchError(
+                    f"the labels of {id} are {numbers:,} numbers, its image of {image.shape} has {pixels:,} pixels: a"
+                    " flattened mask would not be augmented with the image; have a function labels=… give it as"
+                    " (height, width[, classes]), and flatten it in the model; labels that are no mask need an"
+                    " augmentation in the model"
+                )
         mask = label if label is not None and label.ndim >= 2 else None
         if mask is not None and self._seeded is None:
             raise IchError(
@@ -57,6 +76,13 @@ class Augmenter:
         if augmented.ndim == 2 and image.ndim == 3:  # OpenCV's functions drop an axis of one channel
             augmented = augmented[..., None]
         return augmented, label if mask is None else mask
+
+
+def _moves_pixels(augment: Any) -> bool:
+    """Whether a transform of albumentations, or a part of it, moves pixels and does not change their values alone."""
+    if hasattr(augment, "transforms"):
+        return any(map(_moves_pixels, augment.transforms))
+    return "mask" in augment.targets
 
 
 class _SeededTransform(threading.local):

@@ -37,7 +37,8 @@ class DataGenerator(EpochDataset):
         labels: a frame with a column a label, a Series or a dict, indexed by id; a function of an id; or None to
             predict: batches are then images alone. A list or an array is refused, as it does not say which label is of
             which id; pd.Series(values, index=ids) does. Masks, which a function gives as (height, width[, channels]) in
-            the image's size, are augmented with their images, by an albumentations transform only.
+            the image's size, are augmented with their images, by an albumentations transform only; flattened ones are
+            refused.
         image_dir: the images' folder; None if ids are paths.
         suffix: of the files, one of `ich.images.reading.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
@@ -59,8 +60,8 @@ class DataGenerator(EpochDataset):
         neighbours: offsets in the scan, such as (-1, 0, 1): the channels of these slices one after the other. Edges
             repeat the last slice; one that cannot be read is replaced by the nearest that can.
         slices: the slice table, which `neighbours` need.
-        color_mode, target_size, interpolation: as Keras has them, to the pixel; None keeps a file's own. See
-            `ich.images.reading`, which has one interpolation more.
+        color_mode, target_size, interpolation: as Keras has them, to the pixel, but for the gray of colors, which may
+            differ by one level; None keeps a file's own. See `ich.images.reading`, which has one interpolation more.
         window: for .dcm files, a `Window` or the name of a preset, such as "brain"; several give a channel each.
         reader: a function of a path that gives an array (height, width[, channels]), in place of
             `ich.images.reading.read`. Without one, missing files are reported when the generator is made.
@@ -137,6 +138,9 @@ class DataGenerator(EpochDataset):
             )
         if labels is None and weights is not None:
             raise IchError("weights need labels: they are of samples in the loss")
+        for name, given in {"shuffle": self.shuffle, "use_multiprocessing": self.use_multiprocessing}.items():
+            if not isinstance(given, (bool, np.bool_)):
+                raise IchError(f"{name} is {given!r}, expected True or False")
         functions = {"augment": augment, "sampling": sampling, "reader": reader, "preprocess": preprocess}
         for name, function in functions.items():
             if function is not None and not callable(function):
@@ -148,6 +152,9 @@ class DataGenerator(EpochDataset):
             raise IchError(f"seed is {seed!r}, expected a whole number from 0, or None to draw one")
 
         self.labels, self.label_names = targets.labels_of(self.ids, labels, num_classes)
+        # Of a label in the table, which could be a flattened mask; one-hot ones are none.
+        in_table = isinstance(self.labels, np.ndarray) and num_classes is None
+        self._numbers = len(self.label_names or (0,)) if in_table else 1
         self.weights = None if weights is None else targets.weights_of(self.ids, weights)
         self.extra = None if extra is None else targets.extra_of(self.ids, extra)
         self.class_indices: dict[Hashable, int] | None = None
@@ -198,9 +205,17 @@ class DataGenerator(EpochDataset):
             IchError: a column is missing, a row names no class, an unknown class_mode, or another number of classes
                 than two for "binary".
         """
+        doubled = [name for name in ("ids", "labels", "weights") if name in kwargs]
+        if doubled:
+            raise IchError(
+                f"{', '.join(doubled)} of from_dataframe are columns of the frame: name them by x_col=, y_col= and"
+                " weight_col="
+            )
         samples, class_indices = frames.samples_of(frame, x_col, y_col, class_mode, classes, weight_col, extra)
         generator = cls(**samples, image_dir=image_dir, suffix=suffix, **kwargs)
         generator.class_indices = class_indices
+        if class_indices is not None:
+            generator._numbers = 1
         return generator
 
     @classmethod
@@ -231,6 +246,8 @@ class DataGenerator(EpochDataset):
             raise IchError(
                 "class_mode raw needs columns of numbers; folders are classes: categorical, binary or sparse"
             )
+        if "image_dir" in kwargs:
+            raise IchError("from_directory takes the folder as its first argument, and no image_dir")
         images, classes = frames.in_folders(Path(path), classes)
         frame = pd.DataFrame(images, columns=["filename", "class"])
         generator = cls.from_dataframe(frame, image_dir=path, class_mode=class_mode, classes=classes, **kwargs)
@@ -303,7 +320,9 @@ class DataGenerator(EpochDataset):
 
         plan, drawn = self._plan, []
         n = max(1, n)
-        for sample in self._samples(plan.epoch, plan.rows[:n], plan.repeats[:n]):
+        looking = copy.copy(self)
+        looking._skips = SkipCounts(len(self.ids))  # nothing is shown to a network
+        for sample in looking._samples(plan.epoch, plan.rows[:n], plan.repeats[:n]):
             label = self.labels[sample.row] if isinstance(self.labels, np.ndarray) else sample.label
             text = preview.label_text(label, self.label_names, self.class_indices)
             drawn.append(((str(sample.id), text), self._reader.read(sample.row, sample.id), sample.image))
@@ -342,7 +361,7 @@ class DataGenerator(EpochDataset):
         """Augment, preprocess and check an image as it is read, and augment its label if it is a mask."""
         if image.dtype != np.uint8 and self.preprocess is None and self._reader.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
-        image, label = self._augmenter(image, label, id, seed)
+        image, label = self._augmenter(image, label, id, seed, self._numbers)
         if self.preprocess is not None:
             given = user_code.call("preprocess", id, self.preprocess, image)
             image = user_code.as_image(given, "preprocess", id, min_axes=0)
