@@ -4,6 +4,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import inspect
 import re
+import warnings
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,6 +82,26 @@ def test_a_class_derived_from_it_may_have_arguments_of_its_own():
         Own.from_dataframe(FRAME, reader=np.load, blur=True)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'ids'"):
         DataGenerator()
+
+
+def test_warnings_stand_at_the_line_that_gave_the_cause(tmp_path):
+    for name in ("x/a.png", "empty/.hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    options = {"image_dir": tmp_path / "x", "on_error": "skip", "shuffle": True}
+    lines, first = inspect.getsourcelines(test_warnings_stand_at_the_line_that_gave_the_cause)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        DataGenerator(["a", "b"], {"a": 0, "b": 1}, **options)  # 1
+        Own(["a", "b"], {"a": 0, "b": 1}, **options)
+        DataGenerator.from_dataframe(FRAME, classes=["x", "y"], **options)  # 1
+        DataGenerator.from_directory(tmp_path)  # 2
+    counted = Counter((Path(one.filename).name, one.lineno) for one in told)
+    for offset, line in enumerate(lines):
+        if re.search(r"# \d$", line):
+            assert counted.pop(("test_arguments.py", first + offset)) == int(line.strip()[-1])
+    _, of_own = inspect.getsourcelines(Own.__init__)
+    assert counted == {("test_arguments.py", of_own + 1): 1}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

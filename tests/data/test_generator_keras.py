@@ -296,6 +296,10 @@ def test_without_a_directory_the_frame_holds_paths(folder, frame):
         ({"extra": ["one", "one"]}, "the extra inputs have several columns one; give each a name of its own"),
         ({"class_mode": "raw", "y_col": ["one", "one"]}, "the labels have several columns one; give each a name"),
         ({"extra": "age"}, "the frame lacks the columns age; it has"),
+        ({"extra": [None, "one"]}, "x_col, y_col, weight_col and extra name columns, and one of them is None"),
+        ({"classes": [1, "1"]}, r"classes have names of their own, but 1 \(int\) and '1' \(str\) are written alike"),
+        ({"labels": len}, "labels of from_dataframe are columns of the frame: name them by x_col=, y_col= and"),
+        ({"ids": ["a"], "weights": {}}, "ids, weights of from_dataframe are columns of the frame"),
         ({"class_mode": "multi_output"}, "class_mode is 'multi_output', expected one of .*; write raw with several"),
         (
             {"y_col": "mixed"},
@@ -327,6 +331,7 @@ def test_frames_that_make_no_sense_are_refused(folder, frame, options, message):
     frame["digits"], frame["when"], frame["uid"] = list("1234567"), pd.Timestamp("2020"), 20240101
     frame["mixed"], frame["dicts"] = ["a", 3, "a", "a", "a", "a", "a"], [{"a": 1}] * 7
     frame["nan"] = [1, 2, np.nan, 4, 5, 6, 7]
+    frame[None] = 1
     with pytest.raises(IchError, match=message):
         DataGenerator.from_dataframe(frame, image_dir=folder, **options)
 
@@ -358,6 +363,8 @@ def test_folders_that_make_no_sense_are_refused(folder):
         DataGenerator.from_directory(folder, classes=["empty"])
     with pytest.raises(IchError, match="has no folder of the class d"):
         DataGenerator.from_directory(folder, classes=["a", "d"])
+    with pytest.raises(IchError, match="from_directory takes the folder as its first argument, and no image_dir"):
+        DataGenerator.from_directory(folder, image_dir=folder)
     with pytest.raises(IchError, match="class_mode raw needs columns of numbers; folders are classes"):
         DataGenerator.from_directory(folder, class_mode="raw")
     with pytest.raises(IchError, match="class_mode binary takes two classes, found 4: a, b, c, … "):

@@ -1,8 +1,11 @@
-"""Arguments that other generators have, and what to write here in their place."""
+"""Arguments that other generators have, and what to write here in their place; warnings about those that are given."""
 
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 
 from ich.errors import IchError, names_in_utf8
 
@@ -84,3 +87,12 @@ def checked(function: Callable) -> Callable:
             return function(first, *args, **kwargs)
 
     return method
+
+
+def warn(message: str) -> None:
+    """Warn of what a user gave, at the line that gave it: the nearest one outside of this package."""
+    level = 1
+    caller: FrameType | None = sys._getframe()
+    while caller is not None and caller.f_globals.get("__name__", "").partition(".")[0] == "ich":
+        level, caller = level + 1, caller.f_back
+    warnings.warn(message, stacklevel=level)

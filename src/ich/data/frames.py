@@ -1,7 +1,6 @@
 """Samples from a frame or from folders, as Keras's flow_from_dataframe and flow_from_directory had them."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -40,6 +39,8 @@ def samples_of(
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise IchError(f"the frame lacks the columns {name_some(missing)}; it has {', '.join(map(str, frame))}")
+    if any(pd.isna(column) is True for column in columns):
+        raise IchError("x_col, y_col, weight_col and extra name columns, and one of them is None; give it a name")
     twice = [column for column in dict.fromkeys(columns) if list(frame.columns).count(column) > 1]
     if twice:
         raise IchError(f"the frame has several columns {name_some(twice)}; give each a name of its own")
@@ -110,11 +111,15 @@ def class_labels(
         raise IchError(
             f"{column.name} holds classes that cannot be sorted: {', '.join(examples.values())}; make all of them str"
         ) from error
+    names = pd.Index(map(str, known))
+    if not names.is_unique:
+        alike = [value_and_type(name) for name in known if str(name) == names[names.duplicated()][0]]
+        raise IchError(f"classes have names of their own, but {' and '.join(alike)} are written alike; rename one")
     if class_mode == "binary" and len(known) != 2:
         raise IchError(f"class_mode binary takes two classes, found {len(known)}: {name_some(known)}")
     unused = [name for name, code in indices.items() if code not in codes]
     if unused:
-        warnings.warn(f"there is no sample of the class {name_some(unused)}, which still has an index", stacklevel=5)
+        arguments.warn(f"there is no sample of the class {name_some(unused)}, which still has an index")
     rows, codes = rows[codes >= 0], codes[codes >= 0]
     kept = counts == 0
     kept[rows] = True
@@ -176,7 +181,7 @@ def in_folders(path: Path, classes: Sequence[str] | None) -> tuple[list[tuple[st
             f" {counts or 'no files at all'}"
         )
     if counts:
-        warnings.warn(f"{path}: left out are {counts}; read are {', '.join(SUFFIXES)}", stacklevel=3)
+        arguments.warn(f"{path}: left out are {counts}; read are {', '.join(SUFFIXES)}")
     return images, list(classes)
 
 

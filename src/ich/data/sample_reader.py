@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich.data import user_code
+from ich.data import arguments, user_code
 from ich.dicom.windows import Window
 from ich.errors import IchError, name_some
 from ich.images import reading
@@ -84,7 +83,7 @@ class SampleReader:
             message = f"{len(lost):,} of {len(ids):,} samples lack {files}: {name_some(lost)}"
             if not may_lack:
                 raise IchError(f"{message}; were they converted? Leave them out, or correct image_dir and suffix")
-            warnings.warn(f"{message}; others will be shown in their place", stacklevel=4)
+            arguments.warn(f"{message}; others will be shown in their place")
 
     def read(self, row: int, id: str) -> np.ndarray:
         """Return the image of a sample, shape (height, width, channels), or as the file or `reader` has it.
