@@ -5,6 +5,7 @@ Whole patients are drawn instead, with all their slices (the cluster bootstrap: 
 and their Application, 1997, section 3.8).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -60,11 +61,22 @@ def resampled_means(values: np.ndarray, patients: np.ndarray, resamples: int = R
         raise IchError(f"{len(names)} patient(s) cannot be resampled; expected two or more")
     columns = [*values.reshape(len(values), -1).T, np.ones(len(values))]
     totals = np.stack([np.bincount(patient, column) for column in columns], axis=1)  # the last: how many slices
-    rng = np.random.default_rng(seed)
     sums = np.empty((resamples, totals.shape[1]))
-    for row in sums:  # one draw at a time: all draws' counts would be resamples × patients numbers
-        row[:] = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) @ totals
+    for row, counts in zip(sums, draws(len(names), resamples, seed), strict=True):
+        row[:] = counts @ totals
     return (sums[:, :-1] / sums[:, -1:]).reshape(resamples, *values.shape[1:])
+
+
+def draws(patients: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """Draw as many patients as there are, with replacement, `resamples` times.
+
+    Yields:
+        How often each patient was drawn, int64, shape (patients,): one draw at a time, as the counts of all would be
+        resamples × patients numbers.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.bincount(rng.integers(patients, size=patients), minlength=patients)
 
 
 def estimate(values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

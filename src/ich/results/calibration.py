@@ -64,11 +64,21 @@ def fit(probabilities: np.ndarray, y_true: np.ndarray, kind: str) -> Calibration
     if kind not in KINDS:
         raise IchError(f"no calibration is called {kind!r}; there are {', '.join(KINDS)}")
     z, y = clipped_logit(probabilities), np.asarray(y_true, dtype=np.float64)
-    lines = [_fit_line(z[:, k], y[:, k], with_offset=kind == "platt") for k in range(len(LABELS))]
+    lines = [fit_line(z[:, k], y[:, k], with_offset=kind == "platt") for k in range(len(LABELS))]
     return Calibration(*np.array(lines).T)
 
 
-def _fit_line(z: np.ndarray, y: np.ndarray, with_offset: bool) -> np.ndarray:
+def fit_line(z: np.ndarray, y: np.ndarray, with_offset: bool) -> np.ndarray:
+    """Fit the line of one label, as `fit` does.
+
+    Args:
+        z: the logits, as of `clipped_logit`, shape (n,).
+        y: 0 or 1, shape (n,).
+        with_offset: fit the offset too; else it is 0.
+
+    Returns:
+        The scale and the offset, shape (2,).
+    """
     positives = y.sum()
     targets = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
 
