@@ -30,13 +30,14 @@ def ranking_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     """Draw ROC and precision-recall curves, one color for each label; constant labels are left out.
 
     Args:
-        truth: 0 or 1, shape (n, 6).
+        truth: 0 or 1, shape (n, 6); NaN where it is unknown.
         probabilities: shape (n, 6).
     """
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     roc, precision = figure.subplots(1, 2)
     for (label, color), y, p in zip(COLORS.items(), truth.T, probabilities.T, strict=True):
-        if y.min() == y.max():
+        y, p = y[~np.isnan(y)], p[~np.isnan(y)]
+        if len(np.unique(y)) < 2:
             continue
         false_alarms, sensitivity, _ = roc_curve(y, p)
         roc.plot(*_thinned(false_alarms, sensitivity), color=color, label=label)
@@ -55,36 +56,48 @@ def ranking_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
     return figure
 
 
-def calibration_curves(truth: np.ndarray, probabilities: np.ndarray) -> Figure:
+def calibration_curves(
+    truth: np.ndarray, probabilities: np.ndarray, recalibrated: np.ndarray | None = None, unit: str = "slices"
+) -> Figure:
     """Draw the share of positives against the mean probability, in tenths of the probability, and their counts.
 
     Args:
         truth, probabilities: as of `ranking_curves`.
+        recalibrated: other probabilities of the same, drawn dashed; NaN where there are none.
+        unit: what is counted.
     """
     figure = Figure(figsize=(10, 7.6), layout="constrained")
     panels = figure.subplots(4, 3, sharex=True, height_ratios=(3, 1, 3, 1))
     for k, (label, color) in enumerate(COLORS.items()):
         row, column = divmod(k, 3)
         curve, counts = panels[2 * row, column], panels[2 * row + 1, column]
-        bin_of = np.clip(np.digitize(probabilities[:, k], _BINS) - 1, 0, len(_BINS) - 2)
-        count = np.bincount(bin_of, minlength=len(_BINS) - 1)
-        some = count > 0
-        mean, share = (
-            np.bincount(bin_of, values, minlength=len(count))[some] / count[some]
-            for values in (probabilities[:, k].astype(np.float64), truth[:, k])
-        )
+        mean, share, count = _binned(truth[:, k], probabilities[:, k])
         curve.axline((0, 0), slope=1, color="gray", linewidth=0.6, linestyle=":")
         curve.plot(mean, share, marker="o", color=color)
+        if recalibrated is not None:
+            curve.plot(*_binned(truth[:, k], recalibrated[:, k])[:2], marker=".", linestyle="--", color=color)
         curve.set(title=label, xlim=(0, 1), ylim=(-0.03, 1.03))
         counts.bar((_BINS[:-1] + _BINS[1:]) / 2, count, width=0.09, color=color)
-        counts.set(yscale="log", ylim=(0.7, None))
+        if count.any():  # else Matplotlib warns of a scale without a number
+            counts.set(yscale="log", ylim=(0.7, None))
         if column == 0:
             curve.set_ylabel("share of positives")
-            counts.set_ylabel("slices")
+            counts.set_ylabel(unit)
         if row == 1:
             counts.set_xlabel("probability")
         curve.grid(alpha=0.3)
     return figure
+
+
+def _binned(truth: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean probability and the share of positives in each tenth that has some, and the count in all ten."""
+    known = ~(np.isnan(truth) | np.isnan(probability))
+    y, p = truth[known], probability[known].astype(np.float64)
+    bin_of = np.clip(np.digitize(p, _BINS) - 1, 0, len(_BINS) - 2)
+    count = np.bincount(bin_of, minlength=len(_BINS) - 1)
+    some = count > 0
+    mean, share = (np.bincount(bin_of, values, minlength=len(count))[some] / count[some] for values in (p, y))
+    return mean, share, count
 
 
 def group_scores(kinds: Mapping[str, pd.DataFrame]) -> Figure:
