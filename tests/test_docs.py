@@ -381,7 +381,7 @@ def test_the_readme_is_one_page_and_leads_to_every_other():
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_the_help_of_a_script_names_its_page(script):
     doc = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-    (page,) = re.findall(r"^More: (docs/\w+\.md)$", doc, flags=re.M)
+    (page,) = re.findall(r"^More: (docs/[\w-]+\.md)$", doc, flags=re.M)
     assert page in DOCS
     assert f"scripts/{script.name}" in DOCS[page] or script.name in DOCS[page], f"{page} does not name {script.name}"
 

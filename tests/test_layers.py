@@ -79,7 +79,7 @@ for name in sys.argv[1:]:
         sys.exit(f"{{name}} imports {{', '.join(loaded)}}")
 """
     assert "ich.images.convert" in MODULES
-    run(code, *MODULES, "ich.own_scans.find")
+    run(code, *MODULES, "ich.own_scans.find", "ich.own_scans.validation_page")
 
 
 def test_every_package_stands_on_a_floor():

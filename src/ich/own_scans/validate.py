@@ -1,0 +1,280 @@
+"""Predictions of somebody's scans against their labels: joined, scored, told beside what is known of the model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ich.competition.labels import LABELS
+from ich.errors import IchError, name_some, not_there, one_line
+from ich.files import sha256_of
+from ich.own_scans import scores, truth
+from ich.own_scans.published import PUBLISHED
+from ich.own_scans.scores import Score
+from ich.own_scans.truth import Truth
+
+_IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_NAMED = 3  # of what has no label, or no prediction
+
+
+@dataclass(frozen=True)
+class Level:
+    """The scores of units: of slices, or of what several slices belong to, by their highest probability.
+
+    Args:
+        unit: "slices", "scans" or "studies".
+        patients: how many there are.
+        truth: float64, shape (n, 6), 0, 1 or NaN.
+        probabilities: float64, shape (n, 6).
+        recalibrated: float64, shape (n, 6), NaN where there are none.
+        scores: of each label, by name as `ich.own_scans.scores.score` gives them; none where no label is known.
+        reasons: why a label has no scores, or is not recalibrated.
+    """
+
+    unit: str
+    patients: int
+    truth: np.ndarray
+    probabilities: np.ndarray
+    recalibrated: np.ndarray
+    scores: dict[str, dict[str, Score]]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is told of predictions.
+
+    Args:
+        facts: what was compared with what, as JSON takes it.
+        levels: the labels' own first.
+        unlabeled: count and first names of what was predicted and has no label.
+        unpredicted: count and first names of the labels without a prediction.
+        notes: what is to be known.
+        out_of_fold: score.json of the model's result; None if the predictions do not have it.
+        published: what others reached on this data set, or at other hospitals.
+    """
+
+    facts: dict[str, Any]
+    levels: list[Level]
+    unlabeled: tuple[int, list[str]]
+    unpredicted: tuple[int, list[str]]
+    notes: list[str]
+    out_of_fold: Mapping | None
+    published: list[dict] = field(default_factory=list)
+
+
+def validate(predictions: Path, labels: Path, format: str) -> Validation:
+    """Score predictions against labels.
+
+    Args:
+        predictions: a folder that predict_scans wrote: slices.csv and predictions.json.
+        labels: a CSV of a format of `ich.own_scans.truth.FORMATS`.
+
+    Raises:
+        IchError: a file cannot be read or has another content, or no label belongs to a prediction.
+    """
+    slices, made = _slices(predictions), _made(predictions)
+    known = truth.read_truth(labels, format)
+    keys = known.keys_of(slices).replace("", None)
+    has_label = keys.isin(known.labels.index)
+    if not has_label.any():
+        raise IchError(_nothing_in_common(predictions, labels, known, keys, slices, made))
+    notes = [*known.notes, *_made_notes(made)]
+    patients, told = _patients(slices)
+    notes.append(told)
+    joined = slices[has_label].assign(key=keys[has_label], patient=patients[has_label])
+    levels = _levels(joined, known)
+    if format == "ct-ich":
+        notes += _numbering(joined, keys, known)
+    several = int((joined.groupby("key")["SeriesInstanceUID"].nunique() > 1).sum())
+    if several and not known.of_slices:
+        notes.append(f"{several:,} {levels[0].unit} consist of several series: the highest probability of all counts")
+    name = "SOPInstanceUID" if known.of_slices else "SeriesInstanceUID"
+    unlabeled = slices.loc[~has_label, name].unique()
+    unpredicted = known.labels.index.difference(keys[has_label], sort=False)
+    facts = {
+        "predictions": str(predictions),
+        "model": {key: value for key, value in made.get("model", {}).items() if key != "out_of_fold"},
+        "labels": str(labels),
+        "format": format,
+        "joined_by": known.kind,
+        "sha256": {"slices.csv": sha256_of(predictions / "slices.csv"), "labels": sha256_of(labels)},
+    }
+    return Validation(
+        facts,
+        levels,
+        (len(unlabeled), list(map(str, unlabeled[:_NAMED]))),
+        (len(unpredicted), list(map(str, unpredicted[:_NAMED]))),
+        notes,
+        made.get("model", {}).get("out_of_fold"),
+        [one for one in PUBLISHED if format in one["formats"]],
+    )
+
+
+def as_json(validation: Validation) -> dict:
+    """What validation.json says; null for what cannot be computed, with the reason beside it."""
+    return {
+        "validation_of": validation.facts,
+        "notes": validation.notes,
+        "without_label": dict(zip(("count", "first"), validation.unlabeled, strict=True)),
+        "without_prediction": dict(zip(("count", "first"), validation.unpredicted, strict=True)),
+        "levels": {level.unit: _level_as_json(level) for level in validation.levels},
+        "out_of_fold": validation.out_of_fold,
+        "published": validation.published,
+        "interval": f"95 %, {scores.RESAMPLES} bootstrap resamples of patients",
+    }
+
+
+def _level_as_json(level: Level) -> dict:
+    labels = {}
+    for k, label in enumerate(LABELS):
+        y = level.truth[:, k]
+        labels[label] = {
+            "positives": int((y == 1).sum()),
+            "negatives": int((y == 0).sum()),
+            "unknown": int(np.isnan(y).sum()),
+            **{
+                name: {key: None if isinstance(v, float) and np.isnan(v) else v for key, v in score._asdict().items()}
+                for name, score in level.scores.get(label, {}).items()
+            },
+            **({"reason": level.reasons[label]} if label in level.reasons else {}),
+        }
+    return {"count": len(level.truth), "patients": level.patients, "labels": labels}
+
+
+def _slices(predictions: Path) -> pd.DataFrame:
+    """Return slices.csv: text, and six probabilities."""
+    path = predictions / "slices.csv"
+    try:
+        slices = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise IchError(f"{not_there(path)}; expected a folder that scripts/predict_scans.py wrote") from error
+    except (OSError, ValueError) as error:  # pandas' parsers raise ValueErrors
+        raise IchError(f"{path} cannot be read: {one_line(error)}; make the predictions again") from error
+    if missing := [name for name in ("file", *_IDS, *LABELS) if name not in slices]:
+        raise IchError(f"{path} lacks the columns {', '.join(missing)}; make the predictions again")
+    for label in LABELS:
+        slices[label] = pd.to_numeric(slices[label], errors="coerce")
+    wrong = ~((slices[list(LABELS)] >= 0) & (slices[list(LABELS)] <= 1)).all(axis=1)  # NaN is wrong too
+    if wrong.any():
+        raise IchError(
+            f"{path} has no probabilities for {name_some(slices.loc[wrong, 'SOPInstanceUID'].tolist())}; make the"
+            " predictions again"
+        )
+    return slices
+
+
+def _made(predictions: Path) -> dict:
+    """Return predictions.json."""
+    path = predictions / "predictions.json"
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IchError(
+            f"{path} cannot be read ({one_line(error)}); expected a folder that scripts/predict_scans.py wrote"
+        ) from error
+    if not isinstance(made, dict) or not isinstance(made.get("model"), dict):
+        raise IchError(f"{path} says nothing of a model; expected a folder that scripts/predict_scans.py wrote")
+    return made
+
+
+def _made_notes(made: dict) -> list[str]:
+    return [] if made.get("complete", True) else ["the predictions are not complete: predict_scans.py was stopped"]
+
+
+def _nothing_in_common(
+    predictions: Path, labels: Path, known: Truth, keys: pd.Series, slices: pd.DataFrame, made: dict
+) -> str:
+    told = f"no label of {labels} ({known.kind}: {name_some(known.labels.index)}) is of a scan in {predictions}"
+    if keys.notna().any():
+        told += f", which has {name_some(keys.dropna().unique())}"
+    else:
+        told += f", where no slice has such a name, as {slices['SOPInstanceUID'].iloc[0]} of {slices['file'].iloc[0]}"
+    if made.get("options", {}).get("hash_ids"):
+        return f"{told}; predict again without --hash-ids, which replaced the names"
+    if known.kind.startswith("CQ500"):
+        return f"{told}; predict the folder that holds the folders 'CQ500CT0 CQ500CT0' …, or predict with --patient-id"
+    return f"{told}; name the labels of these scans"
+
+
+def _patients(slices: pd.DataFrame) -> tuple[pd.Series, str]:
+    """Return who each slice is of, for the bootstrap, and by which identifier that is known."""
+    patients = pd.Series("", slices.index)
+    used = []
+    for column in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+        if column in slices:
+            empty = patients == ""
+            taken = empty & (slices[column] != "")
+            patients[taken] = f"{column} " + slices.loc[taken, column]
+            if taken.any():
+                used.append(f"{column} ({slices.loc[taken, column].nunique():,})")
+    told = f"patients are told apart by {', '.join(used)}"
+    if not (len(used) == 1 and used[0].startswith("PatientID")):
+        told += "; two scans of one patient may count as two patients: predict_scans.py --patient-id tells"
+    return patients, told
+
+
+def _levels(joined: pd.DataFrame, known: Truth) -> list[Level]:
+    labels = known.labels.loc[joined["key"]].set_axis(joined.index)
+    unit = "slices" if known.of_slices else "studies" if known.kind == "StudyInstanceUID" else "scans"
+    levels = [_level(unit, joined, joined["key"], labels)]
+    if known.of_slices:
+        levels.append(_level("scans", joined, joined["SeriesInstanceUID"], labels))
+    return levels
+
+
+def _level(unit: str, joined: pd.DataFrame, groups: pd.Series, labels: pd.DataFrame) -> Level:
+    """Score groups of slices: by the highest probability; a label is there if a slice has it."""
+    found = joined[list(LABELS)].groupby(groups.to_numpy(), sort=True).max()
+    y = labels.groupby(groups.to_numpy(), sort=True).max()
+    unknown = labels.isna().groupby(groups.to_numpy(), sort=True).any()
+    y = y.mask(unknown & (y != 1)).to_numpy(np.float64)  # of what is unknown in part, only a 1 is sure
+    p = found.to_numpy(np.float64)
+    patients = joined["patient"].groupby(groups.to_numpy(), sort=True).first().to_numpy(object).astype(str)
+    of_labels: dict[str, dict[str, Score]] = {}
+    reasons: dict[str, str] = {}
+    after = np.full(p.shape, np.nan)
+    for k, label in enumerate(tqdm(LABELS, desc=f"score {unit}", unit="label", disable=None)):
+        there = ~np.isnan(y[:, k])
+        if not there.any():
+            reasons[label] = "no label is given"
+            continue
+        of_label = y[there, k], p[there, k], patients[there]
+        recalibrated = None
+        try:
+            recalibrated = after[there, k] = scores.recalibrate(*of_label)
+        except IchError as error:
+            reasons[label] = f"not recalibrated: {error}"
+        of_labels[label] = scores.score(of_label[0], of_label[1], recalibrated, of_label[2])
+    return Level(unit, len(set(patients)), y, p, after, of_labels, reasons)
+
+
+def _numbering(joined: pd.DataFrame, keys: pd.Series, known: Truth) -> list[str]:
+    """Return what speaks against the numbers of CT-ICH's slices being those of the volumes."""
+    notes = []
+    of_patient = known.labels.index.str.partition(".").get_level_values(0).value_counts()
+    counts = keys.dropna().str.partition(".")[0].value_counts()
+    other = [number for number, count in counts.items() if of_patient.get(number, count) != count]
+    if other:
+        notes.append(f"patients with another number of labels than of slices read: {name_some(sorted(other))}")
+    number = joined["key"].str.partition(".")[2].astype(int)
+    series = joined["SeriesInstanceUID"]
+    y = known.labels["any"].loc[joined["key"]].to_numpy()
+    p = joined["any"].to_numpy(np.float64)
+    there = np.lexsort((number, series))
+    back = np.lexsort((-number, series))
+    if np.isnan(y).any() or len(np.unique(y)) < 2:
+        return notes
+    one = np.ones((1, len(y)))
+    as_given, reversed_ = scores.ranking(y[there], p[there], one)[0, 0], scores.ranking(y[back], p[there], one)[0, 0]
+    if reversed_ > as_given:
+        notes.append(
+            f"the labels fit better with the slices numbered from the other end (AUC of `any` {reversed_:.3f}, as"
+            f" numbered {as_given:.3f}): check that the volumes are stored from the feet to the head"
+        )
+    return notes
