@@ -94,3 +94,9 @@ def test_weights_that_are_none_are_refused(tmp_path, weights):
     write_stage(tmp_path, weights)
     with pytest.raises(IchError, match=r"score.json holds no weights of boosting that add up to 1; run the command of"):
         SecondStage.read(tmp_path, Sequence(kind="boosting"), 2)
+
+
+def test_weights_below_zero_are_refused(tmp_path):
+    write_stage(tmp_path, {"test": {"recurrent": 1.0, "boosting": 0.5, "linear": -0.5}})
+    with pytest.raises(IchError, match=r"no weights of recurrent, boosting, linear that add up to 1"):
+        SecondStage.read(tmp_path, Sequence(), 2)

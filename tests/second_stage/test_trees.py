@@ -58,6 +58,22 @@ def test_a_split_on_what_is_missing_alone_is_kept():
     assert len(np.unique(read.logits(rows[:4]))) == 2
 
 
+@pytest.mark.parametrize("missing_left", [True, False])
+def test_at_most_the_threshold_goes_left(missing_left):
+    arrays = {
+        "base": np.array(0.5),
+        "roots": np.array([0], np.int32),
+        "feature": np.array([1, 0, 0], np.int16),
+        "threshold": np.array([2, np.inf, np.inf], np.float32),
+        "missing_left": np.array([missing_left, False, False]),
+        "children": np.array([[1, 2], [1, 1], [2, 2]], np.int32),
+        "value": np.array([0.0, 10.0, 20.0]),
+    }
+    asked = np.array([2.0, np.nextafter(np.float32(2), np.float32(3)), -np.inf, np.inf, np.nan], np.float32)
+    told = Trees.of_arrays(arrays, 2).logits(np.column_stack([np.zeros(5, np.float32), asked]))
+    assert told.tolist() == [10.5, 20.5, 10.5, 20.5, 10.5 if missing_left else 20.5]
+
+
 def test_thresholds_are_rounded_down():
     between = np.array([0.1, -0.1, 1 / 3, 1e-60, -1e-60, 7.0, np.inf])
     rounded = trees._rounded_down(between)
@@ -100,6 +116,7 @@ def test_trees_that_scikit_learn_stores_otherwise_are_refused(case):
         ("feature", lambda a: a + np.int16(9), "nodes ask for others than 6 features"),
         ("feature", lambda a: a - np.int16(9), "nodes ask for others than 6 features"),
         ("children", lambda a: a - 1, "children do not come after their parent"),
+        ("children", lambda a: np.where(a == a.max(), a + np.int32(1), a), "children do not come after their parent"),
         ("children", lambda a: a[:, ::-1] * 2, "children do not come after their parent"),
         ("children", lambda a: np.where(np.arange(2), a, np.arange(len(a))[:, None]).astype(np.int32), "children do"),
     ],

@@ -116,7 +116,10 @@ def read_model(folder: Path, kind: str) -> Model:
             f" file: {_how_to_train(folder.parent)}"
         )
     if kind == "recurrent":
-        return inference.read_model(path, f"delete {folder}, and {_how_to_train(folder.parent)}")
+        network = inference.read_model(path, f"delete {folder}, and {_how_to_train(folder.parent)}")
+        if keras.backend.backend() == "tensorflow":
+            network.jit_compile = False  # on a GPU, XLA would compile it anew for each length of scans
+        return network
     return boosting.Model.load(path) if kind == "boosting" else logistic.Model.load(path)
 
 
