@@ -178,6 +178,18 @@ def test_a_slice_that_cannot_be_read_comes_as_its_error(tmp_path):
     assert next(read_slices(series))[1].kind == "unreadable"
 
 
+def test_a_header_that_is_damaged_behind_its_names_counts_to_its_series(tmp_path):
+    path = write_scan(tmp_path)[3]
+    data = path.read_bytes()
+    at = data.index(b"\x28\0\x02\0US")
+    path.write_bytes(data[:at] + b"\x20\0\xfe\xffSQ\0\0\xff\xff\xff\xff" + b"no items" + data[at:])
+    series = the_read(find_series([tmp_path]))
+    assert (series.files, len(series.slices)) == (6, 5)
+    ((file, reason),) = series.unread
+    assert file == path.name
+    assert "cannot be parsed" in reason
+
+
 def test_slices_are_ordered_as_the_slice_table_orders_them(tmp_path):
     from ich.images import slice_table
 

@@ -129,7 +129,7 @@ def test_of_series_at_the_same_positions_the_softer_kernel_is_read(tmp_path):
         {"AcquisitionTime": "101500"},
         {"ContrastBolusAgent": "Iopamidol"},
         {"first": 100.0},  # elsewhere
-        {"slices": 3, "first": 10.0},  # covers half of it
+        {"slices": 5, "first": 10.0},  # covers three fifths of it
     ],
     ids=str,
 )
@@ -148,6 +148,15 @@ def test_unnamed_kernels_are_told_apart_by_the_noise_in_the_brain(tmp_path):
     write_scan(tmp_path / "b", slices=8, series="1.2.8", pixels=head(8, 64), ConvolutionKernel="X2")
     write_scan(tmp_path / "c", slices=8, series="1.2.9", pixels=head(8, 64), ConvolutionKernel="X3")
     assert outcomes(tmp_path) == {"1.2.7": "sharper_kernel", "1.2.8": "read", "1.2.9": "read"}
+
+
+def test_the_noise_of_thin_slices_is_no_sign_of_a_sharp_kernel(tmp_path):
+    rng = np.random.default_rng(0)
+    flat = [np.full((64, 64), 35, np.int16)] * 8
+    thick, thin = ([(hu + rng.normal(0, level, hu.shape)).astype(np.int16) for hu in flat] for level in (5, 5 * 5**0.5))
+    write_scan(tmp_path / "a", slices=8, pixels=thick, ConvolutionKernel="X1")
+    write_scan(tmp_path / "b", slices=8, series="1.2.8", pixels=thin, ConvolutionKernel="X2", SliceThickness=1)
+    assert outcomes(tmp_path) == {"1.2.7": "read", "1.2.8": "read"}
 
 
 def test_noise_is_measured_in_hu():
@@ -194,6 +203,9 @@ def test_two_slices_of_one_uid_fail_their_series(tmp_path):
     write_scan(tmp_path / "a")
     write_scan(tmp_path / "b", pixels=[hu + 1 for hu in head()], slices=1)
     write_scan(tmp_path / "c", series="1.2.8")
+    assert outcomes(tmp_path)["1.2.7"] == "conflict"
+    # The same pixels at another place are another slice too.
+    write_scan(tmp_path / "b", slices=1, first=1.0)
     found = find_series([tmp_path])
     failed, read = found.series
     assert (failed.status, failed.reason, failed.files) == ("failed", "conflict", 7)
@@ -334,6 +346,11 @@ def test_what_is_odd_is_told(tmp_path, note, tags):
 def test_nothing_is_told_of_an_ordinary_scan(tmp_path):
     write_scan(tmp_path, slices=30)
     assert notes(tmp_path) == ""
+
+
+def test_a_modality_in_lower_case_is_ct(tmp_path):
+    write_scan(tmp_path, slices=5, Modality="ct")
+    assert outcomes(tmp_path) == {"1.2.7": "read"}
 
 
 def test_600_slices_are_read(tmp_path):

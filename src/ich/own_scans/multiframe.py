@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from sys import intern
-from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset
@@ -157,10 +156,8 @@ class Frames:
         ds = self._ds
         try:
             if ds.file_meta.TransferSyntaxUID.is_compressed:
-                table = (ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths"))
-                more: Any = {"extended_offsets": table} if all(table) else {}
-                frame = get_frame(self._pixels, number, number_of_frames=len(self._groups), **more)
-                return encapsulate([frame])
+                # With an extended offset table each frame is one fragment (PS3.5, A.4), which are counted as well.
+                return encapsulate([get_frame(self._pixels, number, number_of_frames=len(self._groups))])
             size = int(ds.Rows) * int(ds.Columns) * int(ds.BitsAllocated) // 8
         except Exception as error:  # pydicom meets damaged bytes with whatever its parser tripped over
             raise DicomError("bad_pixels", f"the frame cannot be had ({one_line(error, named=True)})") from error
