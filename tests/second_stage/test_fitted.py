@@ -45,6 +45,12 @@ def test_probabilities_are_averaged_over_folds_and_logits_over_kinds():
     np.testing.assert_allclose(told, np.full((8, 6), expit(0.25 * logit(trees) + 0.75 * logit(linear))))
 
 
+def test_a_kind_without_weight_is_not_asked():
+    models = {"boosting": [None, None], "linear": [line(1)]}
+    told = SecondStage(Sequence(), models, {"boosting": 0.0, "linear": 1.0}).predict(some_scans())
+    np.testing.assert_allclose(told, expit(1.0))
+
+
 def test_certainty_is_clipped_as_stored_logits_are():
     told = SecondStage(Sequence(kind="linear"), {"linear": [line(800)]}, {"linear": 1.0}).predict(some_scans())
     np.testing.assert_allclose(told, expit(15.0))

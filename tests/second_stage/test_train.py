@@ -182,12 +182,14 @@ def test_new_test_predictions_are_read_by_the_models_that_are_there(blended, tmp
     first, second = copied(blended, tmp_path)
     forbid_training(monkeypatch)
     told = [read_predictions(second.predictions_path)]
+    (second.fold(1) / "boosting_test.parquet").touch()  # as earlier versions left it
     unseen = table_of_scores(6, seed=1)
     unseen["score_any"] += 1
     write_predictions(probabilities(unseen), first.predictions_path)
     assert train_again(first) == blended[2]
     told.append(read_predictions(second.predictions_path))
     assert not told[0].equals(told[1])
+    assert not (second.fold(1) / "boosting_test.parquet").exists()
     first.predictions_path.unlink()
     train_again(first)
     assert not second.predictions_path.exists()

@@ -90,9 +90,10 @@ class SecondStage:
             state = "reads embeddings, and there are none" if embedded is None else "reads no embeddings"
             raise IchError(f"this second stage {state}; give what sequence.features={self.section.features} says")
         mixed = np.zeros((len(of.ids), len(LABELS)))
-        total = sum(map(len, self.models.values()))
+        weighing = {kind: models for kind, models in self.models.items() if self.weights[kind]}
+        total = sum(map(len, weighing.values()))
         with tqdm(total=total, desc="second stage, predict", unit="model", disable=None if progress else True) as bar:
-            for kind, models in self.models.items():
+            for kind, models in weighing.items():
                 mean = np.zeros_like(mixed)
                 own_inputs = None if kind == "recurrent" and embedded else inputs(kind, of, self.section)
                 for k, model in enumerate(models):

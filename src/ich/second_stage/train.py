@@ -84,7 +84,8 @@ def _claim(stage: FirstStage, run: Run) -> None:
             )
         if then.get("test_scores_sha256") == stage.digests["test"]:
             return
-        remove(run.predictions_path)
+        # Earlier versions kept each fold's test predictions.
+        remove(*run.path.glob("fold*/*_test.parquet"), run.predictions_path)
     facts = environment.environment() | digests
     facts |= {"devices": keras.distribution.list_devices(), "first_stage": list(map(str, stage.sources))}
     write_json(run.environment_path, facts | {"passes": passes, "test_scores_sha256": stage.digests["test"]})
