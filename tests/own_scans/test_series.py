@@ -120,6 +120,14 @@ def test_of_series_at_the_same_positions_the_softer_kernel_is_read(tmp_path):
     assert set(outcomes(tmp_path, all_series=True).values()) == {"read"}
 
 
+def test_no_series_is_skipped_for_one_that_is_skipped_itself(tmp_path):
+    """The first is longer than the last by more than the second covers."""
+    write_scan(tmp_path / "a", slices=21, ConvolutionKernel="EDGE")
+    write_scan(tmp_path / "b", slices=18, series="1.2.8", ConvolutionKernel="BONE")
+    write_scan(tmp_path / "c", slices=15, series="1.2.9", ConvolutionKernel="SOFT")
+    assert outcomes(tmp_path) == {"1.2.7": "read", "1.2.8": "sharper_kernel", "1.2.9": "read"}
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -45,14 +45,22 @@ def _choose(parts: list[Part], read: ReadSlice) -> None:
             noises[id(part)] = _noise(part, read)
         return noises[id(part)]
 
-    for part in parts:
-        for other in parts:
-            if other is part or other.status != "read" or not _same_slices(part, other):
-                continue
-            told = _sharper(part, other, noise_of)
+    softer = [
+        [
+            (number, told)
+            for number, other in enumerate(parts)
+            if other is not part and _same_slices(part, other) and (told := _sharper(part, other, noise_of))
+        ]
+        for part in parts
+    ]
+    # The softest first, so that none is skipped for one that is skipped itself. A circle, as noise may give, is read.
+    open_ones = set(range(len(parts)))
+    while ready := [one for one in open_ones if not any(number in open_ones for number, _ in softer[one])]:
+        for one in ready:
+            told = next((told for number, told in softer[one] if parts[number].status == "read"), None)
             if told:
-                part.status, part.reason, part.detail = "skipped", *told
-                break
+                parts[one].status, parts[one].reason, parts[one].detail = "skipped", *told
+        open_ones -= set(ready)
 
 
 def _sharper(part: Part, other: Part, noise_of: Callable[[Part], float]) -> tuple[str, str] | None:

@@ -7,11 +7,12 @@ are those of the DICOM standard, PS3.3 (objects), PS3.5 (encoding) and PS3.10 (f
 import io
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from sys import intern
-from typing import Any
+from typing import Any, TypeVar
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -49,7 +50,9 @@ TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*_TEXTS, *_NUMBERS, *_
 
 _PIXELS = 0x7FE00008  # the first of the elements that hold pixels
 _INFLATED = 2**24  # bytes of a deflated file that are looked at
+
 Vector = tuple[float, ...]
+_T = TypeVar("_T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,7 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         kernel=intern(kernel_of(ds)),
         contrast=intern(texts["ContrastBolusAgent"] or _contrast(ds)),
         body_part=intern(texts["BodyPartExamined"] or ""),
-        image_type=image_type,
+        image_type=_shared(image_type),
         reference=_interned(texts["FrameOfReferenceUID"]),
         series_number=_one(numbers["SeriesNumber"]),
         acquisition=_one(numbers["AcquisitionNumber"]),
@@ -244,8 +247,8 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         time=seconds(_one(numbers["AcquisitionTime"])),
         thickness=_one(numbers["SliceThickness"]),
         position=_vector(numbers["ImagePositionPatient"], 3),
-        orientation=_vector(numbers["ImageOrientationPatient"], 6),
-        pixel_spacing=_vector(numbers["PixelSpacing"], 2),
+        orientation=_shared(_vector(numbers["ImageOrientationPatient"], 6)),
+        pixel_spacing=_shared(_vector(numbers["PixelSpacing"], 2)),
         rows=_whole(numbers["Rows"]),
         columns=_whole(numbers["Columns"]),
     )
@@ -297,6 +300,12 @@ def _one(numbers: Vector | None) -> float | None:
 
 def _vector(numbers: Vector | None, length: int) -> Vector | None:
     return numbers if numbers is not None and len(numbers) == length else None
+
+
+@lru_cache(4096)
+def _shared(value: _T) -> _T:
+    """The first of equal values: all slices of a series have one direction, and need one object."""
+    return value
 
 
 def _whole(numbers: Vector | None) -> int | None:
