@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from ich.competition import metrics
 from ich.competition.labels import LABELS, METRIC_WEIGHTS
@@ -126,6 +126,15 @@ def test_prevalence_of_nothing_is_refused_as_a_sentence():
         metrics.prevalence_log_loss(np.zeros((0, 6)))
 
 
+def test_auc_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (50, 6), dtype=np.int8)
+    for p in (rng.random((50, 6), dtype=np.float32), rng.integers(0, 5, (50, 6)) / 4):  # the second with ties
+        slow = [roc_auc_score(y[:, k], p[:, k]) for k in range(6)]
+        np.testing.assert_allclose(metrics.auc_by_label(y, p), slow, rtol=1e-12)
+    assert np.isnan(metrics.auc_by_label(np.zeros((3, 6)), p[:3])).all()
+
+
 def test_the_summary_is_all_of_it_and_plain():
     y = np.random.default_rng(0).integers(0, 2, (20, 6), dtype=np.int8)
     p = np.random.default_rng(1).random((20, 6), dtype=np.float32)
@@ -136,4 +145,7 @@ def test_the_summary_is_all_of_it_and_plain():
     assert list(summary["by_label"].values()) == metrics.log_loss_by_label(y, p).tolist()
     assert list(summary["prevalence"].values()) == pytest.approx(y.mean(axis=0))
     assert summary["slices"] == 20
+    assert list(summary["auc"].values()) == metrics.auc_by_label(y, p).tolist()
+    y[:, 2] = 1
+    assert metrics.summary(y, p)["auc"]["intraventricular"] is None
     assert json.loads(json.dumps(summary)) == summary

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from ich.competition.labels import LABELS, METRIC_WEIGHTS
 from ich.errors import IchError
@@ -72,6 +73,23 @@ def prevalence_log_loss(y_true: np.ndarray) -> float:
     return weighted_log_loss(y, np.broadcast_to(y.mean(axis=0), y.shape))
 
 
+def auc_by_label(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each label, by the ranks of its positives (Mann and Whitney's U).
+
+    Args:
+        y_true, y_pred: as in `log_losses`.
+
+    Returns:
+        float64, shape (6,); NaN where all slices have the label, or none has.
+    """
+    y = np.asarray(y_true, dtype=np.float64)
+    ranks = pd.DataFrame(np.asarray(y_pred)).rank().to_numpy()  # the mean rank of equal ones
+    positives, negatives = y.sum(axis=0), (1 - y).sum(axis=0)
+    pairs = positives * negatives
+    wins = (ranks * y).sum(axis=0) - positives * (positives + 1) / 2
+    return np.divide(wins, pairs, out=np.full(len(LABELS), np.nan), where=pairs > 0)
+
+
 def summary(y_true: np.ndarray, y_pred: np.ndarray) -> dict:
     """What is told of predictions' quality, as JSON takes it.
 
@@ -79,14 +97,18 @@ def summary(y_true: np.ndarray, y_pred: np.ndarray) -> dict:
         y_true, y_pred: as in `log_losses`.
 
     Returns:
-        weighted_log_loss; of_prevalence, the floor that any model must beat; by_label, the log loss of each; slices;
-        prevalence of each label.
+        weighted_log_loss; of_prevalence, the floor that any model must beat; by_label, the log loss of each; auc of
+        each label, None where it is constant; slices; prevalence of each label.
     """
     by_label = np.asarray(log_loss_by_label(y_true, y_pred))
     return {
         "weighted_log_loss": weighted_log_loss(y_true, y_pred),
         "of_prevalence": prevalence_log_loss(y_true),
         "by_label": dict(zip(LABELS, by_label.tolist(), strict=True)),
+        "auc": {
+            label: None if np.isnan(auc) else auc
+            for label, auc in zip(LABELS, auc_by_label(y_true, y_pred).tolist(), strict=True)
+        },
         "slices": len(y_true),
         "prevalence": dict(zip(LABELS, np.asarray(y_true, np.float64).mean(axis=0).tolist(), strict=True)),
     }
