@@ -20,9 +20,10 @@ FOLDS = 5
 RANKING = ("auc", "average_precision", "sensitivity", "specificity")
 CALIBRATION = ("log_loss", "intercept", "slope")
 
-_AT_A_TIME = 2_000_000  # resamples × rows
+_AT_A_TIME = 500_000  # resamples × rows: what stays in the cache
 _UNDEFINED = 0.05  # of the resamples, at most: else there is no interval
 _EXACT = 1e-9
+_CLOSE = 1e-6  # a step of Newton's method, whose error then is its square
 _QUICK = 8  # steps of Newton's method before it is done with care
 _ITERATIONS = 100
 _LONGEST = 10  # step of Newton's method: where all probabilities are nearly 0 or 1, it would leap
@@ -128,7 +129,7 @@ def _logistic(y: np.ndarray, x: np.ndarray, offset: np.ndarray, weights: np.ndar
     for _ in range(_QUICK):
         step = _newton(y, x, offset, weights[todo], found[todo])
         found[todo] += step
-        todo = todo[~(np.abs(step).max(axis=1) <= _EXACT)]  # NaN too
+        todo = todo[~(np.abs(step).max(axis=1) <= _CLOSE)]  # NaN too
         if not len(todo):
             return found
     found[todo] = _climb(y, x, offset, weights[todo])

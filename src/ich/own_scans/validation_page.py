@@ -139,11 +139,12 @@ def _published(validation: Validation) -> Table:
 def _out_of_fold(score: Mapping | None) -> Table | Absent:
     if not score:
         return Absent("predictions.json has no out-of-fold score of the model")
-    head, rows = ["label", "log loss of slices", "prevalence"], []
+    keys = {"auc": ("AUC of slices", 3), "by_label": ("log loss of slices", 4), "prevalence": ("prevalence", 4)}
+    rows = []
     for label in LABELS:
-        rows.append([label, *(_number(score.get(key, {}).get(label), 4) for key in ("by_label", "prevalence"))])
-    rows.append(["weighted mean", _number(score.get("weighted_log_loss"), 4), ""])
-    return Table(head, rows)
+        rows.append([label, *(_number(score.get(key, {}).get(label), digits) for key, (_, digits) in keys.items())])
+    rows.append(["weighted mean", "", _number(score.get("weighted_log_loss"), 4), ""])
+    return Table(["label", *(name for name, _ in keys.values())], rows)
 
 
 def _joined(validation: Validation) -> Table:
