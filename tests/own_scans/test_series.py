@@ -352,7 +352,7 @@ def test_what_is_odd_is_told(tmp_path, note, tags):
 
 
 def test_nothing_is_told_of_an_ordinary_scan(tmp_path):
-    write_scan(tmp_path, slices=30)
+    write_scan(tmp_path, slices=30, ContrastBolusAgent="None")
     assert notes(tmp_path) == ""
 
 

@@ -48,6 +48,7 @@ _MORE = ("ImageType", "ConvolutionKernel", "RescaleType", "PhotometricInterpreta
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*_TEXTS, *_NUMBERS, *_MORE, *_FUNCTIONAL_GROUPS)]
 
+_NO_AGENT = {"NONE", "NO", "N", "0", "-", "NATIVE", "WITHOUT", "NO CONTRAST", "WITHOUT CONTRAST"}  # what people write
 _PIXELS = 0x7FE00008  # the first of the elements that hold pixels
 _INFLATED = 2**24  # bytes of a deflated file that are looked at
 
@@ -237,7 +238,7 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         modality=intern(texts["Modality"] or ""),
         description=intern(texts["SeriesDescription"] or ""),
         kernel=intern(kernel_of(ds)),
-        contrast=intern(texts["ContrastBolusAgent"] or _contrast(ds)),
+        contrast=intern(_contrast(ds, texts["ContrastBolusAgent"])),
         body_part=intern(texts["BodyPartExamined"] or ""),
         image_type=_shared(image_type),
         reference=_interned(texts["FrameOfReferenceUID"]),
@@ -263,7 +264,10 @@ def kernel_of(ds: Dataset) -> str:
     return " ".join(map(str, value if isinstance(value, MultiValue) else [value or ""])).strip()
 
 
-def _contrast(ds: Dataset) -> str:
+def _contrast(ds: Dataset, agent: str | None) -> str:
+    """The contrast agent, "" for none."""
+    if agent is not None:
+        return "" if agent.upper() in _NO_AGENT else agent
     try:
         agents = ds.get("ContrastBolusAgentSequence") or []
         return "; ".join(str(agent[0x00080104].value) for agent in agents if 0x00080104 in agent)  # CodeMeaning
