@@ -62,7 +62,10 @@ DATA_SET = Kind(
     "pack_for_kaggle.py",
     says="Made by scripts/pack_for_kaggle.py, for notebooks/kaggle_inference.ipynb.",
 )
-KINDS = (IMAGES, RESULT, DATA_SET)
+PREDICTIONS = Kind(
+    "predictions of scans", "predictions.json", frozenset({"notice", "model", "options"}), "predict_scans.py"
+)
+KINDS = (IMAGES, RESULT, DATA_SET, PREDICTIONS)
 
 
 def is_ours(folder: Path, kind: Kind) -> bool:

@@ -130,6 +130,18 @@ def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.nd
     return shared
 
 
+def slice_distance(table: pd.DataFrame) -> float | None:
+    """Return the median distance in mm between neighboring readable slices of the training; None if none is known.
+
+    Args:
+        table: columns split, status, SeriesInstanceUID and z.
+    """
+    train = table[(table["split"] == "train") & (table["status"] == "ok")].sort_values(["SeriesInstanceUID", "z"])
+    steps = train.groupby("SeriesInstanceUID")["z"].diff()
+    distance = float(steps[steps > _TIE].median())
+    return distance if np.isfinite(distance) else None
+
+
 def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
     """What is odd about the scans' geometry.
 

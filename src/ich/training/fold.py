@@ -113,7 +113,7 @@ def train_fold(run: Run, k: int) -> None:
         _remove_checkpoint(run, k)  # it is there if a kill came between the last two steps
         return
     with run.locked(k):
-        data = RunData(config)
+        data = RunData(config, ["SeriesInstanceUID", "z"])
         _check_folds(config, data)
         _train(run, k, data)
         # By the saved model, so that what is scored is what will predict.
@@ -151,7 +151,7 @@ def _train(run: Run, k: int, data: RunData) -> None:
     with strategy.scope() if strategy else nullcontext():
         aucs = [LabelAUC(label) for label in LABELS]
         model = fold_setup.compiled_model(config, train, aucs)
-    run.claim(keras.backend.backend(), devices.names(), data.digests)
+    run.claim(keras.backend.backend(), devices.names(), data.facts)
     run.restart(k)
     sweep(run.fold(k))
     _print_start(config, k, train, held_out, data.folds)

@@ -35,7 +35,8 @@ class RunData:
     Not all are needed everywhere: a Kaggle notebook predicts the test set where there are no folds.
 
     Args:
-        columns: of the slice table, besides those that digests, neighboring slices and sampling by series need.
+        columns: of the slice table, besides those that digests, neighboring slices and sampling by series need;
+            `facts` needs SeriesInstanceUID and z.
     """
 
     def __init__(self, config: Config, columns: Sequence[str] = ()):
@@ -68,6 +69,11 @@ class RunData:
     def digests(self) -> dict[str, str]:
         """SHA-256 of the file of folds, and of which DICOM files the train images were made of."""
         return self.folds_digest | {"images_sha256": split_digest(self.slices, "train")}
+
+    @property
+    def facts(self) -> dict[str, str | float | None]:
+        """What environment.json records of the data: the digests, and the distance of the slices in mm."""
+        return self.digests | {"slice_distance_mm": slice_table.slice_distance(self.slices)}
 
     def readable(self, split: str) -> pd.DataFrame:
         """Return size and crc of the readable slices of a split, in the table's order, by SOPInstanceUID."""

@@ -75,23 +75,23 @@ class Run:
             run.check_data(RunData(config).folds_digest)
         return run
 
-    def claim(self, backend: str, devices: Sequence[str], digests: Mapping[str, str]) -> None:
+    def claim(self, backend: str, devices: Sequence[str], data: Mapping[str, str | float | None]) -> None:
         """Make the directory this config's own, once all that could be wrong with the config was checked.
 
         Earlier, a mistake would leave a directory that then refuses the corrected config.
 
         Args:
             backend, devices: of Keras, for the record.
-            digests: of the data that are trained on, `RunData.digests`.
+            data: what is trained on, `RunData.facts`.
 
         Raises:
             IchError: another config has made it its own since.
         """
         with self.locked(wait=folders.SHORT):
-            self._check_owner(digests)
+            self._check_owner(data)
             if self.config_path.exists():
                 return
-            facts = environment.environment() | {"backend": backend, "devices": list(devices)} | dict(digests)
+            facts = environment.environment() | {"backend": backend, "devices": list(devices)} | dict(data)
             write_json(self.environment_path, facts)
             with replacing(self.config_path) as temporary:
                 temporary.write_text(self.config.resolved())
@@ -130,7 +130,7 @@ class Run:
                 " name another directory"
             )
 
-    def _check_owner(self, digests: Mapping[str, str]) -> None:
+    def _check_owner(self, digests: Mapping[str, str | float | None]) -> None:
         self.check_place()
         if not self.config_path.exists():
             return
@@ -147,7 +147,7 @@ class Run:
             )
         self.check_data(digests)
 
-    def check_data(self, digests: Mapping[str, str]) -> None:
+    def check_data(self, digests: Mapping[str, str | float | None]) -> None:
         """Refuse folds or images that are others than those that the run was trained on.
 
         Its models may have seen patients that other folds hold out.
