@@ -1,0 +1,188 @@
+"""Anybody's scans by a trained result: found, read, fitted to the training, predicted, written.
+
+In OUT:
+
+slices.csv        a row a slice: its file, identifiers, place, six probabilities
+scans.csv         a row a scan: the highest probability of each label, and the slice that has it
+series.csv        a row a series, read or not, with the reason; and one for each kind of file that is of no series
+predictions.json  how all this was made; written first and last
+index.html        all scans, with a picture each
+scans/            a page a scan, and its rows, by which the same command continues
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ich import folders
+from ich.errors import IchError
+from ich.files import sweep, write_json
+from ich.own_scans import find, slabs
+from ich.own_scans.model_spec import ModelSpec
+from ich.own_scans.options import Options
+from ich.own_scans.predictor import Predictor, Slices
+from ich.own_scans.scan_files import COLUMNS, ReadScan, ScanFiles, rows_of, view_of
+from ich.own_scans.series import Series
+from ich.own_scans.tables import Summary, write_tables
+from ich.report import scan_page
+from ich.report.scan_page import NOTICE
+from ich.results import environment
+
+
+def predict_scans(spec: ModelSpec, sources: Sequence[Path], out: Path, options: Options) -> Summary:
+    """Predict every scan in folders, zips and files, and write what was found.
+
+    A scan that was predicted before, from the same files by the same model, is not predicted again.
+
+    Args:
+        spec: as `ich.own_scans.model_spec.read_model` gives it.
+        out: a new or empty folder, or one of this function's with the same model and options.
+
+    Raises:
+        IchError: a source cannot be read or holds no files, a model cannot be read, or `out` holds something else, is
+            in use, or cannot be written.
+    """
+    digest = spec.digest()
+    made_by = {"model": digest, "options": asdict(options)}
+    with _working_in(out, made_by):
+        found = find.find_series(sources, options.all_series)
+        record = _record(spec, digest, sources, options)
+        write_json(out / folders.PREDICTIONS.marker, record | {"complete": False})
+        files = ScanFiles(out, spec, digest, options)
+        _predict(files, [series for series in found.series if series.status == "read"])
+        summary, counts = write_tables(files, found)
+        write_json(out / folders.PREDICTIONS.marker, record | {"complete": True, "counts": counts})
+        return summary
+
+
+@contextmanager
+def _working_in(out: Path, made_by: dict) -> Iterator[None]:
+    """Work alone in a folder, which must be new, empty, or of the same model and options."""
+
+    def check() -> None:
+        if not folders.is_ours(out, folders.PREDICTIONS):
+            return
+        before = json.loads((out / folders.PREDICTIONS.marker).read_text(encoding="utf-8"))
+        theirs = {"model": before.get("model", {}).get("digest"), "options": before.get("options")}
+        if differing := [name for name in made_by if theirs[name] != made_by[name]]:
+            raise IchError(
+                f"{out} holds predictions made with another {' and other '.join(differing)}; name another folder, or"
+                " delete it"
+            )
+
+    with folders.locked(out, check):
+        for folder in (out, out / "scans"):
+            sweep(folder)
+        yield
+
+
+def _record(spec: ModelSpec, digest: str, sources: Sequence[Path], options: Options) -> dict:
+    """Return what predictions.json says before the counts."""
+    facts = environment.environment()
+    return {
+        "notice": NOTICE,
+        "model": {
+            "name": spec.result,
+            "digest": digest,
+            "trained_by_commit": spec.commit,
+            "parts": {name: part.kind for name, part in spec.parts.items()},
+            "thickness_mm": spec.thickness,
+            "out_of_fold": spec.out_of_fold,
+        },
+        "environment": facts,
+        "sources": [] if options.hash_ids else [str(source) for source in sources],
+        "options": asdict(options),
+    }
+
+
+def _read(series: Series) -> ReadScan:
+    slices, hu, order, unread = [], [], [], []
+    for place, (slice_, pixels) in enumerate(find.read_slices(series)):
+        if isinstance(pixels, np.ndarray):
+            slices.append(slice_)
+            hu.append(pixels)
+            order.append(place)
+        else:
+            unread.append((slice_.file, pixels.kind, pixels.reason))
+    return ReadScan(series, slices, hu, np.array(order, np.int64), unread)
+
+
+def _predict(files: ScanFiles, series: list[Series]) -> None:
+    """Predict the scans that are not predicted yet; meanwhile read the next one, and write the last one's page."""
+    todo = [one for one in series if files.facts(one) is None]
+    total = sum(len(one.slices) for one in series)
+    done = total - sum(len(one.slices) for one in todo)
+    if not todo:
+        return
+    predictor = Predictor(files.spec, heat=files.options.pages)
+    with (
+        ThreadPoolExecutor(1, "read") as reading,
+        ThreadPoolExecutor(1, "page") as writing,
+        tqdm(total=total, initial=done, unit="slice", desc="predict", disable=None) as bar,
+    ):
+        ahead: Future[ReadScan] = reading.submit(_read, todo[0])
+        written: Future[None] | None = None
+        try:
+            for number, one in enumerate(todo):
+                scan = ahead.result()
+                if number + 1 < len(todo):
+                    ahead = reading.submit(_read, todo[number + 1])
+                write = _predict_one(predictor, files, scan)
+                if written is not None:
+                    written.result()
+                written = writing.submit(write)
+                bar.update(len(one.slices))
+            if written is not None:
+                written.result()
+        finally:
+            ahead.cancel()
+
+
+def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Callable[[], None]:
+    """Predict a scan; return a function that writes its page and its rows, in this order."""
+    series, spec, options = scan.series, files.spec, files.options
+    facts: dict[str, Any] = {"unread": scan.unread, "slices": len(scan.slices), "failed": ""}
+    if not scan.slices:
+        facts["failed"] = "none of its slices could be read"
+        return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
+    z = np.array([one.z for one in scan.slices])
+    numbers = np.arange(len(z))
+    if options.slabs and len({pixels.shape for pixels in scan.hu}) == 1:
+        numbers = slabs.slab_numbers(z, series.thickness, spec.thickness)
+    joined = numbers[-1] + 1 < len(z)
+    first = np.unique(numbers, return_index=True)[1]
+    slices = Slices(
+        ids=[scan.slices[place].uid for place in first],
+        z=np.array([z[numbers == number].mean() for number in range(len(first))]) if joined else z,
+        order=np.arange(len(first)) if joined else scan.order,
+        hu=slabs.averaged(scan.hu, numbers),
+    )
+    try:
+        prediction = predictor(slices)
+    except IchError as error:  # of this scan, such as images of a size that the model does not take
+        facts |= {"failed": str(error), "slices": 0}
+        return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
+    probabilities = prediction.probabilities[numbers]
+    rows = rows_of(scan, probabilities, options)
+    facts["thickness_mm"] = spec.thickness if joined else series.thickness or series.spacing
+    facts["slabs"] = len(first) if joined else 0
+
+    def write() -> None:
+        if options.pages:
+            heat = None if prediction.heat is None else prediction.heat[numbers]
+            view = view_of(files, scan, rows, probabilities, heat, facts)
+            page = files.path(series).with_suffix(".html")
+            facts["thumbnail"] = base64.b64encode(scan_page.write_scan_page(view, page, "../index.html")).decode()
+        files.write(series, rows, facts)
+
+    return write

@@ -1,0 +1,276 @@
+"""From the Hounsfield units of one scan to probabilities: the models of a result, applied as it applies them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+
+from ich.competition.labels import LABELS
+from ich.data import augment
+from ich.errors import IchError
+from ich.images.render import Field, Settings, field_of_view, render
+from ich.models import backbones, gradcam
+from ich.own_scans.model_spec import BlendPart, ModelSpec, RunPart, SecondStagePart
+from ich.results import fitted_blend
+from ich.second_stage import fitted, scans
+from ich.second_stage.scans import Scans
+from ich.training import inference
+
+HEAT_SIDE = 64
+"""Rows and columns of a Grad-CAM map over a whole slice; the networks' own maps have 4 to 16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """One scan's slices in scan order, as models read them.
+
+    Args:
+        ids: of each slice, unique, (n,).
+        z: mm along the slice normal, ascending, (n,); NaN if unknown.
+        order: place in the series, ascending, (n,); what could not be read is missing.
+        hu: int16 arrays, (rows, columns), which may differ in shape.
+    """
+
+    ids: Sequence[str]
+    z: np.ndarray
+    order: np.ndarray
+    hu: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a result predicts of a scan.
+
+    Args:
+        probabilities: float64, (n, 6), in the order of `LABELS`.
+        heat: uint8, (n, 6, HEAT_SIDE, HEAT_SIDE), Grad-CAM over the whole slice, 255 where it is highest in the scan
+            for a label; None if it was not asked for, or the backend has none.
+    """
+
+    probabilities: np.ndarray
+    heat: np.ndarray | None
+
+
+class Predictor:
+    """Predicts scans, one at a time.
+
+    The folds' mean, TTA, second stages, blends and calibration are those of the result.
+
+    Args:
+        spec: what the result consists of; its files are read now.
+        heat: whether to compute Grad-CAM, of the runs that the result is made of.
+
+    Raises:
+        IchError: a file cannot be read, a part cannot predict single scans, or the runs read no images alike.
+    """
+
+    def __init__(self, spec: ModelSpec, heat: bool = False):
+        self.spec = spec
+        self.parts: dict[str, _Run | _SecondStage | _Blend] = {}
+        stages = [part for part in spec.parts.values() if isinstance(part, SecondStagePart)]
+        embedded = {part.of[0] for part in stages if part.sequence.features == "embeddings"}
+        for name, part in spec.parts.items():
+            if isinstance(part, RunPart):
+                self.parts[name] = _Run(part, name in embedded, heat and keras.backend.backend() == "tensorflow")
+            elif isinstance(part, SecondStagePart):
+                self.parts[name] = _SecondStage(part)
+            else:
+                self.parts[name] = _Blend(part)
+
+    def __call__(self, slices: Slices) -> Prediction:
+        """Predict one scan of at least one slice."""
+        outputs: dict[str, _Output] = {}
+        for name, part in self.parts.items():
+            outputs[name] = part(slices, outputs)
+        heats = [output.heat for output in outputs.values() if output.heat is not None]
+        return Prediction(outputs[self.spec.result].probabilities, _as_bytes(np.mean(heats, axis=0)) if heats else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What a part gives for a scan; of each fold's model its logits and embeddings, if a second stage reads them."""
+
+    probabilities: np.ndarray
+    by_fold: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    heat: np.ndarray | None = None
+
+
+class _Run:
+    """The models of a run, one a fold."""
+
+    def __init__(self, part: RunPart, embeddings: bool, heat: bool):
+        self.part, self.embeddings = part, embeddings
+        self.settings = Settings.of(part.preprocess)
+        advice = "copy or export the model again, or train the fold again"
+        models = [inference.read_model(part.folder / file, advice) for file in part.files]
+        trunks = [gradcam.split(model) for model in models] if heat else [None] * len(models)
+        self.networks = [_network(model, embeddings, trunk) for model, trunk in zip(models, trunks, strict=True)]
+        self.heads = [trunk and trunk[1] for trunk in trunks]
+        passes = augment.passes(part.tta, *models[0].input_shape[1:3])
+        self.passes = [(transform, True) for transform in passes]
+        if heat and None not in passes:
+            self.passes.append((None, False))  # Grad-CAM is of the slices as they are
+
+    def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
+        pictures = [render(hu, self.settings) for hu in slices.hu]
+        images = _with_neighbors([picture for picture, _ in pictures], slices.order, self.part.neighbours)
+        self._check(images.shape[1:])
+        total, counted = np.zeros((len(images), len(LABELS))), 0
+        by_fold, heats = [], []
+        for network, head in zip(self.networks, self.heads, strict=True):
+            logits, embeddings = [], []
+            for transform, counts in self.passes:
+                given = images if transform is None else np.stack([transform(image=one)["image"] for one in images])
+                columns = self._predict(network, given, head if transform is None else None)
+                if counts:
+                    logits.append(columns["logits"])
+                    embeddings += [columns["embeddings"]] if self.embeddings else []
+                    total += inference.to_mean(columns["logits"], self.part.mean)
+                    counted += 1
+                if "heat" in columns:
+                    heats.append(columns["heat"])
+            if self.embeddings:
+                mean = np.mean([one.astype(np.float32) for one in embeddings], axis=0).astype(np.float16)
+                by_fold.append((inference.mean_logits(logits, self.part.mean), mean))
+        heat = None
+        if heats:
+            boxes = [box for _, box in pictures]
+            fields = [field_of_view(hu.shape, box, self.settings) for hu, box in zip(slices.hu, boxes, strict=True)]
+            heat = _over_slices(np.mean(heats, axis=0), [hu.shape for hu in slices.hu], fields)
+        return _Output(inference.from_mean(total / counted, self.part.mean), by_fold, heat)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        expected = self.networks[0].input_shape[1:]
+        if shape != expected:
+            found, takes = (
+                f"{height} × {width} with {channels} channels" for height, width, channels in (shape, expected)
+            )
+            raise IchError(f"the images of this scan are {found}, the model takes {takes}")
+
+    def _predict(self, network: keras.Model, images: np.ndarray, head: keras.Model | None) -> dict[str, np.ndarray]:
+        """Predict in batches; what the network gives by name, feature maps as Grad-CAM if there is a head."""
+        found: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(images), self.part.batch_size):
+            batch = images[start : start + self.part.batch_size]
+            short = -len(batch) % _MULTIPLE[keras.backend.backend()]
+            given = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)]) if short else batch
+            outputs = {name: values[: len(batch)] for name, values in network.predict_on_batch(given).items()}
+            maps = outputs.pop("maps", None)
+            if head is not None and maps is not None:
+                outputs["heat"] = gradcam.of_all_labels(head, maps)
+            for name, values in outputs.items():
+                found.setdefault(name, []).append(values)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+_MULTIPLE = {"tensorflow": 1, "jax": 16, "torch": 1}
+"""Batches are filled up to a multiple of this: JAX compiles for every new size."""
+
+
+def _network(model: keras.Model, embeddings: bool, trunk: tuple[keras.Model, keras.Model] | None) -> keras.Model:
+    """Return a model of named outputs: logits, embeddings and feature maps, as they are asked for."""
+    outputs = {"logits": model.outputs[0]}
+    if embeddings:
+        outputs["embeddings"] = backbones.with_features(model).outputs[1]
+    if trunk is not None:
+        outputs["maps"] = trunk[0].outputs[0]
+    return keras.Model(model.inputs, outputs)
+
+
+class _SecondStage:
+    """The models of a second stage, by kind and fold."""
+
+    def __init__(self, part: SecondStagePart):
+        self.part = part
+        models = {
+            kind: [fitted.read_model(part.folder / f"fold{k}", kind) for k in range(part.folds)]
+            for kind in part.weights
+        }
+        self.stage = fitted.SecondStage(part.sequence, models, part.weights)
+
+    def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
+        given = [outputs[name] for name in self.part.of]
+        logits = np.mean([scans.logits_of(pd.DataFrame(one.probabilities)).to_numpy() for one in given], axis=0)
+        scan, rows = _as_scans(slices, logits)
+        embedded = None
+        if self.part.sequence.features == "embeddings":
+            embedded = [_as_scans(slices, *of_fold)[0] for of_fold in given[0].by_fold].__getitem__
+        probabilities = np.empty((len(rows), len(LABELS)))
+        probabilities[rows] = self.stage.predict(scan, embedded)
+        return _Output(probabilities)
+
+
+class _Blend:
+    """Fitted weights, and a calibration where one helped."""
+
+    def __init__(self, part: BlendPart):
+        self.part = part
+        self.blend = fitted_blend.of_description(part.method, part.fitted, part.of)
+
+    def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
+        return _Output(self.blend(np.stack([outputs[name].probabilities for name in self.part.of])))
+
+
+def _as_scans(slices: Slices, logits: np.ndarray, embeddings: np.ndarray | None = None) -> tuple[Scans, np.ndarray]:
+    """Return the slices as a second stage reads them, and the row of each; one without a position is a scan alone."""
+    placed = np.isfinite(slices.z)
+    rows = np.concatenate([np.flatnonzero(placed), np.flatnonzero(~placed)])
+    count = int(placed.sum())
+    starts = np.unique([0, *range(count, len(rows) + 1)])
+    values = logits[rows].astype(np.float32).clip(-scans.LIMIT, scans.LIMIT)
+    of_slices = np.zeros((len(rows), 0), np.float16) if embeddings is None else embeddings[rows]
+    z = slices.z[rows].astype(np.float32)
+    return Scans(pd.Index(slices.ids)[rows], starts, z, values, of_slices), rows
+
+
+def _with_neighbors(pictures: Sequence[np.ndarray], order: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
+    """Return images with their neighbors as channels, as `ich.images.slice_table.neighbours` chooses them.
+
+    Args:
+        pictures: uint8 (height, width, channels), of one shape.
+        order: place of each in the series, ascending; what could not be read is missing.
+    """
+    places = np.repeat(np.arange(len(order))[:, None], len(offsets), axis=1)
+    for column, offset in enumerate(offsets):
+        wanted = np.clip(order + offset, order[0], order[-1])
+        after = np.searchsorted(order, wanted).clip(0, len(order) - 1)
+        before = (after - 1).clip(0)
+        to_after, to_before = np.abs(order[after] - wanted), np.abs(order[before] - wanted)
+        farther = (to_before == to_after) & (offset < 0)
+        places[:, column] = np.where((to_before < to_after) | farther, before, after)
+    return np.stack([np.concatenate([pictures[place] for place in row], axis=-1) for row in places])
+
+
+def _over_slices(heat: np.ndarray, shapes: Sequence[tuple[int, ...]], fields: Sequence[Field]) -> np.ndarray:
+    """Spread maps of what networks saw over whole slices, 0 beyond; float32, (n, 6, HEAT_SIDE, HEAT_SIDE).
+
+    Args:
+        heat: (n, 6, height, width), over the field of each slice.
+        shapes: rows and columns of the slices.
+        fields: what part of each slice the network saw.
+    """
+    height, width = heat.shape[2:]
+    spread = np.empty((*heat.shape[:2], HEAT_SIDE, HEAT_SIDE), np.float32)
+    for maps, out, (rows, columns), field in zip(heat, spread, shapes, fields, strict=True):
+        # From the middle of a cell of the grid over the slice to the place in the network's map.
+        down, right = rows / HEAT_SIDE * height / field.rows, columns / HEAT_SIDE * width / field.columns
+        first = (
+            (0.5 * rows / HEAT_SIDE - field.top) * height / field.rows - 0.5,
+            (0.5 * columns / HEAT_SIDE - field.left) * width / field.columns - 0.5,
+        )
+        move = np.array([[right, 0, first[1]], [0, down, first[0]]])
+        for of_label, target in zip(maps, out, strict=True):
+            side = (HEAT_SIDE, HEAT_SIDE)  # beyond the map there is 0
+            target[:] = cv2.warpAffine(
+                of_label.astype(np.float32), move, side, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            )
+    return spread
+
+
+def _as_bytes(heat: np.ndarray) -> np.ndarray:
+    """Scale maps so that the highest of each label in the scan is 255."""
+    peak = heat.max(axis=(0, 2, 3), keepdims=True)
+    return np.rint(np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0) * 255).astype(np.uint8)

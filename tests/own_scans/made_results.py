@@ -1,0 +1,62 @@
+"""Results of every kind, of models that have learned nothing, on phantoms of the competition's archive."""
+
+import runpy
+from pathlib import Path
+
+import keras
+import pytest
+import yaml
+
+from ich.models.backbones import build_model
+from ich.synthetic.archive import write_archive
+from ich.synthetic.plan import draw_plan
+from ich.training import inference
+from ich.training.run_data import RunData
+from ich.training.run_directory import Run
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "name": "tiny",
+    "data": {"sources": "archive.zip", "images": "images"},
+    "preprocess": {"windows": ["brain"], "size": 64, "crop": True},
+    "folds": {"n": 3},
+    "model": {"name": "small_cnn", "weights": None, "neighbours": [-1, 0, 1]},
+    "predict": {"tta": ["none", "flip"], "batch_size": 8},
+    "machine": {"workers": 1, "jobs": 1},
+}
+SEQUENCE = ("width=4", "units=2", "dilations=[1]", "epochs=1", "rounds=3", "reach=2")
+
+
+def script(name, *arguments):
+    """Run a script in this process."""
+    runpy.run_path(str(ROOT / f"scripts/{name}"))["main"](list(map(str, arguments)))
+
+
+def make_results(folder):
+    """Fill a folder: archive.zip, images and the results runs/tiny, runs/tiny-sequence and runs/mixed, a blend."""
+    plan = draw_plan(seed=5, patients=6, test_patients=3, size=64, min_slices=8, max_slices=10, bleed_factor=8.0)
+    write_archive(folder / "archive.zip", plan)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        script("preprocess.py", "config.yaml", "--max-failures", 1)
+        script("make_folds.py", "config.yaml")
+        from ich.config import load
+
+        run = Run.begin(load(Path("config.yaml")))
+        data = RunData(run.config, ["SeriesInstanceUID", "z"])
+        run.claim("tensorflow", ["cpu:0"], data.facts)
+        for k in range(3):
+            keras.utils.set_random_seed(k)
+            model = build_model("small_cnn", (64, 64, 3))
+            logits = model.get_layer("logits")
+            logits.kernel.assign(20 * logits.kernel)  # so that slices differ
+            run.fold(k).mkdir()
+            model.save(run.fold(k) / "model.keras")
+            inference.predict_held_out(run, k, data, lambda model=model: model)
+        inference.predict_test(run)
+        options = [part for one in SEQUENCE for part in ("--set", f"sequence.{one}")]
+        script("train_sequence.py", "runs/tiny", *options)
+        blended = ("runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed")
+        script("blend.py", *blended, "--calibrate", "platt", "--any-at-least-max")
+    return folder

@@ -1,0 +1,262 @@
+"""Scans predicted: as the competition's way does, whatever lies beside them, killed or run again."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import in_use
+from made_results import make_results, script
+from made_scans import head, write_scan
+
+from ich.competition.labels import LABELS
+from ich.errors import IchError
+from ich.own_scans import predict, predictor
+from ich.own_scans.model_spec import read_model
+from ich.own_scans.options import Options
+from ich.own_scans.predict import predict_scans
+from ich.results.predictions import read_predictions
+
+RESULTS = ("tiny", "tiny-sequence", "mixed")
+PLAIN = Options(pages=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Results on phantoms, and the test slices of their archive in test/."""
+    folder = make_results(tmp_path_factory.mktemp("home"))
+    with zipfile.ZipFile(folder / "archive.zip") as archive:
+        for name in archive.namelist():
+            if "stage_2_test/" in name and name.endswith(".dcm"):
+                archive.extract(name, folder / "test")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(home):
+    return read_model(home / "runs/tiny")
+
+
+def run(spec, sources, out, options=PLAIN):
+    return predict_scans(spec, [Path(one) for one in sources], Path(out), options)
+
+
+def slices_in(out):
+    return pd.read_csv(Path(out) / "slices.csv").set_index("SOPInstanceUID")
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_scans_are_predicted_as_the_competition_predicts_them(home, tmp_path, result):
+    expected = read_predictions(home / f"runs/{result}/predictions_test.parquet")
+    summary = run(
+        read_model(home / "runs" / result), [home / "test"], tmp_path / "out", Options(pages=False, slabs=False)
+    )
+    found = slices_in(tmp_path / "out")
+    assert summary.slices == len(found) == len(expected) > 15
+    np.testing.assert_allclose(found.loc[expected.index, list(LABELS)], expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_embeddings_reach_the_second_stage(home, tmp_path, monkeypatch):
+    """A second stage that reads embeddings gets those of each fold's own model, and its logits."""
+    monkeypatch.chdir(home)
+    options = ["sequence.kind=recurrent", "sequence.features=embeddings", "sequence.shuffle_kinds=0"]
+    options += [f"sequence.{one}" for one in ("width=4", "units=2", "dilations=[1]", "epochs=1")]
+    sets = [part for one in options for part in ("--set", one)]
+    script("extract_features.py", "runs/tiny", "--embeddings")
+    script("train_sequence.py", "runs/tiny", "--name", "embedded", *sets)
+    expected = read_predictions(Path("runs/embedded/predictions_test.parquet"))
+    run(read_model(Path("runs/embedded")), [home / "test"], tmp_path / "out", Options(pages=False, slabs=False))
+    np.testing.assert_allclose(slices_in(tmp_path / "out").loc[expected.index, list(LABELS)], expected, atol=1e-5)
+
+
+def test_thin_slices_are_read_as_slabs_and_each_gets_its_slabs_probability(spec, tmp_path):
+    spec = spec.model_copy(update={"thickness": 5.0})
+    rng = np.random.default_rng(0)
+    thick = [one.astype(np.int16) for one in head(8, 64)]
+    thin = [one + rng.integers(-3, 4, one.shape).astype(np.int16) for one in thick for _ in range(2)]
+    write_scan(tmp_path / "thin", slices=16, step=2.5, pixels=thin)
+    means = [
+        np.rint((one.astype(float) + other) / 2).astype(np.int16)
+        for one, other in zip(thin[::2], thin[1::2], strict=True)
+    ]
+    write_scan(tmp_path / "thick", slices=8, step=5.0, first=1.25, pixels=means)
+    run(spec, [tmp_path / "thin"], tmp_path / "a")
+    run(spec, [tmp_path / "thick"], tmp_path / "b")
+    run(spec, [tmp_path / "thin"], tmp_path / "c", Options(pages=False, slabs=False))
+    slabs, slices, apart = (slices_in(tmp_path / name)[list(LABELS)].to_numpy() for name in "abc")
+    np.testing.assert_allclose(slabs[::2], slices, atol=1e-6)
+    np.testing.assert_array_equal(slabs[::2], slabs[1::2])
+    assert np.abs(apart - slabs).max() > 1e-4
+    assert pd.read_csv(tmp_path / "a/scans.csv")["thickness_mm"].tolist() == [spec.thickness]
+
+
+def test_every_slice_and_file_is_accounted_for(spec, tmp_path):
+    paths = write_scan(tmp_path / "in/scan", slices=7, pixels=head(8, 64))
+    paths[2].write_bytes(paths[2].read_bytes()[:-2000])
+    (tmp_path / "in/notes.txt").write_text("nothing")
+    summary = run(spec, [tmp_path / "in"], tmp_path / "out", Options(pages=True))
+    series = pd.read_csv(tmp_path / "out/series.csv")
+    scans = pd.read_csv(tmp_path / "out/scans.csv")
+    slices = slices_in(tmp_path / "out")
+    assert series["files"].sum() == 8
+    assert (summary.scans, summary.slices, summary.unread) == (1, 6, 1)
+    assert series.loc[0, ["slices", "unread", "status"]].tolist() == [6, 1, "read"]
+    assert paths[2].name in series.loc[0, "detail"]
+    assert list(slices["order"]) == [0, 1, 3, 4, 5, 6]
+    for label in LABELS:
+        assert scans[label][0] == pytest.approx(slices[label].max(), rel=1e-6)
+        assert scans[f"slice_{label}"][0] == slices[label].idxmax()
+    pages = list((tmp_path / "out/scans").glob("*.html"))
+    assert len(pages) == 1
+    assert pages[0].name in (tmp_path / "out/index.html").read_text()
+    record = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert record["complete"] is True
+    assert record["counts"]["unread_files"] == 1
+    assert "not a medical device" in record["notice"]
+
+
+def test_a_scan_of_which_nothing_can_be_read_stops_no_other(spec, tmp_path):
+    for path in write_scan(tmp_path / "in/bad", series="1.2.8", uid="1.2.8", pixels=head(8, 64)):
+        path.write_bytes(path.read_bytes()[:-2000])
+    write_scan(tmp_path / "in/good", pixels=head(8, 64))
+    summary = run(spec, [tmp_path / "in"], tmp_path / "out", Options(pages=True))
+    assert (summary.scans, summary.unread) == (1, 6)
+    series = pd.read_csv(tmp_path / "out/series.csv").set_index("SeriesInstanceUID")
+    assert series.loc["1.2.8", "status"] == "failed"
+    assert series.loc["1.2.7", "status"] == "read"
+
+
+@pytest.mark.parametrize(
+    "options", [PLAIN, Options(patient_id=True, pages=True), Options(hash_ids=True, patient_id=True)]
+)
+def test_no_name_or_birth_date_is_written_and_ids_only_as_asked(spec, tmp_path, options):
+    write_scan(tmp_path / "Doe", pixels=head(8, 64), PatientID="pid77", SeriesDescription="of Roe")
+    run(spec, [tmp_path / "Doe"], tmp_path / "out", options)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    for private in (b"Doe^Jane", b"19500101"):
+        assert private not in written
+    assert (b"pid77" in written) == (options.patient_id and not options.hash_ids)
+    for identifying in (b"1.2.7", b"1.2.3", b"IMG0", b"of Roe", b"/Doe"):
+        if options.hash_ids:
+            assert identifying not in written, identifying
+    table = slices_in(tmp_path / "out")
+    assert ("PatientID" in table) == options.patient_id
+    assert table.index.is_unique
+
+
+def test_run_again_nothing_is_predicted_and_only_what_changed_is(spec, tmp_path, monkeypatch):
+    write_scan(tmp_path / "in/a", pixels=head(8, 64))
+    write_scan(tmp_path / "in/b", series="1.2.8", uid="1.2.8", pixels=head(8, 64))
+    run(spec, [tmp_path / "in"], tmp_path / "out", Options())
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(predict, "Predictor", None)
+    run(spec, [tmp_path / "in"], tmp_path / "out", Options())
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    for path in (tmp_path / "in/b").iterdir():
+        path.unlink()
+    run(spec, [tmp_path / "in"], tmp_path / "out", Options())
+    assert len(list((tmp_path / "out/scans").iterdir())) == 2  # the page of a scan that is gone went, too
+    monkeypatch.undo()
+    write_scan(tmp_path / "in/c", series="1.2.9", uid="1.2.9", pixels=head(8, 64))
+    seen = []
+    real = predictor.Predictor.__call__
+    monkeypatch.setattr(
+        predictor.Predictor, "__call__", lambda self, slices: seen.append(slices.ids[0]) or real(self, slices)
+    )
+    run(spec, [tmp_path / "in"], tmp_path / "out", Options())
+    assert seen == ["1.2.9.1"]
+
+
+def test_stopped_midway_the_same_command_goes_on(spec, tmp_path, monkeypatch):
+    for number in range(3):
+        write_scan(tmp_path / f"in/{number}", series=f"1.2.{number}", uid=f"1.2.{number}", pixels=head(8, 64))
+    run(spec, [tmp_path / "in"], tmp_path / "whole")
+    real, calls = predictor.Predictor.__call__, []
+
+    def stopped(self, slices):
+        calls.append(slices.ids[0])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, slices)
+
+    monkeypatch.setattr(predictor.Predictor, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, [tmp_path / "in"], tmp_path / "out")
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["complete"] is False
+    run(spec, [tmp_path / "in"], tmp_path / "out")
+    assert len(calls) == 4
+    for name in ("slices.csv", "scans.csv", "series.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_folders_of_others_and_of_other_predictions_are_left_alone(home, spec, tmp_path):
+    write_scan(tmp_path / "in", pixels=head(8, 64))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/thesis.tex").write_text("years")
+    with pytest.raises(IchError, match="not this program's"):
+        run(spec, [tmp_path / "in"], tmp_path / "theirs")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["thesis.tex"]
+    run(spec, [tmp_path / "in"], tmp_path / "out")
+    before = (tmp_path / "out/slices.csv").read_bytes()
+    with pytest.raises(IchError, match="another options"):
+        run(spec, [tmp_path / "in"], tmp_path / "out", Options(pages=False, slabs=False))
+    with pytest.raises(IchError, match="another model"):
+        run(read_model(home / "runs/mixed"), [tmp_path / "in"], tmp_path / "out")
+    assert (tmp_path / "out/slices.csv").read_bytes() == before
+    with in_use(tmp_path / "out"), pytest.raises(IchError, match="in use"):
+        run(spec, [tmp_path / "in"], tmp_path / "out")
+
+
+def test_the_script_tells_what_was_not_read_and_ends_with_3(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = write_scan(tmp_path / "in", pixels=head(8, 64))
+    write_scan(
+        tmp_path / "in/scout", series="1.2.8", uid="1.2.8", slices=1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    )
+    arguments = (home / "runs/tiny", "in", "--out", "out", "--no-pages")
+    script("predict_scans.py", *arguments)
+    told = capsys.readouterr()
+    assert "1 scans of 6 slices predicted" in told.out
+    assert "localizer" in told.out
+    paths[0].write_bytes(paths[0].read_bytes()[:-2000])
+    with pytest.raises(SystemExit) as ended:
+        script("predict_scans.py", *arguments)
+    assert ended.value.code == 3
+    assert "1 files could not be read" in capsys.readouterr().err
+
+
+def test_grad_cam_lies_where_the_network_looked(home, spec, tmp_path):
+    """Half of each slice is air, and the heat of a network that looks at brightness is in the other half."""
+    hu = [np.where(np.arange(64) < 32, -1000, one).astype(np.int16) for one in head(8, 64)]
+    slices = predictor.Slices([str(k) for k in range(8)], 5.0 * np.arange(8), np.arange(8), hu)
+    plain = predictor.Predictor(spec)(slices)
+    heated = predictor.Predictor(spec, heat=True)(slices)
+    np.testing.assert_allclose(heated.probabilities, plain.probabilities, atol=1e-6)
+    assert plain.heat is None
+    assert heated.heat.shape == (8, 6, predictor.HEAT_SIDE, predictor.HEAT_SIDE)
+    assert heated.heat.dtype == np.uint8
+    assert set(heated.heat.max(axis=(0, 2, 3))) <= {0, 255}
+
+
+def test_a_slice_alone_and_slices_without_places_are_predicted(home):
+    for result in RESULTS:
+        model = predictor.Predictor(read_model(home / "runs" / result))
+        hu = [*head(8, 64)]
+        one = model(predictor.Slices(["a"], np.array([0.0]), np.array([0]), hu[:1])).probabilities
+        unknown = model(predictor.Slices(list("abc"), np.full(3, np.nan), np.arange(3), [hu[0]] * 3)).probabilities
+        assert one.shape == (1, 6)
+        np.testing.assert_allclose(unknown, np.repeat(one, 3, axis=0), atol=1e-6)
+
+
+def test_images_that_a_model_does_not_take_fail_that_scan(spec, tmp_path):
+    part = spec.parts["tiny"]
+    other = part.model_copy(update={"preprocess": part.preprocess.model_copy(update={"size": 32})})
+    write_scan(tmp_path / "in", pixels=head(8, 64))
+    summary = run(spec.model_copy(update={"parts": {"tiny": other}}), [tmp_path / "in"], tmp_path / "out")
+    assert (summary.scans, summary.unread) == (0, 6)
+    series = pd.read_csv(tmp_path / "out/series.csv")
+    assert series[["status", "reason"]].to_numpy().tolist() == [["failed", "not_predicted"]]
+    assert "32 × 32" in series["detail"][0]
