@@ -19,7 +19,7 @@ from conftest import HOLDER, in_use
 
 from ich import files, folders
 from ich.errors import IchError
-from ich.folders import DATA_SET, IMAGES, KINDS, RESULT, is_ours, locked
+from ich.folders import DATA_SET, IMAGES, KINDS, PREDICTIONS, RESULT, is_ours, locked
 from ich.images import convert
 from ich.images.render import Settings
 from ich.kaggle import packing
@@ -63,6 +63,7 @@ MARKERS = {
     IMAGES: {"windows": [], "size": 64},
     RESULT: {"python": "3.11", "packages": {}, "commit": None, "platform": ""},
     DATA_SET: {"id": "jane/x", "description": f"Code. {DATA_SET.says}"},
+    PREDICTIONS: {"notice": "", "model": {}, "options": {}},
 }
 
 
