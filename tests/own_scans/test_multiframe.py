@@ -160,7 +160,7 @@ def test_frames_behind_the_end_of_a_file_come_as_errors(tmp_path):
 
 
 def test_a_multi_frame_series_beside_a_sharper_one_is_read(tmp_path):
-    (tmp_path / "file").write_bytes(enhanced(SeriesInstanceUID="1.2.8"))
+    (tmp_path / "file").write_bytes(enhanced(SeriesInstanceUID="1.2.8", PatientID="p1"))
     write_scan(tmp_path / "sharp", ConvolutionKernel="BONE", first=25.0, FrameOfReferenceUID="1.2.5", slices=6)
     found = find_series([tmp_path])
     assert {one.uid: one.reason or one.status for one in found.series} == {"1.2.7": "sharper_kernel", "1.2.8": "read"}

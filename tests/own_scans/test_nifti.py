@@ -142,6 +142,14 @@ def test_volumes_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert all(one.status == "read" for one in found.series)
 
 
+def test_volumes_are_never_skipped_for_the_noise_of_another(tmp_path):
+    """They may be of two patients: nothing tells."""
+    noise = np.random.default_rng(0).normal(0, 40, axial().shape)
+    (tmp_path / "a.nii").write_bytes(volume(axial()))
+    (tmp_path / "b.nii").write_bytes(volume((axial() + noise).astype(np.int16)))
+    assert [one.status for one in find_series([tmp_path]).series] == ["read", "read"]
+
+
 def test_without_nibabel_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)
     series = found_in(tmp_path, volume(axial()))

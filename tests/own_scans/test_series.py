@@ -133,6 +133,7 @@ def test_no_series_is_skipped_for_one_that_is_skipped_itself(tmp_path):
     [
         {"StudyInstanceUID": "1.2.99"},
         {"FrameOfReferenceUID": "1.2.99"},
+        {"PatientID": "p2"},
         {"AcquisitionNumber": 2},
         {"AcquisitionTime": "101500"},
         {"ContrastBolusAgent": "Iopamidol"},
@@ -156,6 +157,17 @@ def test_unnamed_kernels_are_told_apart_by_the_noise_in_the_brain(tmp_path):
     write_scan(tmp_path / "b", slices=8, series="1.2.8", pixels=head(8, 64), ConvolutionKernel="X2")
     write_scan(tmp_path / "c", slices=8, series="1.2.9", pixels=head(8, 64), ConvolutionKernel="X3")
     assert outcomes(tmp_path) == {"1.2.7": "sharper_kernel", "1.2.8": "read", "1.2.9": "read"}
+
+
+def test_two_scans_that_nothing_tells_apart_are_not_judged_by_noise_unless_they_lie_in_one_place(tmp_path):
+    rng = np.random.default_rng(0)
+    noisy = [(hu + rng.normal(0, 25, hu.shape)).astype(np.int16) for hu in head(8, 64)]
+    drop = ["FrameOfReferenceUID", "ConvolutionKernel"]
+    write_scan(tmp_path / "a", slices=8, pixels=noisy, drop=drop)
+    write_scan(tmp_path / "b", slices=8, series="1.2.8", pixels=head(8, 64), drop=drop, first=0.7)
+    assert outcomes(tmp_path) == {"1.2.7": "read", "1.2.8": "read"}
+    write_scan(tmp_path / "b", slices=8, series="1.2.8", pixels=head(8, 64), drop=drop)
+    assert outcomes(tmp_path) == {"1.2.7": "sharper_kernel", "1.2.8": "read"}
 
 
 def test_the_noise_of_thin_slices_is_no_sign_of_a_sharp_kernel(tmp_path):

@@ -12,6 +12,7 @@ from ich.own_scans.parts import Part, Record, normal_of, turned_orientation
 _COVERED = 0.8  # of the sharper series' length that the softer must cover to be read instead
 _TILTED = np.cos(np.deg2rad(2))  # between the normals of two series of the same slices
 _MOMENT = 60  # seconds; two scans of a patient lie farther apart, two reconstructions of one scan have one time
+_NEAR = 0.1  # mm; less than chance makes of two scans
 _MIDDLE = 3  # slices whose noise is measured
 
 ReadSlice = Callable[[Record], np.ndarray | None]
@@ -20,9 +21,9 @@ ReadSlice = Callable[[Record], np.ndarray | None]
 def choose(parts: Iterable[Part], read: ReadSlice) -> None:
     """Mark as skipped those parts to be read that show the slices of another one with a sharper kernel.
 
-    Two series show the same slices if they are of one study and one frame of reference, have one plane, one acquisition
-    and the same contrast agent as far as these are told, and the softer covers most of the other's length. Of series
-    that differ in this way and in nothing of their kernels, all are read.
+    Two series show the same slices if they are of one study, have one plane, are of one patient, frame of reference
+    and acquisition and of the same contrast agent as far as these are told, and if the softer covers most of the
+    other's length. Where no kernel is named and no frame of reference, their positions must be the same as well.
 
     Args:
         parts: as `ich.own_scans.series.judge` left them.
@@ -30,7 +31,8 @@ def choose(parts: Iterable[Part], read: ReadSlice) -> None:
     """
     studies = defaultdict(list)
     for part in parts:
-        if part.status == "read":
+        # Nothing tells that two series without a study, as NIfTI files are, show one patient.
+        if part.status == "read" and part.slices[0].facts.study is not None:
             studies[part.slices[0].facts.study].append(part)
     for of_study in studies.values():
         if len(of_study) > 1:
@@ -73,6 +75,8 @@ def _sharper(part: Part, other: Part, noise_of: Callable[[Part], float]) -> tupl
         return ("sharper_kernel", f"kernel {facts.kernel}, beside {_named(other)}") if here > there else None
     if facts.kernel == of_other.kernel != "":
         return None
+    if (facts.reference is None or of_other.reference is None) and not _one_place(part, other):
+        return None
     here, there = noise_of(part), noise_of(other)
     if here > NOISIER * there:  # false for NaN
         told = f"noise in the brain of {here:.1f} HU against {there:.1f} HU of {_named(other)}, as by a sharper kernel"
@@ -91,7 +95,7 @@ def _named(part: Part) -> str:
 
 def _same_slices(sharper: Part, softer: Part) -> bool:
     one, other = sharper.slices[0].facts, softer.slices[0].facts
-    told = ((one.reference, other.reference), (one.acquisition, other.acquisition))
+    told = ((one.patient, other.patient), (one.reference, other.reference), (one.acquisition, other.acquisition))
     if any(a is not None and b is not None and a != b for a, b in told):
         return False
     if bool(one.contrast) != bool(other.contrast):
@@ -107,13 +111,23 @@ def _same_slices(sharper: Part, softer: Part) -> bool:
     return length > 0 and min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0]) >= _COVERED * length
 
 
+def _one_place(part: Part, other: Part) -> bool:
+    """Whether most slices of a part lie where one of the other lies: a second scan would lie a little beside it."""
+    normal = normal_of(turned_orientation(part.slices[0].facts.orientation) or ())
+    here, there = (_along(one, normal) for one in (part, other))
+    return bool(np.mean(np.abs(here[:, None] - there).min(axis=1) < _NEAR) >= _COVERED)
+
+
+def _along(part: Part, normal: np.ndarray) -> np.ndarray:
+    """Where the slices of a part lie along the normal, mm; without those of unknown position."""
+    positions = [one.facts.position for one in part.slices if one.facts.position is not None]
+    return np.array(positions).reshape(-1, 3) @ normal
+
+
 def _ends(part: Part, normal: np.ndarray) -> tuple[float, float]:
     """Where a part begins and ends along a normal, mm; NaN where its positions are unknown."""
-    positions = [one.facts.position for one in part.slices if one.facts.position is not None]
-    if not positions:
-        return float("nan"), float("nan")
-    along = np.array(positions) @ normal
-    return float(along.min()), float(along.max())
+    along = _along(part, normal)
+    return (float(along.min()), float(along.max())) if len(along) else (float("nan"), float("nan"))
 
 
 def _time(part: Part) -> float | None:
