@@ -69,7 +69,7 @@ def test_studies_of_several_series_count_once(tmp_path):
     assert (level.unit, len(level.truth)) == ("studies", 12)
     highest = pd.Series(p[..., 5].max(axis=1)).groupby(slices["StudyInstanceUID"][::4].to_numpy()).max()
     np.testing.assert_allclose(level.probabilities[:, 5], highest)
-    assert any(note.startswith("12 studies consist of several series") for note in found.notes)
+    assert any(note.startswith("12 studies are in several series") for note in found.notes)
 
 
 def test_labels_of_slices_are_scored_by_slice_and_by_scan(tmp_path):
@@ -77,17 +77,20 @@ def test_labels_of_slices_are_scored_by_slice_and_by_scan(tmp_path):
     y = y.astype(float)
     y.loc[[0, 1, 2, 3], "any"] = [0, 0, 0, np.nan]  # of which nobody knows whether the scan has a bleed
     y.loc[[4, 5, 6, 7], "any"] = [0, 1, np.nan, 0]  # of which everybody does
-    path = write(tmp_path / "y.csv", slices["SOPInstanceUID"], y)
+    y.loc[[8, 9, 10, 11], "any"] = 0  # one of which is not in the file
+    path = write(tmp_path / "y.csv", slices["SOPInstanceUID"].drop(9), y.drop(9))
     found = validate.validate(tmp_path / "p", path, "plain")
     of_slices, of_scans = found.levels
     assert (of_slices.unit, of_scans.unit) == ("slices", "scans")
-    known = y["any"].notna()
+    known = y["any"].notna() & (y.index != 9)
     auc = roc_auc_score(y["any"][known], p[..., 5].ravel()[known])
     assert of_slices.scores["any"]["auc"].value == pytest.approx(auc)
-    assert np.isnan(of_scans.truth[0, 5])
-    place = sorted(slices["SeriesInstanceUID"].unique()).index("1.2.1")
-    assert of_scans.truth[place, 5] == 1
-    assert found.unlabeled == found.unpredicted == (0, [])
+    truth = dict(zip(sorted(slices["SeriesInstanceUID"].unique()), of_scans.truth[:, 5], strict=True))
+    assert np.isnan([truth["1.2.0"], truth["1.2.2"]]).all()
+    assert truth["1.2.1"] == 1
+    assert truth["1.2.3"] == y["any"][12:16].max()
+    assert found.unlabeled == (1, ["1.2.2.2"])
+    assert found.unpredicted == (0, [])
 
 
 def test_patients_are_those_of_patient_id_where_it_is(tmp_path):
@@ -138,8 +141,8 @@ def test_the_script_writes_a_page_and_numbers(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "23 scans of 12 patients" in said.out
     assert "the predictions are not complete" in said.out
-    assert "1 scans without a label were left out: 1.2.0\n" in said.err
-    assert "1 labels without a prediction were left out: CQ500-CT-24\n" in said.err
+    assert "1 scan(s) without a label were left out: 1.2.0\n" in said.err
+    assert "1 label(s) without a prediction were left out: CQ500-CT-24\n" in said.err
     page = (folder / "validation.html").read_text()
     for text in (
         "&lt;b&gt;p",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ich.competition.labels import LABELS
@@ -87,13 +88,15 @@ def validate(predictions: Path, labels: Path, format: str) -> Validation:
     notes = [*known.notes, *_made_notes(made)]
     patients, told = _patients(slices)
     notes.append(told)
-    joined = slices[has_label].assign(key=keys[has_label], patient=patients[has_label])
-    levels = _levels(joined, known)
+    slices = slices.assign(key=keys, patient=patients)
+    joined = slices[has_label]
+    with threadpool_limits(1, user_api="blas"):  # of matrices as thin as these, threads would wait for one another
+        levels = _levels(slices, known)
     if format == "ct-ich":
         notes += _numbering(joined, keys, known)
     several = int((joined.groupby("key")["SeriesInstanceUID"].nunique() > 1).sum())
-    if several and not known.of_slices:
-        notes.append(f"{several:,} {levels[0].unit} consist of several series: the highest probability of all counts")
+    if several:
+        notes.append(f"{several:,} {levels[0].unit} are in several series: the highest probability of all counts")
     name = "SOPInstanceUID" if known.of_slices else "SeriesInstanceUID"
     unlabeled = slices.loc[~has_label, name].unique()
     unpredicted = known.labels.index.difference(keys[has_label], sort=False)
@@ -215,27 +218,27 @@ def _patients(slices: pd.DataFrame) -> tuple[pd.Series, str]:
                 used.append(f"{column} ({slices.loc[taken, column].nunique():,})")
     told = f"patients are told apart by {', '.join(used)}"
     if not (len(used) == 1 and used[0].startswith("PatientID")):
-        told += "; two scans of one patient may count as two patients: predict_scans.py --patient-id tells"
+        told += "; two scans of one patient may count as two patients: predicted with --patient-id, DICOM tells"
     return patients, told
 
 
-def _levels(joined: pd.DataFrame, known: Truth) -> list[Level]:
-    labels = known.labels.loc[joined["key"]].set_axis(joined.index)
+def _levels(slices: pd.DataFrame, known: Truth) -> list[Level]:
+    joined = slices[slices["key"].isin(known.labels.index)]
     unit = "slices" if known.of_slices else "studies" if known.kind == "StudyInstanceUID" else "scans"
-    levels = [_level(unit, joined, joined["key"], labels)]
+    levels = [_level(unit, joined, joined["key"], known)]
     if known.of_slices:
-        levels.append(_level("scans", joined, joined["SeriesInstanceUID"], labels))
+        whole = slices[slices["SeriesInstanceUID"].isin(joined["SeriesInstanceUID"])]
+        levels.append(_level("scans", whole, whole["SeriesInstanceUID"], known))
     return levels
 
 
-def _level(unit: str, joined: pd.DataFrame, groups: pd.Series, labels: pd.DataFrame) -> Level:
+def _level(unit: str, slices: pd.DataFrame, groups: pd.Series, known: Truth) -> Level:
     """Score groups of slices: by the highest probability; a label is there if a slice has it."""
-    found = joined[list(LABELS)].groupby(groups.to_numpy(), sort=True).max()
-    y = labels.groupby(groups.to_numpy(), sort=True).max()
-    unknown = labels.isna().groupby(groups.to_numpy(), sort=True).any()
+    labels = known.labels.reindex(slices["key"]).set_axis(slices.index)
+    y, unknown = labels.groupby(groups).max(), labels.isna().groupby(groups).any()
     y = y.mask(unknown & (y != 1)).to_numpy(np.float64)  # of what is unknown in part, only a 1 is sure
-    p = found.to_numpy(np.float64)
-    patients = joined["patient"].groupby(groups.to_numpy(), sort=True).first().to_numpy(object).astype(str)
+    p = slices[list(LABELS)].groupby(groups).max().to_numpy(np.float64)
+    patients = slices["patient"].groupby(groups).first().to_numpy(object).astype(str)
     of_labels: dict[str, dict[str, Score]] = {}
     reasons: dict[str, str] = {}
     after = np.full(p.shape, np.nan)
@@ -244,13 +247,12 @@ def _level(unit: str, joined: pd.DataFrame, groups: pd.Series, labels: pd.DataFr
         if not there.any():
             reasons[label] = "no label is given"
             continue
-        of_label = y[there, k], p[there, k], patients[there]
         recalibrated = None
         try:
-            recalibrated = after[there, k] = scores.recalibrate(*of_label)
+            recalibrated = after[there, k] = scores.recalibrate(y[there, k], p[there, k], patients[there])
         except IchError as error:
             reasons[label] = f"not recalibrated: {error}"
-        of_labels[label] = scores.score(of_label[0], of_label[1], recalibrated, of_label[2])
+        of_labels[label] = scores.score(y[there, k], p[there, k], recalibrated, patients[there])
     return Level(unit, len(set(patients)), y, p, after, of_labels, reasons)
 
 

@@ -68,10 +68,10 @@ def as_text(validation: Validation) -> str:
 def counts(validation: Validation) -> list[str]:
     """What has no label, or no prediction, as sentences; none where all have both."""
     sentences = []
-    unit = "slices" if validation.levels[0].unit == "slices" else "scans"
+    unit = "slice(s)" if validation.levels[0].unit == "slices" else "scan(s)"
     for (count, first), what in (
         (validation.unlabeled, f"{unit} without a label"),
-        (validation.unpredicted, "labels without a prediction"),
+        (validation.unpredicted, "label(s) without a prediction"),
     ):
         if count:
             more = ", …" if count > len(first) else ""
