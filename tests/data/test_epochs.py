@@ -244,7 +244,11 @@ class Asking(keras.callbacks.Callback):
 
 
 class Named(Outer):
-    """Asks for the ids of each batch as it hands it on."""
+    """Asks for the ids of batches itself, whose numbers are those that it hands on."""
+
+    def on_epoch_begin(self):
+        super().on_epoch_begin()
+        assert len(self.inner.ids_of(0)) == BATCH
 
     def __getitem__(self, index):
         assert [int(id[3:]) for id in self.inner.ids_of(index)] == self.inner[index][1].ravel().tolist()

@@ -64,7 +64,8 @@ class DataGenerator(EpochDataset):
             differ by one level; None keeps a file's own. See `ich.images.reading`, which has one interpolation more.
         window: for .dcm files, a `Window` or the name of a preset, such as "brain"; several give a channel each.
         reader: a function of a path that gives an array (height, width[, channels]), in place of
-            `ich.images.reading.read`. Without one, missing files are reported when the generator is made.
+            `ich.images.reading.read`. Without one, missing files are reported when the generator is made. With
+            `neighbours` samples share what it gives, so that it should draw nothing at random.
         preprocess: a function of the finished image; what it gives is what a batch holds, in its dtype.
         tta: what the TTA passes over a sample see: a list of transforms as for `augment`, None among them being the
             image as it is, or one transform that draws each pass anew. `at_pass(k)` gives a generator of the k-th.
