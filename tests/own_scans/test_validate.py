@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
-from ich.own_scans import validate, validation_page
+from ich.own_scans import truth, validate, validation_page
 
 SCRIPT = Path(__file__).parents[2] / "scripts/validate_scans.py"
 
@@ -169,6 +169,10 @@ def test_the_script_writes_a_page_and_numbers(tmp_path, monkeypatch, capsys):
         with pytest.raises(IchError, match="was not written by this command"):
             run(monkeypatch, folder, tmp_path / "reads.csv", "--format", "cq500", "--out", tmp_path / name)
         assert (tmp_path / name / name).read_text() == "mine"
+
+
+def test_the_script_offers_every_format():
+    assert runpy.run_path(str(SCRIPT))["_FORMATS"] == tuple(truth.FORMATS)
 
 
 def test_a_level_of_one_class_has_a_page(tmp_path):
