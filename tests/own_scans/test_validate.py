@@ -137,6 +137,8 @@ def test_the_script_writes_a_page_and_numbers(tmp_path, monkeypatch, capsys):
             if label == "epidural":
                 reads[f"R{reader}:{short}"] = 0
     reads.to_csv(tmp_path / "reads.csv", index=False)
+    (folder / "validation.html").write_text("<title>Validation of another</title>")  # its own, which it replaces
+    (folder / "validation.json").write_text('{"validation_of": {}}')
     run(monkeypatch, folder, tmp_path / "reads.csv", "--format", "cq500")
     said = capsys.readouterr()
     assert "23 scans of 12 patients" in said.out
@@ -162,7 +164,6 @@ def test_the_script_writes_a_page_and_numbers(tmp_path, monkeypatch, capsys):
     assert scans["any"]["auc"]["low"] <= scans["any"]["auc"]["value"] <= scans["any"]["auc"]["high"]
     assert numbers["out_of_fold"] == score
     assert numbers["without_prediction"] == {"count": 1, "first": ["CQ500-CT-24"]}
-    run(monkeypatch, folder, tmp_path / "reads.csv", "--format", "cq500")  # its own files it replaces
     for name in ("validation.html", "validation.json"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text("mine")
@@ -176,8 +177,9 @@ def test_the_script_offers_every_format():
 
 
 def test_a_level_of_one_class_has_a_page(tmp_path):
-    slices, y, _ = predict(tmp_path / "p", scans=2)
-    path = write(tmp_path / "y.csv", slices["SOPInstanceUID"], pd.DataFrame({"any": y["any"] * 0}))
+    predict(tmp_path / "p", scans=2)
+    none = pd.DataFrame({"any": [0, 0]})
+    path = write(tmp_path / "y.csv", pd.Series(["1.2.0", "1.2.1"], name="SeriesInstanceUID"), none)
     found = validate.validate(tmp_path / "p", path, "plain")
     validation_page.write(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
