@@ -24,6 +24,8 @@ demo: install
 	$(BIN)/python scripts/train_sequence.py runs/demo
 	$(BIN)/python scripts/make_submission.py runs/demo runs/demo-sequence --name demo  # the better of the two
 	$(BIN)/python scripts/report.py runs/demo runs/demo-sequence
+	$(BIN)/python scripts/make_demo_export.py $(DEMO_ARCHIVE) data/demo/export --series 4
+	$(BIN)/python scripts/predict_scans.py runs/demo-sequence data/demo/export --out predictions/demo
 
 # On what `make demo` left, from top to bottom; the outputs are thrown away.
 notebooks: $(VENV)/notebooks
@@ -75,4 +77,4 @@ bench: install
 	$(BIN)/python benchmarks/bench_predict.py
 
 clean-demo:
-	rm -rf data/demo images/demo runs/demo runs/demo-sequence submissions/demo.csv submissions/demo.json
+	rm -rf data/demo images/demo runs/demo runs/demo-sequence submissions/demo.csv submissions/demo.json predictions/demo

@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     # Beside the folder, as an export holds nothing of ours.
     record = arguments.out.with_name(f"{arguments.out.name}.json")
     settings = {"archive": str(arguments.archive), "split": arguments.split, "series": arguments.series}
-    following = f"python scripts/predict_scans.py runs/demo {arguments.out} --out predictions/{arguments.out.name}"
+    following = (
+        f"python scripts/predict_scans.py runs/demo-sequence {arguments.out} --out predictions/{arguments.out.name}"
+    )
     if arguments.out.exists() and _settings_in(record) == settings:
         print(f"{arguments.out} was made with these settings already; nothing to do")
         wrote(f"{arguments.out}, {record}", following)

@@ -61,7 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     for reason, count in sorted(summary.skipped.items()):
         print(f"{count:,} series not read: {tables.REASONS[reason]}")
     pages = ", index.html and a page a scan" if options.pages else ""
-    cli.wrote(f"{arguments.out}: slices.csv, scans.csv, series.csv{pages}")
+    cli.wrote(
+        f"{arguments.out}: slices.csv, scans.csv, series.csv{pages}",
+        *([f"open {arguments.out}/index.html in a browser"] if options.pages else []),
+        cli.command("validate_scans", arguments.out, "LABELS.csv"),
+    )
     if summary.unread:
         cli.warn([f"{summary.unread:,} files could not be read; {arguments.out}/series.csv says why"])
         sys.exit(3)

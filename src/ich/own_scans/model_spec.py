@@ -231,6 +231,9 @@ def _second_stage(run: Run, of: list[str]) -> SecondStagePart:
             f"{run.path}/score.json has weights of {', '.join(weights) or 'nothing'}, the config's kinds are"
             f" {', '.join(section.kinds)}; train the second stage again under another name"
         )
+    for k in range(run.config.folds.n):
+        for kind in section.kinds:
+            fitted.model_path(run.fold(k), kind)
     return SecondStagePart(
         of=of, folder=run.path, folds=run.config.folds.n, sequence=run.config.sequence, weights=weights
     )

@@ -193,14 +193,16 @@ class _SecondStage:
 
     def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
         given = [outputs[name] for name in self.part.of]
-        logits = np.mean([scans.logits_of(pd.DataFrame(one.probabilities)).to_numpy() for one in given], axis=0)
+        # Rounded as in the files that it was trained on: where a probability is all but 1, its logit depends on that.
+        probabilities = [pd.DataFrame(one.probabilities.astype(np.float32)) for one in given]
+        logits = np.mean([scans.logits_of(one).to_numpy() for one in probabilities], axis=0)
         scan, rows = _as_scans(slices, logits)
         embedded = None
         if self.part.sequence.features == "embeddings":
             embedded = [_as_scans(slices, *of_fold)[0] for of_fold in given[0].by_fold].__getitem__
-        probabilities = np.empty((len(rows), len(LABELS)))
-        probabilities[rows] = self.stage.predict(scan, embedded)
-        return _Output(probabilities)
+        predicted = np.empty((len(rows), len(LABELS)))
+        predicted[rows] = self.stage.predict(scan, embedded)
+        return _Output(predicted)
 
 
 class _Blend:
@@ -211,7 +213,7 @@ class _Blend:
         self.blend = fitted_blend.of_description(part.method, part.fitted, part.of)
 
     def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
-        return _Output(self.blend(np.stack([outputs[name].probabilities for name in self.part.of])))
+        return _Output(self.blend(np.stack([outputs[name].probabilities.astype(np.float32) for name in self.part.of])))
 
 
 def _as_scans(slices: Slices, logits: np.ndarray, embeddings: np.ndarray | None = None) -> tuple[Scans, np.ndarray]:

@@ -104,11 +104,11 @@ class SecondStage:
         return expit(mixed)
 
 
-def read_model(folder: Path, kind: str) -> Model:
-    """Read a kind's model from a fold's folder.
+def model_path(folder: Path, kind: str) -> Path:
+    """Return the path of a kind's model in a fold's folder.
 
     Raises:
-        IchError: it is missing or cannot be read.
+        IchError: it is missing.
     """
     path = folder / FILES[kind]
     if not path.exists():
@@ -116,6 +116,16 @@ def read_model(folder: Path, kind: str) -> Model:
             f"{path} is missing, which holds the fold's kind {kind}; versions that trained it earlier wrote no such"
             f" file: {_how_to_train(folder.parent)}"
         )
+    return path
+
+
+def read_model(folder: Path, kind: str) -> Model:
+    """Read a kind's model from a fold's folder.
+
+    Raises:
+        IchError: it is missing or cannot be read.
+    """
+    path = model_path(folder, kind)
     if kind == "recurrent":
         network = inference.read_model(path, f"delete {folder}, and {_how_to_train(folder.parent)}")
         if keras.backend.backend() == "tensorflow":
