@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from hypothesis import settings
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -26,6 +27,10 @@ from ich.images import convert, slice_table
 from ich.images.render import Settings
 from ich.synthetic import bleeds, plan
 from ich.synthetic.head import Head
+
+# An example that takes long tells of the machine's load; `timeout` of pyproject.toml ends a test that hangs.
+settings.register_profile("any-load", deadline=None)
+settings.load_profile("any-load")
 
 
 def pytest_runtest_setup(item):

@@ -44,7 +44,6 @@ def data_sets(draw):
 
 
 @given(data_sets(), st.integers(0, 3))
-@settings(deadline=None)
 def test_every_slice_is_in_one_fold_and_no_patient_in_two(data, seed):
     frame, n_folds = data
     before = frame.copy()
@@ -58,7 +57,6 @@ def test_every_slice_is_in_one_fold_and_no_patient_in_two(data, seed):
 
 
 @given(data_sets(), st.integers(0, 3), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_folds_depend_on_the_seed_but_not_on_the_order_of_rows(data, seed, random):
     frame, n_folds = data
     folds = make_folds(frame, n_folds, seed)
@@ -73,7 +71,6 @@ def test_another_seed_gives_other_folds():
 
 
 @given(st.integers(2, 6), st.integers(6, 50), st.integers(1, 4), st.integers(0, 31))
-@settings(deadline=None)
 def test_equal_patients_spread_as_evenly_as_they_can(n_folds, patients, each, bits):
     names = [f"ID_{one}" for one in range(patients) for _ in range(each)]
     folds = make_folds(slices(names, [[bits >> place & 1 for place in range(5)]] * len(names)), n_folds)
@@ -82,7 +79,6 @@ def test_equal_patients_spread_as_evenly_as_they_can(n_folds, patients, each, bi
 
 
 @given(st.integers(2, 5), st.integers(1, 5), st.integers(0, 99))
-@settings(deadline=None)
 def test_a_label_of_few_patients_goes_to_all_folds(n_folds, rest, seed):
     rare = [f"ID_rare{one}" for one in range(n_folds)]
     names = rare + [f"ID_{one}" for one in range(n_folds * rest)]
@@ -192,7 +188,6 @@ def test_a_patient_in_two_folds_is_found_and_named():
 
 
 @given(data_sets(), st.data())
-@settings(deadline=None)
 def test_the_audit_agrees_with_counting_folds_a_patient(data, draw):
     frame, _ = data
     folds = frame.assign(fold=draw.draw(st.lists(st.integers(0, 2), min_size=len(frame), max_size=len(frame))))
@@ -204,7 +199,6 @@ def test_the_audit_agrees_with_counting_folds_a_patient(data, draw):
 
 
 @given(data_sets())
-@settings(deadline=None)
 def test_what_is_written_is_read(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("folds") / "deep" / "folds.csv"
     folds = make_folds(*data)
@@ -234,7 +228,7 @@ def test_patients_with_control_characters_stay_apart_and_come_back(tmp_path, bet
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), min_size=2, unique=True))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_whatever_the_names_they_come_back(tmp_path_factory, names):
     folds = make_folds(slices(names, [[0] * 5] * len(names)), 2)
     folds.index = pd.Index([f"{name}{row}" for row, name in enumerate(names)], name="SOPInstanceUID", dtype=object)

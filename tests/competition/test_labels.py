@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ich.competition.labels import LABELS, METRIC_WEIGHTS, check_frame, read_ids, read_labels, to_long
@@ -64,7 +64,6 @@ def test_labels_have_the_order_and_the_weights_of_the_competition():
 
 
 @given(label_files())
-@settings(deadline=None)
 def test_reading_agrees_with_the_pivot_table(rows):
     frame, merged = read_labels(as_file(rows))
     pd.testing.assert_frame_equal(frame, pivot(as_file(rows)))
@@ -73,7 +72,6 @@ def test_reading_agrees_with_the_pivot_table(rows):
 
 
 @given(label_files())
-@settings(deadline=None)
 def test_the_long_form_reads_back_the_same(rows):
     frame = read_labels(as_file(rows)).frame
     again, merged = read_labels(io.BytesIO(to_long(frame).to_csv(index=False).encode()))
@@ -160,7 +158,6 @@ def test_faulty_rows_are_refused_alike_in_blocks_and_out_of_order(fault):
 
 
 @given(label_files(), st.data())
-@settings(deadline=None)
 def test_any_single_fault_is_found_and_named(rows, data):
     at = data.draw(st.integers(0, len(rows) - 1))
     image, label, value = rows[at]

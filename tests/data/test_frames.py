@@ -27,7 +27,7 @@ def oracle(values, classes):
 
 
 @pytest.mark.filterwarnings("ignore:there is no sample of the class")
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(NAMES | SEVERAL, min_size=1, max_size=8), WANTED)
 def test_several_classes_a_row_are_those_of_the_slow_search(values, classes):
     known, kept, sets = oracle(values, classes)
@@ -43,7 +43,7 @@ def test_several_classes_a_row_are_those_of_the_slow_search(values, classes):
 
 
 @pytest.mark.filterwarnings("ignore:there is no sample of the class")
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(NAMES, min_size=1, max_size=8) | st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.data())
 def test_one_class_a_row_is_that_of_the_slow_search(values, data):
     classes = data.draw(st.none() | st.lists(st.sampled_from(values), min_size=1, unique=True))

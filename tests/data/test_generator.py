@@ -95,7 +95,7 @@ def same(one, other):
 # ------------------------------------------------------------------------------------------------- the batches
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     batch_size=st.integers(1, COUNT + 3), shuffle=st.booleans(), seed=st.integers(0, 2**32), epoch=st.integers(0, 99)
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ich.data.targets import array_of, as_table, extra_of, label_of, labels_of, one_hot, weights_of
@@ -86,7 +86,6 @@ def test_whole_numbers_that_float32_would_round_are_refused_with_their_value(col
     assert array_of(pd.Index(["c", "a"]), column, "labels")[0] == 3  # of others nothing is asked
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-(2**25), 2**25), min_size=3, max_size=3))
 def test_integers_are_held_exactly_or_refused(values):
     exact = all(int(np.float32(value)) == value for value in values)

@@ -41,7 +41,6 @@ def batches(draw):
     return y, logits, sorted({cut for cut in cuts if cut < n})
 
 
-@settings(deadline=None)
 @given(batches())
 def test_the_loss_and_the_streamed_metric_equal_the_reference_on_any_batching(case):
     y, logits, cuts = case
@@ -56,7 +55,7 @@ def test_the_loss_and_the_streamed_metric_equal_the_reference_on_any_batching(ca
 @given(
     st.lists(st.floats(0, 100), min_size=6, max_size=6).filter(lambda weights: sum(weights) > 1e-3), st.integers(0, 99)
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_other_weights_equal_the_reference_too(weights, seed):
     y, logits = some(seed=seed)
     expected = metrics.weighted_log_loss(y, sigmoid(logits), weights)
@@ -153,7 +152,7 @@ def slow_focal(y, logits, gamma, smoothing=0.0, weights=(1, 1, 1, 1, 1, 2)):
     return float(np.average((y * one + (1 - y) * zero).mean(axis=0), weights=weights))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(0, 6), st.floats(0, 0.9), st.integers(0, 99))
 def test_focal_loss_and_smoothing_equal_the_reference(gamma, smoothing, seed):
     y, logits = some(seed=seed)

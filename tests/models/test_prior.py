@@ -24,7 +24,7 @@ def marginals(joint):
     return joint @ np.column_stack([kinds, kinds.max(axis=1)])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0.05, 200), st.integers(0, 99))
 def test_what_was_learned_from_the_sampled_comes_back_as_what_is(oversampling, seed):
     """Beside the joint probabilities of all 32 sets of bleeds, sampled by hand."""

@@ -12,7 +12,7 @@ from ich.results import blend, bootstrap, fitted_blend
 from ich.results.blend import Recipe
 from ich.results.fitted_blend import METHODS
 
-few = settings(max_examples=10, deadline=None)  # each fits several times
+few = settings(max_examples=10)  # each fits several times
 EDGES = [0.0, 1.0, 1e-300, 1e-15, 1 - 1e-15]
 
 

@@ -10,7 +10,7 @@ from ich.errors import IchError
 from ich.results import calibration
 from ich.results.calibration import Calibration
 
-few = settings(max_examples=10, deadline=None)  # each fits six times
+few = settings(max_examples=10)  # each fits six times
 probabilities = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 1e-300, 1e-15, 1 - 1e-15]))
 
 

@@ -70,7 +70,7 @@ def told_slowly(logits, t, k):
     return [*own, *blood, *rival, *lead, place, place**2, *products]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(1, 12), seed=st.integers(0, 99), k=st.integers(0, 5), data=st.data())
 def test_the_features_are_those_of_a_slow_reading(n, seed, k, data):
     logits = some_logits(n, seed)
