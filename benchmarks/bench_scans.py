@@ -80,15 +80,15 @@ def write_scans(folder: Path, count: int, slices: int, side: int) -> None:
         seed=1, patients=1, test_patients=1, size=side, min_slices=slices, max_slices=slices, bleed_factor=4.0
     )
     contents = []
-    for number, rendered in enumerate(render_series(plan.series[0])):
+    for number, rendered in enumerate(render_series(plan[0])):
         d = Dataset()
         d.file_meta = FileMetaDataset()
         d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = CTImageStorage
-        d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = UID(f"1.2.000000.{100 + number}")
+        d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = UID(f"1.2.100000.{100 + number}")
         d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         d.Modality, d.ConvolutionKernel, d.SliceThickness = "CT", "STANDARD", "5"
         d.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        d.StudyInstanceUID, d.SeriesInstanceUID, d.PatientID = "1.3.000000", "1.4.000000", "1.5.000000"
+        d.StudyInstanceUID, d.SeriesInstanceUID, d.PatientID = "1.3.100000", "1.4.100000", "1.5.100000"
         d.ImagePositionPatient, d.ImageOrientationPatient = [0, 0, 5 * number], [1, 0, 0, 0, 1, 0]
         d.PixelSpacing, d.InstanceNumber = [0.5, 0.5], number + 1
         d.Rows, d.Columns = rendered.hu.shape
@@ -105,7 +105,7 @@ def write_scans(folder: Path, count: int, slices: int, side: int) -> None:
     for scan in range(count):
         (folder / f"{scan}").mkdir()
         for number, content in enumerate(contents):
-            (folder / f"{scan}/IM{number:04}").write_bytes(content.replace(b".000000", f".{scan:06}".encode()))
+            (folder / f"{scan}/IM{number:04}").write_bytes(content.replace(b".100000", f".{100_000 + scan}".encode()))
 
 
 def run_ours(folder: Path, pages: bool = False) -> float:
