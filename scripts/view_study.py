@@ -12,14 +12,18 @@ With a name ending in .html, the third writes one series as a page that opens in
 move through, windows, the probabilities along the scan. Its HU are those of the DICOM files of data.sources if they are
 there, else what the PNGs tell of them, and the page says which.
 
+A file that exists is not replaced, unless it is a page that this command wrote.
+
 More: docs/competition.md
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
 from ich import cli
 from ich.errors import IchError
+from ich.files import check_own
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".pdf", ".svg")  # Matplotlib's
 
@@ -43,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         raise IchError("--grad-cam is of a page; name it by --out with an ending .html")
     if not page and (arguments.out.suffix.lower() not in _FORMATS or arguments.out.is_dir()):
         raise IchError(f"{arguments.out} is no name of a picture; name a file ending in {', '.join(_FORMATS)} or .html")
+    if not page and os.path.lexists(arguments.out):
+        raise IchError(f"{arguments.out} exists, and no existing picture is replaced; name another file, or remove it")
 
     import pandas as pd
 
@@ -54,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     from ich.results.predictions import read_predictions
     from ich.startup import import_keras
 
+    if page:
+        check_own(arguments.out, scan_page.MARKER)
     images, folds_path, sources = compare.data_of(arguments.where)
     scans = pictures.find_scans(slice_table.read_table(images / "slices.parquet"), arguments.study)
     folded = folds.read_folds(folds_path) if folds_path.exists() else None

@@ -181,6 +181,8 @@ def test_view_study_draws_a_config_and_a_result_directory(tmp_path, monkeypatch,
     script("view_study", run, "ID_series1", "--window", "subdural", "--out", "run.png")
     assert capsys.readouterr().out.splitlines() == ["wrote: config.png: 6 slices", "wrote: run.png: 3 slices"]
     assert all(cv2.imread(name).std() > 10 for name in ("config.png", "run.png"))
+    with pytest.raises(IchError, match=r"config\.png exists, and no existing picture is replaced; name another file"):
+        script("view_study", run, "ID_series1", "--out", "config.png")
     for name in ("study.csv", "runs"):
         with pytest.raises(IchError, match=f"{name} is no name of a picture; name a file ending in .png"):
             script("view_study", run, "ID_series1", "--out", name)

@@ -177,6 +177,11 @@ def test_view_study_writes_a_page(tmp_path, monkeypatch, capsys):
     assert page.data()["truth"] == [[0] * 6] * 3
     assert abs(decoded(base64.b64decode(page.of("hu")[1])) - hu[1]).max() <= 8
     assert page.of("heat") == []
+    script("view_study", "a.yaml", "ID_1", "--out", "scan.html")  # its own page is replaced
+    Path("notes.html").write_text("<html>mine</html>")
+    with pytest.raises(IchError, match=r"notes\.html exists and was not written by this command"):
+        script("view_study", "a.yaml", "ID_1", "--out", "notes.html")
+    assert Path("notes.html").read_text() == "<html>mine</html>"
 
 
 def test_options_that_would_have_no_effect_are_refused(tmp_path):

@@ -22,6 +22,9 @@ NOTICE = (
     " may rest on them."
 )
 
+MARKER = '<meta name="generator" content="ich scan page">'
+"""What tells a scan's page from other files, in its first 4,096 bytes (`ich.files.check_own`)."""
+
 # HU from and to, and the step in between: every whole unit where soft tissue, blood and fat are, coarser in air, bone
 # and metal. -128 and 128 get the codes 256 and 512, so that the upper byte of soft tissue is constant.
 _STEPS = ((-32768, -1024, 178), (-1024, -150, 16), (-150, 250, 1), (250, 3072, 8), (3072, 32769, 64))
