@@ -6,7 +6,8 @@
 Writes OUT as a run's directory, ready for make_submission: oof.parquet, of each fold by weights fitted on the others;
 score.json, with the gain over the best run, and the weights and calibration fitted on all folds (see
 ich.results.fitted_blend); predictions_test.parquet, by these, if all runs have one; config.yaml and environment.json.
-Runs must share their folds; other blends and sequence runs may be among them.
+Runs must share their folds; other blends and sequence runs may be among them. A single run needs --calibrate or
+--any-at-least-max: a blend of it alone would predict the same.
 
 More: docs/better_results.md
 """
@@ -15,6 +16,7 @@ import dataclasses
 from pathlib import Path
 
 from ich import cli
+from ich.errors import IchError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,6 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--folds", type=Path, help="the file of folds (default: the first run's)")
     arguments = parser.parse_args(argv)
+    copies = arguments.method in ("weights", "mean", "logit_mean") and not arguments.by_label  # of a single run
+    if len(arguments.runs) == 1 and copies and not (arguments.calibrate or arguments.any_at_least_max):
+        raise IchError(
+            f"{arguments.runs[0]} is the only run named, and a blend of one run predicts the same as the run; name two"
+            " runs or more, or add --calibrate temperature, --calibrate platt or --any-at-least-max"
+        )
 
     import numpy as np
 

@@ -273,6 +273,15 @@ def test_one_run_is_calibrated(workdir, capsys):
     np.testing.assert_array_equal(test, fitted(compare.read_test([Path("runs/a")])[1]).astype(np.float32))
 
 
+@pytest.mark.parametrize("method", ["weights", "mean", "logit_mean"])
+def test_a_single_run_with_nothing_to_try_is_refused(workdir, method):
+    with pytest.raises(IchError, match=r"runs/a is the only run named, .*; name two runs or more, or add --calibrate"):
+        script("blend", "runs/a", "--out", "runs/copy", "--method", method)
+    assert not Path("runs/copy").exists()
+    script("blend", "runs/a", "--out", "runs/raised", "--method", method, "--any-at-least-max")
+    assert "any_at_least_max" in json.loads(Path("runs/raised/score.json").read_text())
+
+
 def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, capsys):
     worse = 1 - read_predictions(Path("runs/b/oof.parquet"))
     write_predictions(worse, Path("runs/b/oof.parquet"))
