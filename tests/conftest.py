@@ -128,9 +128,9 @@ with locked(Path(sys.argv[1]), name=sys.argv[2]):
 
 
 @contextmanager
-def in_use(folder, fold=None):
-    """Have another process work in a folder, or in a fold of a run; that process."""
-    command = [sys.executable, "-c", HOLDER, str(folder), "" if fold is None else f"fold{fold}"]
+def in_use(folder, fold=None, name=""):
+    """Have another process work in a folder, in a fold of a run, or in a part of another name; that process."""
+    command = [sys.executable, "-c", HOLDER, str(folder), name if fold is None else f"fold{fold}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
         yield process

@@ -65,7 +65,8 @@ DATA_SET = Kind(
 PREDICTIONS = Kind(
     "predictions of scans", "predictions.json", frozenset({"notice", "model", "options"}), "predict_scans.py"
 )
-KINDS = (IMAGES, RESULT, DATA_SET, PREDICTIONS)
+MODEL = Kind("an exported model", "ich-model.json", frozenset({"format", "result", "parts"}), "export_model.py")
+KINDS = (IMAGES, RESULT, DATA_SET, PREDICTIONS, MODEL)
 
 
 def is_ours(folder: Path, kind: Kind) -> bool:

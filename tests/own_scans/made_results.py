@@ -1,6 +1,7 @@
 """Results of every kind, of models that have learned nothing, on phantoms of the competition's archive."""
 
 import runpy
+import zipfile
 from pathlib import Path
 
 import keras
@@ -30,6 +31,22 @@ SEQUENCE = ("width=4", "units=2", "dilations=[1]", "epochs=1", "rounds=3", "reac
 def script(name, *arguments):
     """Run a script in this process."""
     runpy.run_path(str(ROOT / f"scripts/{name}"))["main"](list(map(str, arguments)))
+
+
+_homes = []  # one for all tests of a process
+
+
+def home_of(tmp_path_factory):
+    """Make results on phantoms, and the test slices of their archive in test/."""
+    if _homes:
+        return _homes[0]
+    folder = make_results(tmp_path_factory.mktemp("home"))
+    with zipfile.ZipFile(folder / "archive.zip") as archive:
+        for name in archive.namelist():
+            if "stage_2_test/" in name and name.endswith(".dcm"):
+                archive.extract(name, folder / "test")
+    _homes.append(folder)
+    return folder
 
 
 def make_results(folder):

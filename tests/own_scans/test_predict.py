@@ -1,14 +1,13 @@
 """Scans predicted: as the competition's way does, whatever lies beside them, killed or run again."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import in_use
-from made_results import make_results, script
+from made_results import home_of, script
 from made_scans import head, write_scan
 
 from ich.competition.labels import LABELS
@@ -26,12 +25,7 @@ PLAIN = Options(pages=False)
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Results on phantoms, and the test slices of their archive in test/."""
-    folder = make_results(tmp_path_factory.mktemp("home"))
-    with zipfile.ZipFile(folder / "archive.zip") as archive:
-        for name in archive.namelist():
-            if "stage_2_test/" in name and name.endswith(".dcm"):
-                archive.extract(name, folder / "test")
-    return folder
+    return home_of(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -6,29 +6,35 @@ serves both. Nothing of the training's data is part of it: no slices, labels, fo
 
 import json
 import re
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ich import folders
 from ich.config import Preprocess, Sequence
-from ich.errors import IchError, one_line
+from ich.errors import IchError, name_some, one_line
 from ich.files import sha256_of
 from ich.results import fitted_blend
 from ich.results.result_directory import check_result, members, read_mapping, read_score
 from ich.second_stage import fitted
 from ich.training.run_directory import Run
 
-MANIFEST = "ich-model.json"
+MANIFEST = folders.MODEL.marker
 """The file that describes an exported model; its paths are relative to it."""
+
+CARD = "README.md"
+"""The model card of an exported model."""
 
 THICKNESS = 5.0
 """mm: the slices of most of the competition's scans."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_FILE = re.compile(rf"{_NAME.pattern}(/{_NAME.pattern})+")
 
 
 class _Part(BaseModel):
@@ -109,6 +115,7 @@ class ModelSpec(_Part):
         out_of_fold: what score.json of the result holds.
         commit: of the code that trained it; None if unknown.
         packages: versions that it was trained with, by name.
+        thresholds: of an exported model, label -> `ich.own_scans.scores.operating_points` out of fold.
     """
 
     format: Literal[1] = 1
@@ -118,6 +125,22 @@ class ModelSpec(_Part):
     out_of_fold: dict
     commit: str | None
     packages: dict[str, str]
+    thresholds: dict[str, dict[str, dict[str, float] | None]] | None = None
+
+    @model_validator(mode="after")
+    def _parts_are_there(self) -> "ModelSpec":
+        before: set[str] = set()
+        for name, part in self.parts.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the part {name!r} has other characters than letters, digits, . _ and -")
+            if isinstance(part, SecondStagePart) and (unknown := part.weights.keys() - fitted.FILES):
+                raise ValueError(f"the part {name} has the kinds {', '.join(sorted(unknown))}, which there are not")
+            if not isinstance(part, RunPart) and (lacking := set(part.of) - before):
+                raise ValueError(f"the part {name} is made of {', '.join(sorted(lacking))}, which is not before it")
+            before.add(name)
+        if self.result not in before:
+            raise ValueError(f"there is no part {self.result}")
+        return self
 
     def files(self) -> dict[str, Path]:
         """Return all files: `<part>/<path within the part's folder>` -> where it is."""
@@ -149,26 +172,33 @@ def read_model(path: Path) -> ModelSpec:
         IchError: it is neither, not finished, or made of what cannot predict single scans; files of an exported model
             are missing or changed.
     """
+    if path.is_file() and path.suffix == ".zip":
+        raise IchError(f"{path} is a zip; unpack it, and name the folder with {MANIFEST} in it")
     return _read_export(path) if (path / MANIFEST).is_file() else _read_result(path)
 
 
 def _read_export(path: Path) -> ModelSpec:
     content = read_mapping(path / MANIFEST, "describes the exported model")
-    digests = content.pop("files", {})
+    digests = content.pop("files", None)
     try:
         spec = ModelSpec.model_validate(content)
-        if not isinstance(digests, dict) or not all(map(_NAME.fullmatch, spec.parts)):
-            raise ValueError("names of parts or files that cannot be")
+        if not isinstance(digests, dict) or not all(map(_FILE.fullmatch, digests)):
+            raise ValueError("files are listed that cannot be of a model")
+        if spec.moved(Path()) != spec:
+            raise ValueError("parts lie in other folders than those of their names")
     except ValueError as error:  # pydantic's derive from it
         raise IchError(
             f"{path / MANIFEST} describes no model of this version ({one_line(error)}); export the model again"
         ) from error
     spec = spec.moved(path)
-    for name, file in spec.files().items():
-        if name not in digests:
-            raise IchError(f"{path / MANIFEST} lists no {name}, which the model needs; export the model again")
-        if sha256_of(file) != digests[name]:
-            raise IchError(f"{file} is not what was exported: its SHA-256 differs; copy or export the model again")
+    if lacking := spec.files().keys() - digests:
+        raise IchError(
+            f"{path / MANIFEST} does not list {name_some(sorted(lacking))}, which the model needs; export the model"
+            " again"
+        )
+    for name, digest in digests.items():
+        if sha256_of(path / name) != digest:
+            raise IchError(f"{path / name} is not what was exported: its SHA-256 differs; copy or export it again")
     return spec
 
 
@@ -177,14 +207,25 @@ def _read_result(path: Path) -> ModelSpec:
     runs: list[Run] = []
     result = _add(parts, runs, path, {})
     environment = read_mapping(path / "environment.json", "records what the result was made with")
+    part = parts[result]
+    names = dict(zip(map(str, members(path)), part.of, strict=True)) if isinstance(part, BlendPart) else {}
     return ModelSpec(
         result=result,
         parts=parts,
         thickness=_thickness(runs),
-        out_of_fold=read_score(path),
+        out_of_fold=_renamed(read_score(path), names),
         commit=environment.get("commit"),
         packages={name: version for name, version in (environment.get("packages") or {}).items() if version},
     )
+
+
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:
+    """Replace the names of results, which are paths on this machine, in what score.json holds."""
+    if isinstance(content, dict):
+        return {names.get(key, key): _renamed(value, names) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_renamed(one, names) for one in content]
+    return names.get(content, content) if isinstance(content, str) else content
 
 
 def _add(parts: dict[str, Part], runs: list[Run], path: Path, names: dict[Path, str]) -> str:

@@ -171,6 +171,40 @@ def _newton(y: np.ndarray, x: np.ndarray, offset: np.ndarray, weights: np.ndarra
     return np.linalg.solve(curvature, gradient[..., None])[..., 0]
 
 
+def operating_points(y: np.ndarray, p: np.ndarray) -> dict[str, dict[str, float] | None]:
+    """Find the thresholds of a sensitivity of `AT` and of a specificity of `AT`: positive is what reaches one.
+
+    Args:
+        y: 0 or 1, shape (n,).
+        p: shape (n,).
+
+    Returns:
+        `sensitivity`: the highest threshold at which the sensitivity is `AT` or more, `specificity`: the lowest at
+        which the specificity is; each as threshold, sensitivity and specificity there, None where there is none.
+    """
+    none: dict[str, dict[str, float] | None] = {"sensitivity": None, "specificity": None}
+    positives = int(y.sum())
+    if positives in (0, len(y)):
+        return none
+    order = np.argsort(-p, kind="stable")
+    last = np.flatnonzero(np.append(p[order][1:] != p[order][:-1], True))  # of the rows of each threshold
+    hits = np.cumsum(y[order])[last]
+    sensitivity, specificity = hits / positives, 1 - (last + 1 - hits) / (len(y) - positives)
+    places = {
+        "sensitivity": np.flatnonzero(sensitivity >= AT - _EXACT)[:1],
+        "specificity": np.flatnonzero(specificity >= AT - _EXACT)[-1:],
+    }
+    return none | {
+        name: {
+            "threshold": float(p[order][last[place]]),
+            "sensitivity": float(sensitivity[place]),
+            "specificity": float(specificity[place]),
+        }
+        for name, found in places.items()
+        for place in found.tolist()
+    }
+
+
 def resampled(patients: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
     """How often each row was drawn with its patient, in blocks of resamples; the first block is the rows themselves.
 
@@ -220,10 +254,11 @@ def score(
             columns.append(calibrated(y, recalibrated, weights))
         found.append(np.concatenate(columns, axis=1))
     (value,), drawn = found[0], np.concatenate(found[1:]) if found[1:] else np.empty((0, len(names)))
-    return {name: _with_interval(value[k], drawn[:, k], y) for k, name in enumerate(names)}
+    return {name: with_interval(value[k], drawn[:, k], y) for k, name in enumerate(names)}
 
 
-def _with_interval(value: float, drawn: np.ndarray, y: np.ndarray) -> Score:
+def with_interval(value: float, drawn: np.ndarray, y: np.ndarray) -> Score:
+    """Return a number with its 95 % interval, of the resamples that have one, or the reason why there is none."""
     if np.isnan(value):
         one_class = len(np.unique(y)) < 2
         reason = one_class_reason(y) if one_class else "the probabilities tell the two classes apart without a mistake"

@@ -105,6 +105,25 @@ def scan_facts(slice_table: pd.DataFrame, ids: pd.Index) -> pd.DataFrame:
     return facts[["scan", "order", "slices", "position", "BitsStored"]]
 
 
+def by_kind_of_scan(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Score groups of slices by their scan's length, their position in it and their format.
+
+    Args:
+        table, probabilities: as for `by_label`.
+        facts: of the table's slices, from `scan_facts`.
+
+    Returns:
+        title -> `by_group`, of those facts that are known.
+    """
+    kinds = {
+        "slices of the scan": bands(facts["slices"]),
+        "position in the scan": fifths(facts["position"]),
+        "format": facts["BitsStored"].map("{:.0f} bits".format, na_action="ignore"),
+    }
+    scored = {title: by_group(table, probabilities, groups) for title, groups in kinds.items()}
+    return {title: groups for title, groups in scored.items() if len(groups)}
+
+
 def bands(values: pd.Series) -> pd.Series:
     """Band values by quartiles, as ordered categories named by their ends, such as `24 to 31`.
 

@@ -152,14 +152,7 @@ def _groups(groups: pd.DataFrame, name: str) -> Table:
 
 
 def _weak_spots(table: pd.DataFrame, probabilities: np.ndarray, facts: pd.DataFrame) -> dict:
-    bits = facts["BitsStored"].map("{:.0f} bits".format, na_action="ignore")
-    kinds = {
-        "slices of the scan": diagnostics.bands(facts["slices"]),
-        "position in the scan": diagnostics.fifths(facts["position"]),
-        "format": bits,
-    }
-    scored = {title: diagnostics.by_group(table, probabilities, groups) for title, groups in kinds.items()}
-    scored = {title: groups for title, groups in scored.items() if len(groups)}
+    scored = diagnostics.by_kind_of_scan(table, probabilities, facts)
     if not scored:
         raise IchError("the slice table has none of these slices: it belongs to other images")
     alt = (

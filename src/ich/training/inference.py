@@ -57,7 +57,7 @@ def read_model(path: Path, advice: str) -> keras.Model:
         layers = {"ich>PriorCorrection": PriorCorrection}
         return keras.saving.load_model(path, layers, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
-        writer = _keras_of(path)
+        writer = metadata_of(path).get("keras_version")
         if writer not in (None, keras.__version__):  # arguments of layers change from version to version
             advice = f"Keras {writer} wrote it, this is {keras.__version__}: pip install keras=={writer}"
         # A damaged file is refused by Keras, h5py or zipfile.
@@ -66,13 +66,13 @@ def read_model(path: Path, advice: str) -> keras.Model:
         raise IchError(f"the model {path} cannot be read ({one_line(error)}); {advice}") from error
 
 
-def _keras_of(path: Path) -> str | None:
-    """Return the version of Keras that wrote a model, None if its file does not say."""
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return which Keras wrote a model's file and when: keras_version, date_saved; nothing if it does not say."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+            return {key: str(value) for key, value in json.loads(archive.read("metadata.json")).items()}
     except Exception:  # noqa: BLE001 - zipfile raises many kinds of errors for damaged files
-        return None
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
