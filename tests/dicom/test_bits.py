@@ -6,6 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import make_dicom
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_slices import changed, oracle_hu, refused, tissue, values, with_overlay
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from ich.dicom import bits
 from ich.dicom.reader import AIR, read
@@ -13,13 +17,6 @@ from ich.dicom.slice_error import DicomError
 from ich.errors import IchError
 
 PADDING = 0xF830  # -2000 in 16 bits
-
-
-def tissue(shape=(64, 64), seed=0, low=-1000, high=1999):
-    """Random HU from air to bone, int64, of which the first rows are air."""
-    hu = np.random.default_rng(seed).integers(low, high, shape, endpoint=True)
-    hu[: shape[0] // 8] = low
-    return hu
 
 
 def smooth(shape=(64, 64)):
@@ -209,3 +206,128 @@ def test_nothing_is_decided_for_values_that_16_bits_do_not_hold():
     words[1] = -5
     with pytest.raises(IchError, match="nothing tells"):
         bits.stored_values(words, 16, used=32, scale=(1, -1024))
+
+
+# --------------------------------------------------------------- signs, and bits above those that are stored
+
+
+@pytest.mark.parametrize("bits", [7, 11, 12, 13, 15])
+def test_missing_sign_bits_are_mended_and_told(bits):
+    stored = values(bits, True)
+    bare = stored & (2**bits - 1)  # the unused high bits are 0
+    hu, header = read(make_dicom(bare.astype(stored.dtype), BitsStored=bits, RescaleIntercept=0))
+    np.testing.assert_array_equal(hu, np.maximum(stored.astype(int), AIR))
+    assert header.repaired == ("sign",)
+
+
+def test_metal_beyond_the_stored_bits_is_metal_where_the_sign_is_carried_through():
+    hu, header = read(make_dicom(np.array([[-1000, 3071]], np.int16), BitsStored=12, RescaleIntercept=0))
+    assert hu.tolist() == [[-1000, 3071]]
+    assert header.repaired == ("more_bits",)
+
+
+@pytest.mark.parametrize(
+    ("stored", "bits"),
+    [
+        (np.array([[0, 4096]], np.uint16), 12),
+        (np.array([[0, 4096]], np.int16), 12),
+        (np.array([[-1, 40000]], np.int32), 16),
+        (np.array([[0, 70000]], np.uint32), 16),
+        (np.array([[-40000, 0]], np.int32), 16),
+    ],
+)
+def test_values_beyond_the_stored_bits_are_refused(stored, bits):
+    refused(make_dicom(stored, BitsStored=bits), "bad_pixels", stored.min(), stored.max(), f"{bits} bits")
+
+
+def test_signed_values_without_sign_bits_and_padding_with_them():
+    hu = tissue((64, 64))
+    stored = (hu & 0xFFF).astype(np.uint16)
+    stored[:8], hu[:8] = 0xF830, AIR  # -2000
+    read_hu, header = read(make_dicom(stored, BitsStored=12, PixelRepresentation=1, RescaleIntercept=0))
+    np.testing.assert_array_equal(read_hu, hu)
+    assert header.repaired == ("sign",)
+
+
+@given(
+    bits=st.integers(12, 15),
+    signed=st.booleans(),
+    above=st.sampled_from(["zero", "sign", "junk", "overlay"]),
+    padding=st.sampled_from([None, -2000, -2048, -3024, -32768]),
+    declared=st.booleans(),
+    other_vr=st.booleans(),
+    syntax=st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=250, deadline=2000)
+def test_bits_above_the_stored_ones_are_no_part_of_the_value(
+    bits, signed, above, padding, declared, other_vr, syntax, seed
+):
+    hu, rng = tissue((24, 24), seed), np.random.default_rng(seed)
+    field = (hu if signed else hu + 1024) & (2**bits - 1)
+    bit = int(rng.integers(bits, 16))
+    high = {
+        "zero": 0,
+        "sign": (-1 if signed else 0) << bits & np.where(hu < 0, 0xFFFF, 0),
+        "junk": rng.integers(0, 2 ** (16 - bits), hu.shape) << bits,
+        "overlay": rng.integers(0, 2, hu.shape) << bit,
+    }[above]
+    words = (field | high).astype(np.uint16)
+    expected = hu.copy()
+    if padding is not None:
+        words[:3] = padding & 0xFFFF
+        expected[words == padding & 0xFFFF] = AIR  # among other bits, by chance, a value may be the padding's
+    tags = {"BitsStored": bits, "PixelRepresentation": int(signed), "RescaleIntercept": 0 if signed else -1024}
+    data = make_dicom(words, syntax=syntax, **tags)
+    if above == "overlay":
+        data = with_overlay(data, bit)
+    if padding is not None and declared:
+        unsigned = signed if other_vr else not signed
+        data = changed(data, (0x00280120, "US" if unsigned else "SS", padding & 0xFFFF if unsigned else padding))
+    told = None
+    try:
+        got, header = read(data)
+    except DicomError as error:
+        told = error
+    if padding is None:
+        np.testing.assert_array_equal(oracle_hu(data), expected)
+    known = declared or padding in (None, -2000 if signed else None)
+    if above in ("junk", "overlay") and not known:
+        return  # what no element names is lost among other bits
+    if above == "junk" and bits == 15:  # one bit is too few to tell chance from a wrong BitsStored
+        assert told is None or (told.kind == "bad_pixels" and "nothing tells" in told.reason)
+        return
+    assert told is None, told.reason
+    np.testing.assert_array_equal(got, expected)
+    assert header.repaired == {"zero": ("sign",) if signed else (), "junk": ("high_bits",)}.get(above, ())
+
+
+def test_what_nothing_decides_is_refused():
+    hu = tissue((40, 40))
+    unsigned = (hu + 1024).astype(np.uint16)
+    few = unsigned.copy()
+    few[9, :9] += 4096  # metal of more bits than are told, or an overlay whose elements are gone
+    refused(make_dicom(few), "bad_pixels", "more than 12 bits hold", "nothing tells")
+    one = unsigned.copy()
+    one[9, 9] |= 0x8000  # a pixel alone is no padding
+    refused(make_dicom(one), "bad_pixels", "nothing tells")
+    signed_after_all = hu.astype(np.int16).view(np.uint16)
+    refused(make_dicom(signed_after_all, RescaleIntercept=0), "bad_pixels", "nothing tells")
+    more_bits = (hu + 8192).astype(np.uint16)
+    refused(make_dicom(more_bits, RescaleIntercept=-8192), "bad_pixels", "nothing tells")
+    half = hu.copy()
+    half[20:] &= 0xFFF
+    half[20:] |= 0x1000 * (half[20:] > 3000)  # signs carried here, and other bits there
+    refused(make_dicom(half.astype(np.int16), BitsStored=12, RescaleIntercept=0), "bad_pixels", "nothing tells")
+
+
+@pytest.mark.parametrize(("intercept", "padding"), [(-1024, [63536]), (-1024, [63536, 62512]), (-8192, [62512])])
+def test_padding_of_16_bits_that_the_header_does_not_name_is_air(intercept, padding):
+    hu = np.random.default_rng(0).integers(-1000, 2000, (32, 24))
+    words = (hu - intercept).astype(np.uint16)
+    for row, value in enumerate(padding):
+        words[row] = value
+        hu[row] = AIR
+    read_hu, header = read(make_dicom(words, BitsStored=16, HighBit=15, RescaleIntercept=str(intercept)))
+    np.testing.assert_array_equal(read_hu, hu)
+    assert header.repaired == ()
