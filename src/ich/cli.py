@@ -1,4 +1,4 @@
-"""What all scripts share: how they end, what they print last, and the options that set a config."""
+"""Shared parts of the scripts: exit status, last lines of output, options that set a config."""
 
 import argparse
 import io
@@ -35,7 +35,7 @@ USES: dict[str, tuple[str, ...]] = {
     "make_submission": ("data.sources", "data.sample_submission", "data.images"),
 }
 """The keys and whole sections of a config that each script with --set uses: those that change what it does, and those
-by which it checks that images and folds are the config's."""
+by which it checks that images and folds belong to the config."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -56,8 +56,8 @@ def run(main: Callable[[], None]) -> None:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else it is ignored, as by nohup
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:  # else it is ignored, as under nohup
         signal.signal(signal.SIGINT, interrupt)
     try:
         with names_in_utf8():
@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
             main()
     except KeyboardInterrupt:
         stop()
-    # A KeyboardInterrupt arrives as ImportError from an extension that is being imported, as killed worker from a pool.
+    # An interrupt may surface as an ImportError of an extension being imported, or as a killed worker of a pool.
     except IchError as error:
         if interrupts:
             stop()
@@ -76,18 +76,18 @@ def run(main: Callable[[], None]) -> None:
             stop()
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def wrote(what: str, *then: str) -> None:
-    """Print what a script wrote, and the command that comes next, or several to choose from."""
-    print(f"wrote: {what}")
-    for place, line in enumerate(then):
-        print(f"{'or:' if place else 'next:':<7}{line}")
+def wrote(output: str, *next_commands: str) -> None:
+    """Print what a script wrote, and the next command, or several to choose from."""
+    print(f"wrote: {output}")
+    for index, line in enumerate(next_commands):
+        print(f"{'or:' if index else 'next:':<7}{line}")
 
 
 def command(stage: str, *arguments: object, overrides: Iterable[str] = ()) -> str:
-    """Return a script's command as a line for the shell, with those of the overrides that it uses."""
+    """Return a script's command as a shell line, with the overrides that the script uses."""
     used = [override for override in overrides if _within(_key(override), USES.get(stage, ()))]
     options = [part for override in used for part in ("--set", override)]
     return shlex.join(["python", f"scripts/{stage}.py", *map(str, arguments), *options])
@@ -100,10 +100,10 @@ def warn(sentences: Iterable[str]) -> None:
 
 
 def warn_of_unused(unused: Mapping[str, str], stage: str) -> None:
-    """Warn of values of a config that the stage would read, but for the value of another key.
+    """Warn of config values that the stage reads, but that have no effect beside another key's value.
 
     Args:
-        unused: as `ich.config.Config.unused` has them.
+        unused: from `ich.config.Config.unused`.
         stage: a key of `USES`.
     """
     warn(sentence for key, sentence in unused.items() if _within(key, USES[stage]))

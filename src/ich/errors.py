@@ -1,4 +1,4 @@
-"""The error that a user can mend, and how what others say becomes a part of its message."""
+"""IchError, the error for users, and the parts of its messages: names, numbers, errors of the system and libraries."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -6,79 +6,78 @@ from itertools import islice
 from math import isnan
 from pathlib import Path
 
-_LONGEST = 300  # characters of what a library says
+_LONGEST = 300  # characters of a library's error
 
 
 class IchError(Exception):
     """Input that a stage cannot work with.
 
     The message is a sentence for the user: what was found, what was expected, what to do. Scripts print it and exit
-    with status 1; a traceback is for what nobody foresaw.
+    with status 1; a traceback is for unforeseen errors.
     """
 
 
 def name_some(ids: Collection, total: int | None = None) -> str:
-    """The first three ids and, if there are more, how many there are in all: for messages that name what is wrong.
+    """Return the first three ids and, if there are more, their total number, for a message.
 
     Args:
-        ids: anything sized, of which the first three are shown; or those alone, if `total` says how many there are.
+        ids: all ids; or the first three alone, if `total` is given.
+        total: number of all ids; None takes the length of `ids`.
     """
     total = len(ids) if total is None else total
-    shown = ", ".join(printable(str(one)) for one in islice(ids, 3))
+    shown = ", ".join(printable(str(id)) for id in islice(ids, 3))
     return shown if total <= 3 else f"{shown}, … ({total} in all)"
 
 
-def one_line(said: BaseException | str, *, named: bool = False) -> str:
-    """What the system or a library says, in one line for a message of ours, which terminals, tables and pages take.
+def one_line(error: BaseException | str, *, named: bool = False) -> str:
+    """Return an error of the system or a library as one printable line, for a message of ours.
 
-    Of the system's errors it is the reason alone, as the message names the file; of a relative path that does not exist
-    also the working directory that it was looked for from. Where the text says nothing by itself
-    (there is none, or it is a KeyError's key) the error's type stands with it.
+    An error of the system gives its reason alone, as the message names the file; for a relative path that does not
+    exist the working directory is added. An error without text, or a KeyError, whose text is only the key, gets its
+    type before it.
 
     Args:
-        named: put the error's type before what it says, always.
+        named: always put the error's type before its text.
 
     Returns:
         At most 300 characters: a longer text loses its middle, as its cause stands first (pyarrow's) or last (Keras's).
     """
-    text = printable(" ".join(str(getattr(said, "strerror", None) or said).split()))
-    if isinstance(said, FileNotFoundError) and said.filename and not Path(said.filename).is_absolute():
+    text = printable(" ".join(str(getattr(error, "strerror", None) or error).split()))
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).is_absolute():
         text += f", from the working directory {Path.cwd()}"
-    if isinstance(said, BaseException) and (named or not text or isinstance(said, KeyError)):
-        text = f"{type(said).__name__}: {text}" if text else type(said).__name__
+    if isinstance(error, BaseException) and (named or not text or isinstance(error, KeyError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2 - 1]} … {text[2 - _LONGEST // 2 :]}"
     return text
 
 
 def printable(text: str) -> str:
-    r"""The text with what cannot be shown or encoded as its escape: \udcff, of a file's name in another encoding."""
+    r"""Return the text with escapes for unprintable characters, such as \udcff in a file name of another encoding."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def not_there(path: Path) -> str:
-    """That a path does not exist, where it was looked for and, of a relative one, from which working directory."""
-    told = f"{path.absolute()} does not exist"
-    return (
-        told
-        if path.is_absolute()
-        else f"{told} ({path} from the working directory {Path.cwd()}: is that the right one?)"
-    )
+    """Return the sentence that a path does not exist; a relative one with the working directory."""
+    absolute = f"{path.absolute()} does not exist"
+    if path.is_absolute():
+        return absolute
+    return f"{absolute} ({path} from the working directory {Path.cwd()}: is that the right one?)"
 
 
 def or_na(value: float, form: str) -> str:
-    """A number as `format` writes it; n/a for NaN, a number that does not exist, such as an AUC without positives."""
+    """Return a number as `format` writes it; n/a for NaN, such as an AUC without positives."""
     return "n/a" if isnan(value) else format(value, form)
 
 
 @contextmanager
 def names_in_utf8() -> Iterator[None]:
-    """Within the block, say of a name in another encoding that it is one: pandas, Arrow and HDF5 take text as UTF-8.
+    """Within the block, raise IchError for a name that is not UTF-8, as pandas, Arrow and HDF5 require.
 
     Raises:
-        IchError: such a name was met, which Python holds with surrogates in place of its bytes.
+        IchError: text holds surrogates, by which Python represents bytes that are not UTF-8.
     """
     try:
         yield

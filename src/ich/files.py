@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one; removing only what is ours."""
+"""Write files so that a reader sees the old content or the new, never a part; remove only files of this program."""
 
 import ctypes
 import errno
@@ -18,26 +18,25 @@ from uuid import uuid4
 from ich.errors import IchError, one_line
 
 _TEMPORARY = re.compile(r"\.ich-[0-9a-f]{32}\.tmp(\.[^.]+)?")
-_OWN = re.compile(rf"{_TEMPORARY.pattern}|\.ich-lock(-.+)?(\.json)?")  # the locks are those of ich.folders
+_OWN = re.compile(rf"{_TEMPORARY.pattern}|\.ich-lock(-.+)?(\.json)?")  # the lock files of ich.folders
 
 _syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if sys.platform == "linux" else None
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what file systems say that have no such thing
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of file systems that cannot sync
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds, else remove it.
 
-    The temporary name is one that nobody else has, `.ich-<uuid>.tmp`, with the suffix of `path` at its end, as encoders
-    choose the format by it. Missing parent folders are made, and removed if nothing is written.
+    The temporary name is unique, `.ich-<uuid>.tmp`, and ends in the suffix of `path`, by which encoders choose the
+    format. Missing parent folders are created, and removed again if nothing is written.
 
     Args:
-        durable: the file's content is on the disk before its name is, and both are when the block has ended, so that
-            a power cut leaves the old file or the new one. Many small files are cheaper made durable together, by
-            `sync_filesystem`.
+        durable: sync the content to the disk before the rename, and the name after it, so that a power cut leaves the
+            old file or the new one. For many small files one `sync_filesystem` is cheaper.
 
     Raises:
-        IchError: the system refuses the write (no space, no permission); whatever stood at `path` stands there still.
+        IchError: the system refuses the write (no space, no permission); an existing file at `path` is unchanged.
     """
     temporary = path.with_name(f".ich-{uuid4().hex}.tmp{path.suffix}")
     try:
@@ -58,19 +57,19 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it that are missing; at the end of the block, remove those of them that are empty.
+    """Create a folder and its missing parents; at the end of the block, remove those of them that are empty.
 
     Raises:
         OSError: the system refuses.
     """
-    missing = list(takewhile(lambda one: not os.path.lexists(one), (folder, *folder.parents)))
+    missing = list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for one in missing:
-            with suppress(OSError):  # it is not empty, or could not be made
-                one.rmdir()
+        for created in missing:
+            with suppress(OSError):  # it is not empty, or could not be created
+                created.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -114,7 +113,7 @@ def check_own(path: Path, marker: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits.
+    """Return the SHA-256 of a file's content, in hexadecimal digits.
 
     Raises:
         IchError: the file cannot be read.
@@ -127,39 +126,39 @@ def sha256_of(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file's content, or a folder's names, to the disk (fsync(2))."""
-    opened = os.open(path, os.O_RDONLY)
+    """Sync a file's content, or a folder's names, to the disk (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def sync_filesystem(folder: Path) -> None:
-    """Have the system write to the disk all that was written to the file system of a folder, by any process.
+    """Sync the file system of a folder to its disk: all that any process of this machine has written to it.
 
-    By any process of this machine: what other machines wrote to a network file system, they have to sync themselves.
-    On Linux by syncfs(2), which does not wait for other disks and tells of writes that failed; elsewhere by sync(2).
+    Other machines sync what they wrote to a network file system themselves. On Linux by syncfs(2), which waits for no
+    other disk and reports writes that failed; on other systems by sync(2).
 
     Raises:
-        IchError: something could not be written.
+        IchError: a write failed.
     """
     if _syncfs is None:
         os.sync()
         return
-    opened = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if _syncfs(opened) and (code := ctypes.get_errno()) not in _CANNOT_SYNC:
+        if _syncfs(descriptor) and (code := ctypes.get_errno()) not in _CANNOT_SYNC:
             raise IchError(f"cannot write all of {folder} to its disk: {os.strerror(code)}; make room, then run again")
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder but those of our temporary and lock files, sorted; none where there is no folder.
+    """Return the sorted names in a folder, without our temporary and lock files; none if the folder does not exist.
 
     Raises:
         IchError: the system refuses.
@@ -168,7 +167,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder of ours which nobody else is writing to.
+    """Remove the temporary files of killed processes from a folder of ours that no other process writes into.
 
     Raises:
         IchError: the system refuses.
@@ -177,25 +176,25 @@ def sweep(folder: Path) -> None:
 
 
 def discard(folder: Path, pattern: str) -> None:
-    """Remove files of ours from a folder, and the folder if it is empty then.
+    """Remove files of ours from a folder, then the folder if it is empty.
 
     Args:
-        pattern: a regular expression of the whole names that this program gives to files there. What has another name
-            is not removed, nor is a folder that holds it.
+        pattern: a regular expression that matches the whole names of the files to remove. Files of other names stay,
+            and so does the folder that holds them.
 
     Raises:
         IchError: the system refuses.
     """
     _unlink(folder, re.compile(f"{pattern}|{_TEMPORARY.pattern}"))
-    with suppress(OSError):  # it is not there, or not empty
+    with suppress(OSError):  # it does not exist, or is not empty
         folder.rmdir()
 
 
 def remove(*paths: Path) -> None:
-    """Remove files of ours, those that are there.
+    """Remove files of ours; those that do not exist are skipped.
 
     Raises:
-        IchError: the system refuses, or a folder stands in a file's place.
+        IchError: the system refuses, or a path is a folder.
     """
     for path in paths:
         try:
@@ -215,8 +214,8 @@ def _unlink(folder: Path, pattern: re.Pattern) -> None:
         raise IchError(f"cannot tidy {folder}: {one_line(error)}; make it a folder with rights to write") from error
 
 
-def _names(folder: Path, what: str) -> Iterator[str]:
-    """All names in a folder; of the competition's images a million, of which no list is made."""
+def _names(folder: Path, action: str) -> Iterator[str]:
+    """Yield the names in a folder one by one: a list of the competition's images would have a million."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry.name for entry in entries)
@@ -224,5 +223,5 @@ def _names(folder: Path, what: str) -> Iterator[str]:
         return
     except OSError as error:
         raise IchError(
-            f"cannot {what} {folder}: {one_line(error)}; make it a folder with rights to read and write"
+            f"cannot {action} {folder}: {one_line(error)}; make it a folder with rights to read and write"
         ) from error

@@ -1,4 +1,4 @@
-"""Whose a folder is, and who works in it: a stage writes where nothing lies but its own, one process at a time."""
+"""Ownership and locks of folders: a stage writes into an empty folder or its own, one process at a time."""
 
 import errno
 import json
@@ -16,23 +16,23 @@ from typing import NamedTuple
 from ich.errors import IchError, name_some, one_line
 from ich.files import making, names_in, replacing
 
-_ATTEMPTS = 1000  # to make a folder that others remove
+_ATTEMPTS = 1000  # to create a folder that other processes remove
 SHORT = 60
-"""Seconds to wait for a lock that others hold for moments only."""
+"""Seconds to wait for a lock that other processes hold only briefly."""
 
 
 class Kind(NamedTuple):
-    """What a stage keeps in its folders, told by a JSON file that it writes into them first.
+    """A kind of output folder, recognized by a JSON file that its stage writes first.
 
     Args:
-        what: the folder holds, for messages.
+        content: what the folder holds, for messages.
         marker: the file's name.
-        keys: that the file has, whichever version wrote it; others have files of that name too.
+        keys: keys that every version of the file has; other programs have files of that name too.
         stages: the scripts that write such folders, for messages.
-        says: text that stands in the file.
+        says: text that the file contains.
     """
 
-    what: str
+    content: str
     marker: str
     keys: frozenset[str]
     stages: str
@@ -42,10 +42,10 @@ class Kind(NamedTuple):
         """Return whether a folder is of this kind."""
         try:
             text = (folder / self.marker).read_text(encoding="utf-8")
-            content = json.loads(text)
+            mapping = json.loads(text)
         except (OSError, ValueError):
             return False
-        return isinstance(content, dict) and self.keys <= content.keys() and self.says in text
+        return isinstance(mapping, dict) and self.keys <= mapping.keys() and self.says in text
 
 
 IMAGES = Kind("images", "settings.json", frozenset({"windows", "size"}), "preprocess.py")
@@ -70,10 +70,10 @@ KINDS = (IMAGES, RESULT, DATA_SET, PREDICTIONS, MODEL)
 
 
 def is_ours(folder: Path, kind: Kind) -> bool:
-    """Return whether a folder holds what a stage wrote; nothing is written or removed to find out.
+    """Return whether a folder is of a kind, without writing into it.
 
     Returns:
-        True if it is of the kind; False if the folder is empty, or not there.
+        True if it is of the kind; False if the folder is empty or does not exist.
 
     Raises:
         IchError: it holds something else.
@@ -86,11 +86,11 @@ def is_ours(folder: Path, kind: Kind) -> bool:
     for other in KINDS:
         if other.is_in(folder):
             raise IchError(
-                f"{folder} holds {other.what} (by scripts/{other.stages}), expected {kind.what}; name another"
+                f"{folder} holds {other.content} (by scripts/{other.stages}), expected {kind.content}; name another"
                 " folder, a new or an empty one"
             )
     raise IchError(
-        f"{folder} holds {name_some(names)} and lacks a readable {kind.marker} of {kind.what}: it is not this"
+        f"{folder} holds {name_some(names)} and lacks a readable {kind.marker} of {kind.content}: it is not this"
         " program's; name another folder, a new or an empty one"
     )
 
@@ -103,31 +103,31 @@ def locked(
     wait: float = 0,
     advice: str = "make room or rights for it, then run again",
 ) -> Iterator[None]:
-    """Work alone in a folder: no other process has its lock within the block. Whoever only reads needs none.
+    """Hold the lock of a folder within the block: one process at a time writes into it. Readers need no lock.
 
-    The lock is the system's (flock(2), by filelock) on the file `.ich-lock` in the folder, which is removed with it;
-    the end of the process, a kill too, releases it, and forked children do not keep it. Who holds it stands in
-    `.ich-lock….json`, for messages alone: what a kill leaves there locks nobody out. A process that has the lock can
-    take it again.
+    The lock is the system's (flock(2), by filelock) on the file `.ich-lock` in the folder, which is removed on
+    release; the end of the process, a kill too, releases it, and forked children do not keep it. `.ich-lock….json`
+    names the holder, for messages alone: one that a kill leaves behind locks nobody out. A process that has the lock
+    can take it again.
 
     On NFS (version 4, or 3 with its lock service) Linux locks across machines, and the server releases the lock of a
-    machine that is gone when its lease ends, after some 90 seconds. There a file that is open when it is removed keeps
-    another name: two processes that take and release a lock within the same milliseconds may both get it. Where a file
-    system has no locks (Lustre without -o flock), a warning says so, and nobody is kept out.
+    machine that is gone when its lease ends, after some 90 seconds. There a file that is open when it is removed is
+    renamed: two processes that take and release a lock within the same milliseconds may both get it. On a file system
+    without locks (Lustre without -o flock) a warning is printed, and no process is kept out.
 
-    A folder that is not there is made, and removed if it is left empty.
+    A missing folder is created, and removed if it is left empty.
 
     Args:
-        check: raises if the folder is not to be written into; called before anything is made in it, and again with the
-            lock.
-        name: of a part of the folder that has a lock of its own.
+        check: raises if the folder must not be written into; called before anything is created in it, and again with
+            the lock.
+        name: names a part of the folder that has its own lock.
         wait: seconds to wait for another process.
         advice: what to do where the system refuses to write into the folder.
 
     Raises:
-        IchError: another process has the lock, and the message tells which; the system refuses; or `check` raised it.
+        IchError: another process has the lock (the message names it); the system refuses; or `check` raised it.
     """
-    # Not at the top: those who convert import this module, and start in less than it takes.
+    # Not at the top: the conversion's workers import this module, and start in less time than this import takes.
     from filelock import FileLock, Timeout
 
     check()
@@ -137,15 +137,17 @@ def locked(
         yield
         return
     holder = path.with_name(f"{path.name}.json")
-    until = time.monotonic() + wait
-    with ExitStack() as made:
+    deadline = time.monotonic() + wait
+    with ExitStack() as created:
         for attempt in count():
             try:
-                made.enter_context(making(path.parent))
-                lock.acquire(timeout=max(0, until - time.monotonic()))
+                created.enter_context(making(path.parent))
+                lock.acquire(timeout=max(0, deadline - time.monotonic()))
                 break
             except Timeout as error:
-                raise IchError(f"{folder} is in use by {_told(holder)}; wait until it has ended, or stop it") from error
+                raise IchError(
+                    f"{folder} is in use by {_describe(holder)}; wait deadline it has ended, or stop it"
+                ) from error
             except OSError as error:
                 # Another process may just have removed the folder, which it had left empty.
                 if isinstance(error, (FileNotFoundError, FileExistsError)) and attempt < _ATTEMPTS:
@@ -154,14 +156,14 @@ def locked(
                     warning = f"warning: the file system of {folder} has no locks; run one command at a time"
                     print(warning, file=sys.stderr)
                     break
-                if found := {errno.EISDIR: "a folder", errno.ELOOP: "a link"}.get(error.errno or 0):
-                    raise IchError(f"{path} is {found}, expected a file for the lock; remove it") from error
+                if occupant := {errno.EISDIR: "a folder", errno.ELOOP: "a link"}.get(error.errno or 0):
+                    raise IchError(f"{path} is {occupant}, expected a file for the lock; remove it") from error
                 raise IchError(f"cannot write into {folder}: {one_line(error)}; {advice}") from error
         try:
             check()
-            # Where that cannot be written, it is a lock all the same.
+            # The lock holds even if this file cannot be written.
             with suppress(IchError), replacing(holder, durable=False) as temporary:
-                temporary.write_text(json.dumps(_me()))
+                temporary.write_text(json.dumps(_this_process()))
             yield
         finally:
             with suppress(OSError):
@@ -170,7 +172,7 @@ def locked(
             lock.release()
 
 
-def _me() -> dict:
+def _this_process() -> dict:
     return {
         "host": platform.node(),
         "pid": os.getpid(),
@@ -179,12 +181,12 @@ def _me() -> dict:
     }
 
 
-def _told(holder: Path) -> str:
-    """Who has a lock, as far as the file beside it tells."""
+def _describe(holder: Path) -> str:
+    """Return which process holds a lock, as its `holder` file names it."""
     for _ in range(10):  # it is written a moment after the lock is taken
         with suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(holder.read_text(encoding="utf-8"))
-            command = f" ({told['command']})" if told["command"] else ""
-            return f"process {told['pid']}{command} on {told['host']}, since {told['since']}"
+            process = json.loads(holder.read_text(encoding="utf-8"))
+            command = f" ({process['command']})" if process["command"] else ""
+            return f"process {process['pid']}{command} on {process['host']}, since {process['since']}"
         time.sleep(0.1)
     return "another process"
