@@ -19,7 +19,7 @@ from conftest import HOLDER, in_use
 
 from ich import files, folders
 from ich.errors import IchError
-from ich.folders import DATA_SET, IMAGES, KINDS, PREDICTIONS, RESULT, is_ours, locked
+from ich.folders import DATA_SET, IMAGES, KINDS, MODEL, PREDICTIONS, RESULT, is_ours, locked
 from ich.images import convert
 from ich.images.render import Settings
 from ich.kaggle import packing
@@ -64,15 +64,18 @@ MARKERS = {
     RESULT: {"python": "3.11", "packages": {}, "commit": None, "platform": ""},
     DATA_SET: {"id": "jane/x", "description": f"Code. {DATA_SET.says}"},
     PREDICTIONS: {"notice": "", "model": {}, "options": {}},
+    MODEL: {"format": 1, "result": "a", "parts": []},
 }
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.what)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.content)
 def test_a_folder_of_another_stage_is_told_as_such(tmp_path, kind):
     (tmp_path / kind.marker).write_text(json.dumps(MARKERS[kind]))
     assert is_ours(tmp_path, kind)
     for other in {*KINDS} - {kind}:
-        message = f"{tmp_path} holds {kind.what} (by scripts/{kind.stages}), expected {other.what}; name another folder"
+        message = (
+            f"{tmp_path} holds {kind.content} (by scripts/{kind.stages}), expected {other.content}; name another folder"
+        )
         with pytest.raises(IchError, match=re.escape(message)):
             is_ours(tmp_path, other)
 
@@ -250,4 +253,4 @@ def test_a_file_system_without_locks_is_warned_of_and_others_refused(tmp_path, m
 
 def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
     (tmp_path / "a.json").write_text('{"pid": 1}')
-    assert folders._told(tmp_path / "a.json") == "another process"
+    assert folders._describe(tmp_path / "a.json") == "another process"

@@ -146,7 +146,7 @@ def locked(
                 break
             except Timeout as error:
                 raise IchError(
-                    f"{folder} is in use by {_describe(holder)}; wait deadline it has ended, or stop it"
+                    f"{folder} is in use by {_describe(holder)}; wait until it has ended, or stop it"
                 ) from error
             except OSError as error:
                 # Another process may just have removed the folder, which it had left empty.
