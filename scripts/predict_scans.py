@@ -45,9 +45,10 @@ def main(argv: list[str] | None = None) -> None:
 
     import_keras()
 
-    from ich.own_scans import predict, tables
+    from ich.own_scans import predict
     from ich.own_scans.model_spec import read_model
     from ich.own_scans.options import Options
+    from ich.own_scans.reasons import REASONS
 
     options = Options(
         slabs=not arguments.no_slabs,
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = predict.predict_scans(read_model(arguments.result), arguments.sources, arguments.out, options)
     print(f"{summary.scans:,} scans of {summary.slices:,} slices predicted")
     for reason, count in sorted(summary.skipped.items()):
-        print(f"{count:,} series not read: {tables.REASONS[reason]}")
+        print(f"{count:,} series not read: {REASONS[reason]}")
     pages = ", index.html and a page a scan" if options.pages else ""
     cli.wrote(
         f"{arguments.out}: slices.csv, scans.csv, series.csv{pages}",

@@ -18,7 +18,7 @@ from ich.dicom import reader
 from ich.dicom.windows import apply_window
 from ich.errors import IchError
 from ich.images import convert, png
-from ich.images.render import Box, Settings, field_of_view
+from ich.images.render import Box, Settings, field_of_view, over_slices
 from ich.report import pictures, run_scan
 
 
@@ -144,7 +144,7 @@ def test_grad_cam_of_an_image_lies_where_the_image_does(tmp_path, box):
             if 0 <= row + field.top < 64 and 0 <= column + field.left < 48:
                 inside[row, column] = disk[row + field.top, column + field.left]
     heat = cv2.resize(inside, (64, 64), interpolation=cv2.INTER_AREA)[None, None] / 100
-    laid = run_scan.over_slices(np.repeat(heat, 6, axis=1), [field], shape)[0]
+    laid = over_slices(np.repeat(heat, 6, axis=1), [field], [shape])[0]
     assert laid.shape == (6, 32, 32)
     share = laid[5].astype(float) / laid[5].sum()
     middle = (np.indices((32, 32)) + 0.5) / 32 * np.array(shape)[:, None, None]

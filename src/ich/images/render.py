@@ -4,7 +4,7 @@ Workers import this and little else, so that they start in half the time that ta
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +168,34 @@ def field_of_view(shape: tuple[int, ...], box: Box | None, settings: Settings) -
     if box is None:
         box = _padding_box(shape, settings)
     return Field(0, 0, shape[0], shape[1]) if box is None else Field(box.top, box.left, box.side, box.side)
+
+
+MAP_SIDE = 32
+"""Rows and columns of a map over a whole slice; the networks' own have 4 to 16."""
+
+
+def over_slices(maps: np.ndarray, fields: Sequence[Field], shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Lay maps of what images show, such as Grad-CAM, over the whole slices.
+
+    Args:
+        maps: float, (n, labels, height, width), 0 to 1, each over the field of its slice.
+        fields: of the slices, in their pixels.
+        shapes: rows and columns of the slices.
+
+    Returns:
+        uint8, (n, labels, MAP_SIDE, MAP_SIDE), 255 for 1, and 0 where no field reaches.
+    """
+    out = np.zeros((*maps.shape[:2], MAP_SIDE, MAP_SIDE), np.uint8)
+    at = (np.arange(MAP_SIDE, dtype=np.float32) + 0.5) / MAP_SIDE  # shares of a slice
+    height, width = maps.shape[2:]
+    for of_slice, target, field, shape in zip(maps.astype(np.float32), out, fields, shapes, strict=True):
+        y = (at * shape[0] - field.top) / field.rows * height - 0.5
+        x = (at * shape[1] - field.left) / field.columns * width - 0.5
+        columns, rows = (part.astype(np.float32) for part in np.meshgrid(x, y))
+        for of_label, place in zip(of_slice, target, strict=True):
+            laid = cv2.remap(of_label, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+            place[:] = np.rint(255 * laid)
+    return out
 
 
 def _padding_box(shape: tuple[int, ...], settings: Settings) -> Box | None:

@@ -75,7 +75,7 @@ class Volume:
         try:
             import nibabel
         except ImportError as error:
-            raise NoVolume("no_nibabel", "NIfTI needs the package nibabel: pip install 'ich[nifti]'") from error
+            raise NoVolume("no_nibabel", "NIfTI needs the package nibabel: pip install nibabel") from error
         try:
             image = _image(nibabel, data)
             shape = image.shape

@@ -1,13 +1,13 @@
-"""Anybody's scans by a trained result: found, read, fitted to the training, predicted, written.
+"""Predict anybody's scans by a trained result: find them, read them, predict them one by one, write tables and pages.
 
 In OUT:
 
 slices.csv        a row a slice: its file, identifiers, place, six probabilities
 scans.csv         a row a scan: the highest probability of each label, and the slice that has it
-series.csv        a row a series, read or not, with the reason; and one for each kind of file that is of no series
+series.csv        a row a series, read or not, with the reason; and one for each kind of file that belongs to none
 predictions.json  how all this was made; written first and last
 index.html        all scans, with a picture each
-scans/            a page a scan, and its rows, by which the same command continues
+scans/            a page a scan, and its rows as Parquet, from which the same command resumes
 """
 
 import base64
@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,21 @@ from ich.results import environment
 def predict_scans(spec: ModelSpec, sources: Sequence[Path], out: Path, options: Options) -> Summary:
     """Predict every scan in folders, zips and files, and write what was found.
 
-    A scan that was predicted before, from the same files by the same model, is not predicted again.
+    A scan that was predicted before, from the same files by the same model, is not predicted again. Rows and pages of
+    scans that the sources hold no more are removed.
 
     Args:
         spec: as `ich.own_scans.model_spec.read_model` gives it.
-        out: a new or empty folder, or one of this function's with the same model and options.
+        out: a new or empty folder, or one of this function's with the same model and options, and no other sources.
 
     Raises:
         IchError: a source cannot be read or holds no files, a model cannot be read, or `out` holds something else, is
             in use, or cannot be written.
     """
     digest = spec.digest()
-    made_by = {"model": digest, "options": asdict(options)}
-    with _working_in(out, made_by):
+    record = _provenance(spec, digest, sources, options)
+    with _working_in(out, record):
         found = find.find_series(sources, options.all_series)
-        record = _record(spec, digest, sources, options)
         write_json(out / folders.PREDICTIONS.marker, record | {"complete": False})
         files = ScanFiles(out, spec, digest, options)
         _predict(files, [series for series in found.series if series.status == "read"])
@@ -66,18 +67,22 @@ def predict_scans(spec: ModelSpec, sources: Sequence[Path], out: Path, options: 
 
 
 @contextmanager
-def _working_in(out: Path, made_by: dict) -> Iterator[None]:
-    """Work alone in a folder, which must be new, empty, or of the same model and options."""
+def _working_in(out: Path, now: dict) -> Iterator[None]:
+    """Work alone in a folder, which must be new, empty, or of the same model and options, and of no other sources."""
 
     def check() -> None:
         if not folders.is_ours(out, folders.PREDICTIONS):
             return
         before = json.loads((out / folders.PREDICTIONS.marker).read_text(encoding="utf-8"))
-        theirs = {"model": before.get("model", {}).get("digest"), "options": before.get("options")}
-        if differing := [name for name in made_by if theirs[name] != made_by[name]]:
+        differing = ["options"] if before["options"] != now["options"] else []
+        if not isinstance(before["model"], dict) or before["model"].get("digest") != now["model"]["digest"]:
+            differing.append("models")
+        if not set(before.get("sources_sha256", ())) <= set(now["sources_sha256"]):
+            differing.append("sources")  # whose rows would go
+        if differing:
             raise IchError(
-                f"{out} holds predictions made with another {' and other '.join(differing)}; name another folder, or"
-                " delete it"
+                f"{out} holds predictions with other {' and '.join(differing)}; name another folder, or delete it"
+                " (of more sources, give all: those predicted before are not predicted again)"
             )
 
     with folders.locked(out, check):
@@ -86,9 +91,8 @@ def _working_in(out: Path, made_by: dict) -> Iterator[None]:
         yield
 
 
-def _record(spec: ModelSpec, digest: str, sources: Sequence[Path], options: Options) -> dict:
-    """Return what predictions.json says before the counts."""
-    facts = environment.environment()
+def _provenance(spec: ModelSpec, digest: str, sources: Sequence[Path], options: Options) -> dict:
+    """Return what predictions.json says beside the counts."""
     return {
         "notice": NOTICE,
         "model": {
@@ -99,8 +103,9 @@ def _record(spec: ModelSpec, digest: str, sources: Sequence[Path], options: Opti
             "thickness_mm": spec.thickness,
             "out_of_fold": spec.out_of_fold,
         },
-        "environment": facts,
+        "environment": environment.environment(),
         "sources": [] if options.hash_ids else [str(source) for source in sources],
+        "sources_sha256": [sha256(str(source.resolve()).encode()).hexdigest() for source in sources],
         "options": asdict(options),
     }
 
@@ -118,7 +123,7 @@ def _read(series: Series) -> ReadScan:
 
 
 def _predict(files: ScanFiles, series: list[Series]) -> None:
-    """Predict the scans that are not predicted yet; meanwhile read the next one, and write the last one's page."""
+    """Predict the scans that are not predicted yet; meanwhile read the next one, and write the previous one's page."""
     todo = [one for one in series if files.facts(one) is None]
     total = sum(len(one.slices) for one in series)
     done = total - sum(len(one.slices) for one in todo)
@@ -156,30 +161,30 @@ def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Call
         facts["failed"] = "none of its slices could be read"
         return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
     z = np.array([one.z for one in scan.slices])
-    numbers = np.arange(len(z))
+    slab_of = np.arange(len(z))
     if options.slabs and len({pixels.shape for pixels in scan.hu}) == 1:
-        numbers = slabs.slab_numbers(z, series.thickness, spec.thickness)
-    joined = numbers[-1] + 1 < len(z)
-    first = np.unique(numbers, return_index=True)[1]
+        slab_of = slabs.slab_numbers(z, series.thickness, spec.thickness)
+    has_slabs = slab_of[-1] + 1 < len(z)
+    first = np.unique(slab_of, return_index=True)[1]
     slices = Slices(
         ids=[scan.slices[place].uid for place in first],
-        z=np.array([z[numbers == number].mean() for number in range(len(first))]) if joined else z,
-        order=np.arange(len(first)) if joined else scan.order,
-        hu=slabs.averaged(scan.hu, numbers),
+        z=np.array([z[slab_of == number].mean() for number in range(len(first))]) if has_slabs else z,
+        order=np.arange(len(first)) if has_slabs else scan.order,
+        hu=slabs.averaged(scan.hu, slab_of),
     )
     try:
         prediction = predictor(slices)
     except IchError as error:  # of this scan, such as images of a size that the model does not take
         facts |= {"failed": str(error), "slices": 0}
         return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
-    probabilities = prediction.probabilities[numbers]
+    probabilities = prediction.probabilities[slab_of]
     rows = rows_of(scan, probabilities, options)
-    facts["thickness_mm"] = spec.thickness if joined else series.thickness or series.spacing
-    facts["slabs"] = len(first) if joined else 0
+    facts["thickness_mm"] = spec.thickness if has_slabs else series.thickness or series.spacing
+    facts["slabs"] = len(first) if has_slabs else 0
 
     def write() -> None:
         if options.pages:
-            heat = None if prediction.heat is None else prediction.heat[numbers]
+            heat = None if prediction.heat is None else prediction.heat[slab_of]
             view = view_of(files, scan, rows, probabilities, heat, facts)
             page = files.path(series).with_suffix(".html")
             facts["thumbnail"] = base64.b64encode(scan_page.write_scan_page(view, page, "../index.html")).decode()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -11,16 +10,13 @@ import pandas as pd
 from ich.competition.labels import LABELS
 from ich.data import augment
 from ich.errors import IchError
-from ich.images.render import Field, Settings, field_of_view, render
+from ich.images.render import Settings, field_of_view, over_slices, render
 from ich.models import backbones, gradcam
 from ich.own_scans.model_spec import BlendPart, ModelSpec, RunPart, SecondStagePart
 from ich.results import fitted_blend
 from ich.second_stage import fitted, scans
 from ich.second_stage.scans import Scans
 from ich.training import inference
-
-HEAT_SIDE = 64
-"""Rows and columns of a Grad-CAM map over a whole slice; the networks' own maps have 4 to 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,8 @@ class Prediction:
 
     Args:
         probabilities: float64, (n, 6), in the order of `LABELS`.
-        heat: uint8, (n, 6, HEAT_SIDE, HEAT_SIDE), Grad-CAM over the whole slice, 255 where it is highest in the scan
-            for a label; None if it was not asked for, or the backend has none.
+        heat: uint8, (n, 6, MAP_SIDE, MAP_SIDE), Grad-CAM over the whole slice, at its highest place 255 times the
+            probability of the label; None if it was not asked for, or the backend has none.
     """
 
     probabilities: np.ndarray
@@ -85,8 +81,12 @@ class Predictor:
         outputs: dict[str, _Output] = {}
         for name, part in self.parts.items():
             outputs[name] = part(slices, outputs)
+        probabilities = outputs[self.spec.result].probabilities
         heats = [output.heat for output in outputs.values() if output.heat is not None]
-        return Prediction(outputs[self.spec.result].probabilities, _as_bytes(np.mean(heats, axis=0)) if heats else None)
+        if not heats:
+            return Prediction(probabilities, None)
+        shown = np.rint(np.mean(heats, axis=0) * probabilities[..., None, None]).astype(np.uint8)
+        return Prediction(probabilities, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +133,16 @@ class _Run:
                 if "heat" in columns:
                     heats.append(columns["heat"])
             if self.embeddings:
-                mean = np.mean([one.astype(np.float32) for one in embeddings], axis=0).astype(np.float16)
-                by_fold.append((inference.mean_logits(logits, self.part.mean), mean))
+                embedding = np.mean([one.astype(np.float32) for one in embeddings], axis=0).astype(np.float16)
+                by_fold.append((inference.mean_logits(logits, self.part.mean), embedding))
         heat = None
         if heats:
             boxes = [box for _, box in pictures]
             fields = [field_of_view(hu.shape, box, self.settings) for hu, box in zip(slices.hu, boxes, strict=True)]
-            heat = _over_slices(np.mean(heats, axis=0), [hu.shape for hu in slices.hu], fields)
+            mean = np.mean(heats, axis=0)
+            peak = mean.max(axis=(2, 3), keepdims=True)
+            shares = np.divide(mean, peak, out=np.zeros_like(mean), where=peak > 0)
+            heat = over_slices(shares, fields, [hu.shape for hu in slices.hu])
         return _Output(inference.from_mean(total / counted, self.part.mean), by_fold, heat)
 
     def _check(self, shape: tuple[int, ...]) -> None:
@@ -244,35 +247,3 @@ def _with_neighbors(pictures: Sequence[np.ndarray], order: np.ndarray, offsets: 
         farther = (to_before == to_after) & (offset < 0)
         places[:, column] = np.where((to_before < to_after) | farther, before, after)
     return np.stack([np.concatenate([pictures[place] for place in row], axis=-1) for row in places])
-
-
-def _over_slices(heat: np.ndarray, shapes: Sequence[tuple[int, ...]], fields: Sequence[Field]) -> np.ndarray:
-    """Spread maps of what networks saw over whole slices, 0 beyond; float32, (n, 6, HEAT_SIDE, HEAT_SIDE).
-
-    Args:
-        heat: (n, 6, height, width), over the field of each slice.
-        shapes: rows and columns of the slices.
-        fields: what part of each slice the network saw.
-    """
-    height, width = heat.shape[2:]
-    spread = np.empty((*heat.shape[:2], HEAT_SIDE, HEAT_SIDE), np.float32)
-    for maps, out, (rows, columns), field in zip(heat, spread, shapes, fields, strict=True):
-        # From the middle of a cell of the grid over the slice to the place in the network's map.
-        down, right = rows / HEAT_SIDE * height / field.rows, columns / HEAT_SIDE * width / field.columns
-        first = (
-            (0.5 * rows / HEAT_SIDE - field.top) * height / field.rows - 0.5,
-            (0.5 * columns / HEAT_SIDE - field.left) * width / field.columns - 0.5,
-        )
-        move = np.array([[right, 0, first[1]], [0, down, first[0]]])
-        for of_label, target in zip(maps, out, strict=True):
-            side = (HEAT_SIDE, HEAT_SIDE)  # beyond the map there is 0
-            target[:] = cv2.warpAffine(
-                of_label.astype(np.float32), move, side, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            )
-    return spread
-
-
-def _as_bytes(heat: np.ndarray) -> np.ndarray:
-    """Scale maps so that the highest of each label in the scan is 255."""
-    peak = heat.max(axis=(0, 2, 3), keepdims=True)
-    return np.rint(np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0) * 255).astype(np.uint8)

@@ -13,10 +13,11 @@ REASONS: dict[str, str] = {
     "dynamic": "more than four scans of one place in one series, such as a perfusion study; read if all are asked for",
     "sharper_kernel": "a series of the same slices has a softer kernel and is read instead, unless all are asked for",
     "unsupported": "images that this project has no reading for, such as color",
-    "no_nibabel": "NIfTI files are read by nibabel: pip install 'ich[nifti]'",
+    "no_nibabel": "NIfTI files are read by nibabel: pip install nibabel",
     "no_orientation": "a NIfTI file that does not tell which side is left",
     # A series that has failed.
     "conflict": "two different slices have one SOPInstanceUID, so that which one is meant is unknown",
+    "not_predicted": "its slices could not be predicted",
     "damaged": "no file of the series can be read",
     # A file of no series.
     "hidden": "a hidden file, or one in a hidden folder",

@@ -127,8 +127,8 @@ def view_of(
 
 
 _HEAT_NOTE = (
-    "Grad-CAM of the slice models, mean of the folds, scaled to the label's highest in this scan: where a model looked,"
-    " not where a bleed ends."
+    "Grad-CAM of the slice models, mean of the folds, as strong as the label is probable: where a model looked, not"
+    " where a bleed ends."
 )
 
 

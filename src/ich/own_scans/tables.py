@@ -11,15 +11,12 @@ import pyarrow.parquet as pq
 
 from ich.competition.labels import LABELS
 from ich.files import remove, replacing
-from ich.own_scans import reasons
 from ich.own_scans.find import Found
 from ich.own_scans.options import Options, named, shown, title
 from ich.own_scans.scan_files import COLUMNS, IDS, ScanFiles
 from ich.own_scans.series import Series
 from ich.report import scan_page
 from ich.report.scan_page import IndexRow
-
-REASONS = reasons.REASONS | {"not_predicted": "its slices could not be predicted"}
 
 UNREAD = ("empty", "unreadable", "damaged_zip", "no_identity")
 """Reasons of files of no series that may have been slices."""

@@ -17,7 +17,7 @@ from ich.dicom.member import Member
 from ich.dicom.windows import Window, name_of
 from ich.errors import IchError
 from ich.images import reading
-from ich.images.render import Box, Field, Settings, field_of_view
+from ich.images.render import MAP_SIDE, Box, Field, Settings, field_of_view, over_slices
 from ich.report import pictures
 from ich.report.heat import heatmaps
 from ich.report.scan_page import ScanView
@@ -26,7 +26,6 @@ _HEAT_NOTE = (
     "Grad-CAM of the fold's model that has not seen the patient (of a test slice: of the first fold's), scaled by the"
     " slice's probability. It shows what a network looked at, not where a bleed ends."
 )
-_HEAT = 32  # rows and columns of a heatmap: what networks see is no finer
 
 
 class Sources:
@@ -105,7 +104,8 @@ def view(
         probabilities = predictions[list(LABELS)].reindex(ids).to_numpy(np.float64)
     maps = None
     if heat is not None:
-        maps = over_slices(heat(readable) * np.nan_to_num(probabilities)[..., None, None], fields, hu.shape[1:])
+        shown = heat(readable) * np.nan_to_num(probabilities)[..., None, None]
+        maps = over_slices(shown, fields, [hu.shape[1:]] * len(fields))
     return ScanView(
         title=f"Scan {first['SeriesInstanceUID']}",
         facts=facts,
@@ -142,9 +142,9 @@ def grad_cam(path: Path, folds: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     if fold.isna().any():
         raise IchError(f"{fold.index[fold.isna()][0]} is in no fold: no model is known that has not seen its patient")
     place = {id: k for k, id in enumerate(ids)}
-    out = np.zeros((len(ids), len(LABELS), _HEAT, _HEAT), np.float32)
+    out = np.zeros((len(ids), len(LABELS), MAP_SIDE, MAP_SIDE), np.float32)
     for (id, label), one in heatmaps(path, fold, [(id, label) for id in ids for label in range(len(LABELS))], split):
-        out[place[id], label] = cv2.resize(one, (_HEAT, _HEAT), interpolation=cv2.INTER_AREA)
+        out[place[id], label] = cv2.resize(one, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
     return out
 
 
@@ -198,30 +198,6 @@ def _field(row, settings: Settings) -> Field:
     cropped = not pd.isna(row.crop_side)
     box = Box(int(row.crop_top), int(row.crop_left), int(row.crop_side)) if cropped else None
     return field_of_view((int(row.Rows), int(row.Columns)), box, settings)
-
-
-def over_slices(heat: np.ndarray, fields: Sequence[Field], shape: tuple[int, int]) -> np.ndarray:
-    """Lay heatmaps of slices' images over the whole slices.
-
-    Args:
-        heat: float, shape (n, 6, height, width), 0 to 1, each over what its slice's image shows.
-        fields: what that is, pixels of the slice.
-        shape: rows and columns of the slices, pixels.
-
-    Returns:
-        uint8, shape (n, 6, 32, 32), 0 where no field reaches.
-    """
-    out = np.empty((*heat.shape[:2], _HEAT, _HEAT), np.uint8)
-    at = (np.arange(_HEAT, dtype=np.float32) + 0.5) / _HEAT  # shares of a slice
-    for k, field in enumerate(fields):
-        height, width = heat.shape[2:]
-        y = (at * shape[0] - field.top) / field.rows * height - 0.5
-        x = (at * shape[1] - field.left) / field.columns * width - 0.5
-        columns, rows = (part.astype(np.float32) for part in np.meshgrid(x, y))
-        for label, one in enumerate(heat[k].astype(np.float32)):
-            mapped = cv2.remap(one, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-            out[k, label] = np.rint(255 * mapped)
-    return out
 
 
 def _stacked(slices: Sequence[np.ndarray]) -> np.ndarray:
