@@ -340,7 +340,7 @@ def test_slices_that_the_sources_lack_are_refused(data, tmp_path):
     out = tmp_path / "images"
     convert([data], out, BRAIN, jobs=1)
     before = contents(out)
-    with pytest.raises(IchError, match=r"holds slices that the sources do not: .*20 in all\); name all sources"):
+    with pytest.raises(IchError, match=r"holds slices that the sources lack: .*20 in all\); name all sources"):
         convert([data / "stage_2_test"], out, BRAIN, jobs=1)
     assert contents(out) == before
 
@@ -572,7 +572,7 @@ def test_an_id_that_is_no_file_name_is_never_one(tmp_path, bad):
     (tmp_path / "x.dcm").write_bytes(make_dicom(uid=bad if bad.isascii() else "x"))
     row = convert_slice(member, out, BRAIN)
     assert row["status"] == "bad_id"
-    assert "is no id of letters, digits" in row["reason"]
+    assert "is not an id: expected letters, digits" in row["reason"]
     assert set(contents(tmp_path)) == {"x.dcm"}
 
 

@@ -86,7 +86,7 @@ def test_what_opencv_would_read_in_part_or_spoil_is_refused(tmp_path):
     for mode in ("RGBA", "CMYK"):  # of which OpenCV multiplies the colors by alpha, and gives the other as they are
         Image.fromarray(np.dstack([COLOUR, GREY]).astype(np.uint8), mode).save(path)
         with pytest.raises(
-            IchError, match=r"image.tif is a TIFF of four channels, of which alpha and CMYK are not told"
+            IchError, match=r"image.tif is a TIFF of four channels, which may be alpha or CMYK"
         ):
             read(path)
 
@@ -205,7 +205,7 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, s
         assert read(path).ndim >= 2
     except IchError as error:
         told = str(error)
-        assert "holds no image" in told or "says that it has" in told or "holds no array" in told or "of shape" in told
+        assert "holds no image" in told or "by its header" in told or "holds no array" in told or "of shape" in told
 
 
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_a_png_of_20_000_pixels_a_side_is_refused_by_its_header(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     assert path.stat().st_size < 60_000
-    with pytest.raises(IchError, match="says that it has 20,000 × 20,000 pixels, at most 8,192 are read"):
+    with pytest.raises(IchError, match="has 20,000 × 20,000 pixels by its header, expected at most 8,192 a side"):
         read(path)
 
 
@@ -249,7 +249,7 @@ def test_dicom_through_a_window_or_several(tmp_path):
 def test_dicom_without_a_window_and_damaged_dicom_are_told(tmp_path):
     path = tmp_path / "image.dcm"
     path.write_bytes(make_dicom())
-    with pytest.raises(IchError, match=r"image\.dcm is read through a window; say which"):
+    with pytest.raises(IchError, match=r"image\.dcm is read through a window; pass one"):
         read(path)
     path.write_bytes(b"")
     with pytest.raises(IchError, match=r"image\.dcm: "):
@@ -373,6 +373,6 @@ def test_what_cannot_be_scaled_is_refused():
             resize(COLOUR, size, "nearest")
     with pytest.raises(IchError, match="an image of int64 cannot be scaled; convert it to uint8 or float32"):
         resize(COLOUR, (5, 5), "bilinear")
-    with pytest.raises(IchError, match=r"shape \(2, 3, 4, 5\) has no height, width and channels"):
+    with pytest.raises(IchError, match=r"shape \(2, 3, 4, 5\) cannot be scaled; expected"):
         resize(np.zeros((2, 3, 4, 5)), (5, 5), "nearest")
     check(None, None, "nearest")

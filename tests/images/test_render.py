@@ -304,7 +304,7 @@ def test_a_clean_folder_of_any_kind_passes_and_each_difference_is_found(source, 
     (source / f"{name_of(4)}.dcm").unlink()
     found = verify([source], out, settings, jobs=1)
     assert list(found) == [name_of(n) for n in (0, 1, 2, 3, 4, 7)]
-    assert found[name_of(0)] == "the PNG is not what the source gives"
+    assert found[name_of(0)] == "the PNG has other pixels than the source gives"
     assert "cannot be read: No such file" in found[name_of(1)]
     assert "holds no image" in found[name_of(2)]
     assert "another crc" in found[name_of(3)]
@@ -325,9 +325,9 @@ def test_rows_of_the_table_that_say_something_else_are_found(source, tmp_path):
     slice_table.write_table(table, out / "slices.parquet")
     assert verify([source], out, settings, jobs=1) == {
         name_of(0): "reads as ok, the table says truncated",
-        name_of(1): "has another crop_top in the table than its source gives",
-        name_of(2): "has another repaired in the table than its source gives",
-        name_of(3): "has another path in the table than its source gives",
+        name_of(1): "has another crop_top in the table than in its source",
+        name_of(2): "has another repaired in the table than in its source",
+        name_of(3): "has another path in the table than in its source",
         name_of(5): "reads as truncated, the table says not_ct",
     }
 

@@ -392,7 +392,7 @@ def test_what_is_no_table_is_told(tmp_path):
     whole = path.read_bytes()
     for data in (b"", b"SOPInstanceUID,z\n", whole[:-9], whole[len(whole) // 2 :]):
         path.write_bytes(data)
-        with pytest.raises(IchError, match=r"slices\.parquet is no slice table .*; delete it"):
+        with pytest.raises(IchError, match=r"slices\.parquet is not a slice table .*; delete it"):
             read_table(path)
 
 

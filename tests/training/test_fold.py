@@ -314,5 +314,5 @@ def test_an_image_damaged_since_is_a_sentence(data, tmp_path, machine):
     broken.write_bytes(b"junk")
     with pytest.raises(IchError) as caught:
         trained(data, tmp_path, 0, data={"images": tmp_path / "images"}, machine=machine, train={"batch_size": 1})
-    assert str(caught.value) == f"{broken} holds no image that can be decoded (4 bytes); delete it, and make it again"
+    assert str(caught.value) == f"{broken} holds no image that can be decoded (4 bytes); delete it, and write it again"
     assert not (tmp_path / "tiny/fold0").exists()

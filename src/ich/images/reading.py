@@ -1,8 +1,8 @@
-"""Images from files: a path to an array, its colors and its size."""
+"""Read image files as arrays; convert their colors and scale them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tokenize import TokenError  # what NumPy's parser of headers lets through
+from tokenize import TokenError  # raised by NumPy's parser of headers
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from ich.errors import IchError, one_line
 from ich.images import png
 
 MAX_SIDE = 8192
-"""Pixels; a PNG whose header says more is damaged or a trap, and is refused before memory is taken for it."""
+"""Pixels; a PNG whose header says more is damaged or a decompression bomb, and is refused before allocation."""
 
 _PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -27,22 +27,23 @@ _PILLOW = {
 _OPENCV = {"nearest": cv2.INTER_NEAREST_EXACT, "area": cv2.INTER_AREA}
 
 INTERPOLATIONS = ("nearest", *_PILLOW, "area")
-"""Keras's, with its pixels: those of Pillow, whose filters widen when they reduce, so that nothing aliases. And
-OpenCV's `area`, with which `ich.images.render` reduces."""
+"""Keras's names, with the same pixels: Pillow's, whose filters widen when they reduce, against aliasing. And OpenCV's
+`area`, with which `ich.images.render` reduces."""
 
 COLOR_MODES = ("grayscale", "rgb", "rgba")
-"""Keras's."""
-
+"""Keras's names."""
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0, section 2, and BigTIFF
 
 
 def _read_cv2(path: Path) -> np.ndarray:
     data = path.read_bytes()
-    size = png.size(data)  # whatever its name: cv2 goes by the content
+    size = png.size(data)  # whatever the suffix: cv2 goes by the content
     if size is not None:
         if max(size) > MAX_SIDE:
-            raise IchError(f"{path} says that it has {size[0]:,} × {size[1]:,} pixels, at most {MAX_SIDE:,} are read")
+            raise IchError(
+                f"{path} has {size[0]:,} × {size[1]:,} pixels by its header, expected at most {MAX_SIDE:,} a side"
+            )
         image = png.decode(data)
         if image is not None:
             return image
@@ -53,19 +54,22 @@ def _read_cv2(path: Path) -> np.ndarray:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if readable else None
         if image is not None and data[:4] in _TIFF:
             pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(0, 2))[1]
-    except cv2.error:  # sides beyond OpenCV's own limit, in other formats
+    except cv2.error:  # in other formats: sides beyond OpenCV's own limit
         image = None
     if image is None:
-        raise IchError(f"{path} holds no image that can be decoded ({len(data):,} bytes); delete it, and make it again")
+        raise IchError(
+            f"{path} holds no image that can be decoded ({len(data):,} bytes); delete it, and write it again"
+        )
     if len(pages) > 1:
         raise IchError(f"{path} holds several pages, expected one image; write each to a file, or give reader=")
     if image.ndim == 2:
         return image[..., None]
-    if image.shape[2] == 4 and data[:4] in _TIFF:  # what it means, OpenCV does not say, and may have multiplied by it
-        raise IchError(f"{path} is a TIFF of four channels, of which alpha and CMYK are not told apart; make it a PNG")
-    if image.dtype not in (np.uint8, np.uint16, np.float32):  # cvtColor takes no others
+    # alpha or CMYK: OpenCV does not say which, and may have multiplied by it
+    if image.shape[2] == 4 and data[:4] in _TIFF:
+        raise IchError(f"{path} is a TIFF of four channels, which may be alpha or CMYK; convert it to PNG")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):  # cvtColor takes no other dtypes
         return np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
-    # cv2 gives blue first; a fourth channel, alpha, stays last.
+    # cv2 returns blue first; a fourth channel, alpha, stays last.
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
@@ -87,7 +91,7 @@ def _read_dcm(path: Path, windows: Sequence[Window]) -> np.ndarray:
         raise IchError(f"{path}: {error}") from error
 
 
-# What OpenCV decodes in every build; of a GIF, which not all do, it would give the first frame alone.
+# Formats that OpenCV decodes in every build. Not GIF: not all builds do, and only the first frame is decoded.
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm")
 
 READERS: dict[str, Callable[[Path], np.ndarray]] = dict.fromkeys(_IMAGES, _read_cv2) | {".npy": _read_npy}
@@ -96,22 +100,22 @@ SUFFIXES = (*READERS, ".dcm")
 
 
 def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndarray:
-    """Read an image by its suffix: one of `READERS`, or .dcm through a window, or several, a channel each.
+    """Read an image by its suffix: one of `READERS`, or .dcm through one window or several, one channel each.
 
     Returns:
         The file's dtype (uint8 for the PNGs of `ich.images.convert` and for a window), shape (height, width, channels):
-        one channel for a grey image, three in the order red, green, blue. Arrays of more dimensions, volumes, come as
-        they are.
+        one channel for a gray image, three in the order red, green, blue. Arrays of more dimensions (volumes) are
+        returned unchanged.
 
     Raises:
-        IchError: no reader for the suffix, a .dcm without a window, no file, one that does not decode, or a TIFF of
-            several pages or four channels.
+        IchError: no reader for the suffix, a .dcm without a window, a missing file or one that does not decode, or a
+            TIFF of several pages or four channels.
     """
     suffix = path.suffix.lower()
     try:
         if suffix == ".dcm":
             if window is None:
-                raise IchError(f"{path} is read through a window; say which, such as window=PRESETS['brain']")
+                raise IchError(f"{path} is read through a window; pass one, such as window=PRESETS['brain']")
             return _read_dcm(path, [window] if isinstance(window, Window) else window)
         if suffix not in READERS:
             raise IchError(f"{path}: there are readers for {', '.join(READERS)} and .dcm, none for {suffix!r}")
@@ -121,10 +125,10 @@ def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndar
 
 
 def check(color_mode: str | None, target_size: tuple[int, int] | None, interpolation: str) -> None:
-    """Refuse what `recolor` and `resize` do not take.
+    """Refuse arguments that `recolor` and `resize` do not take.
 
     Raises:
-        IchError: an unknown color_mode or interpolation, or a size that is not a height and a width of at least 1.
+        IchError: an unknown color_mode or interpolation, or a size other than a height and a width of at least 1.
     """
     if color_mode is not None and color_mode not in COLOR_MODES:
         raise IchError(f"color_mode is {color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
@@ -136,17 +140,17 @@ def check(color_mode: str | None, target_size: tuple[int, int] | None, interpola
 
 
 def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
-    """Bring an image of 1, 3 or 4 channels to those of the mode: grayscale 1, rgb 3, rgba 4.
+    """Convert an image of 1, 3 or 4 channels to the channels of the mode: grayscale 1, rgb 3, rgba 4.
 
-    Grey is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), as Keras and Pillow have it, who may round it to the
-    next level; alpha that is missing is 255.
+    Gray is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), as in Keras and Pillow, which may round to the next
+    level; missing alpha is 255.
 
     Raises:
-        IchError: an unknown mode, or an image of other channels, or of a dtype that OpenCV does not take.
+        IchError: an unknown mode, an image of other channels, or a dtype that OpenCV does not take.
     """
     check(color_mode, None, "nearest")
-    wanted, channels = (1, 3, 4)[COLOR_MODES.index(color_mode)], image.shape[-1]
-    if channels == wanted:
+    expected, channels = (1, 3, 4)[COLOR_MODES.index(color_mode)], image.shape[-1]
+    if channels == expected:
         return image
     codes = {
         (1, 3): cv2.COLOR_GRAY2RGB,
@@ -156,10 +160,10 @@ def recolor(image: np.ndarray, color_mode: str) -> np.ndarray:
         (4, 1): cv2.COLOR_RGBA2GRAY,
         (4, 3): cv2.COLOR_RGBA2RGB,
     }
-    if image.ndim != 3 or (channels, wanted) not in codes:
+    if image.ndim != 3 or (channels, expected) not in codes:
         raise IchError(f"an image of shape {image.shape} has no color_mode {color_mode}, only 1, 3 and 4 channels do")
     try:
-        out = cv2.cvtColor(image, codes[channels, wanted])
+        out = cv2.cvtColor(image, codes[channels, expected])
     except cv2.error as error:
         raise IchError(f"an image of {image.dtype} has no color_mode; convert it to uint8") from error
     return out if out.ndim == 3 else out[..., None]
@@ -170,22 +174,22 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, alpha: 
 
     Args:
         interpolation: one of `INTERPOLATIONS`. All but nearest and area compute in float32 what is not uint8.
-        alpha: the last of four channels weighs the others, as Keras and Pillow have it in RGBA; without it, and with
-            nearest and area, each channel is scaled for itself.
+        alpha: weight the first three channels by the fourth, as Keras and Pillow do in RGBA; without it, and with
+            nearest and area, each channel is scaled by itself.
 
     Raises:
-        IchError: an unknown interpolation, a size that is none, or an image of a dtype that is not scaled.
+        IchError: an unknown interpolation, an invalid size, or an image of a dtype that cannot be scaled.
     """
     check(None, size, interpolation)
     if image.shape[:2] == tuple(size):
         return image
     if image.ndim != 3:
-        raise IchError(f"an image of shape {image.shape} has no height, width and channels, and is not scaled")
-    told = f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32"
+        raise IchError(f"an image of shape {image.shape} cannot be scaled; expected (height, width, channels)")
+    refusal = f"an image of {image.dtype} cannot be scaled; convert it to uint8 or float32"
     channels = image.shape[-1]
     if interpolation in _PILLOW:
         if not (image.dtype.kind == "f" or (image.dtype.kind in "iu" and image.dtype.itemsize <= 2)):
-            raise IchError(told)
+            raise IchError(refusal)
         if image.dtype == np.uint8 and (channels == 3 or (channels == 4 and alpha)):
             return np.array(Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation]))
         return np.stack([_by_pillow(image[..., at], size, interpolation) for at in range(channels)], axis=-1)
@@ -196,15 +200,15 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, alpha: 
             for first in range(0, channels, 4)
         ]
     except cv2.error as error:
-        raise IchError(told) from error
+        raise IchError(refusal) from error
     parts = [part if part.ndim == 3 else part[..., None] for part in parts]  # cv2 drops a single channel
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def _by_pillow(channel: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """One channel scaled, in its dtype; integers are rounded and clipped."""
-    given = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
-    scaled = np.asarray(Image.fromarray(given).resize((size[1], size[0]), _PILLOW[interpolation]))
+    """Return one channel scaled by Pillow, in its dtype; integers are rounded and clipped."""
+    scalable = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
+    scaled = np.asarray(Image.fromarray(scalable).resize((size[1], size[0]), _PILLOW[interpolation]))
     if channel.dtype.kind == "f" or channel.dtype == np.uint8:
         return scaled.astype(channel.dtype)
     limits = np.iinfo(channel.dtype)

@@ -1,6 +1,6 @@
-"""One slice: from its bytes to its PNGs and its row of the slice table.
+"""Convert one slice: from its bytes to its PNGs and its row of the slice table.
 
-Workers import this and little else, so that they start in half the time that tables would take them.
+Workers import little else: without pandas they start in half the time.
 """
 
 import re
@@ -22,41 +22,42 @@ from ich.errors import IchError, one_line
 from ich.files import replacing, sync_filesystem
 from ich.images import png
 
-if TYPE_CHECKING:  # pydantic would make the start of a worker a fifth longer
+if TYPE_CHECKING:  # with pydantic, a worker would take a fifth longer to start
     from ich.config import Preprocess
 
 STATUSES: dict[str, str] = {
     **slice_error.KINDS,
-    "bad_id": "the file's name cannot be a slice's id, and so not the name of a PNG",
-    "wrong_id": "the file's name is not the SOPInstanceUID inside it, so that its labels may be those of another slice",
+    "bad_id": "the file's name cannot be the id of a slice, which is the name of its PNG",
+    "wrong_id": "the file's name is not the SOPInstanceUID in it, so that its labels may belong to another slice",
 }
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Of cv2's settings for 16 bits of HU, the quickest to write.
+# The fastest of cv2's settings for 16-bit HU.
 _HU_PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
-_HEAD = -200  # HU; between air with clothes and hair in it, and skin
-_MARGIN = 0.05  # of the head's longer side, on each side
-_HEAD_STEP = 4  # pixels; the head is looked for in every fourth row and column
+_HEAD = -200  # HU; between skin, and air with clothes and hair
+_MARGIN = 0.05  # on each side, as a share of the head's longer side
+_HEAD_STEP = 4  # pixels; the search for the head reads every fourth row and column
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides the pixels of the PNGs; a folder holds images of one of these only.
+    """Settings that determine the pixels of the PNGs; all images of a folder share them.
 
     Args:
-        windows: of "channels" files, one for grey PNGs or three for the red, green and blue of colour ones, in this
-            order; of "separate" files, any number; of "hu" files, none.
-        size: pixels a side, reduced by area interpolation; None keeps each slice as it is.
-        fit: what becomes of a slice that is not square, if there is a size: "pad" adds air evenly on its two sides,
-            "stretch" does not keep its proportions.
-        crop: keep only a square around the head, each slice for itself (2nd and 5th place); the slice table has it.
-        files: "channels", a PNG a slice with the windows as channels; "separate", a grey PNG a window, called
-            `<id>.<window>.png`; "hu", a 16-bit grey PNG of HU + 1024, to be windowed later.
+        windows: for "channels" files, one (gray PNGs) or three (red, green and blue, in this order); for "separate"
+            files, any number; for "hu" files, none.
+        size: pixels a side, by area interpolation; None keeps each slice's size.
+        fit: for a slice that is not square, if there is a size: "pad" adds air evenly on two sides, "stretch" changes
+            its proportions.
+        crop: keep only a square around the head, for each slice by itself (2nd and 5th place); the slice table has the
+            square.
+        files: "channels", one PNG a slice with the windows as channels; "separate", one gray PNG a window, named
+            `<id>.<window>.png`; "hu", a 16-bit gray PNG of HU + 1024, to be windowed later.
 
     Raises:
-        IchError: a number of windows that the files do not hold, the same one twice, a size below 16, an unknown fit
-            or kind of files.
+        IchError: the number of windows does not fit the files, a window twice, a size below 16, an unknown fit or kind
+            of files.
     """
 
     windows: tuple[Window, ...]
@@ -70,12 +71,12 @@ class Settings:
         if self.files not in expected:
             raise IchError(f"files are {self.files!r}, expected one of {', '.join(expected)}")
         count = len(self.windows)
-        fine = {
+        is_valid = {
             "channels": count in (1, 3),
             "separate": 0 < count == len(set(map(name_of, self.windows))),
             "hu": count == 0,
         }
-        if not fine[self.files]:
+        if not is_valid[self.files]:
             raise IchError(f"files of the kind {self.files} hold {expected[self.files]}, got {count}")
         if self.size is not None and self.size < 16:
             raise IchError(f"images need a size of at least 16 pixels, got {self.size}")
@@ -84,10 +85,10 @@ class Settings:
 
     @classmethod
     def of(cls, section: "Preprocess") -> "Settings":
-        """Return the settings of a config's preprocess section, its presets looked up.
+        """Return the settings of a config's preprocess section, with presets replaced by their windows.
 
         Raises:
-            IchError: there is no such preset, or as for the settings themselves.
+            IchError: an unknown preset, or as for the settings themselves.
         """
         windows = tuple(
             preset(window) if isinstance(window, str) else Window(center=window.center, width=window.width)
@@ -97,13 +98,13 @@ class Settings:
 
     @property
     def suffixes(self) -> list[str]:
-        """What follows the id in the names of a slice's PNGs."""
+        """Return the endings after the id in the names of a slice's PNGs."""
         return [f".{name_of(w)}.png" for w in self.windows] if self.files == "separate" else [".png"]
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A square of a slice, in pixels; it may reach beyond the slice, where there is air.
+    """A square of a slice, in pixels; beyond the slice it is filled with air.
 
     Args:
         top, left: its first row and column.
@@ -116,31 +117,31 @@ class Box:
 
 
 def head_box(hu: np.ndarray) -> Box:
-    """The square around the head: the largest connected part brighter than air, and a margin.
+    """Return the square around the head: the largest connected part brighter than air, with a margin.
 
-    The table and the head holder are parts of their own, unless they touch the head.
+    The table and the head holder are separate parts, unless they touch the head.
 
     Args:
         hu: int16, shape (rows, columns), Hounsfield units.
 
     Returns:
-        The box; without anything brighter than air, the square around the whole slice.
+        The box; the square around the whole slice if nothing is brighter than air.
     """
     bright = (hu[::_HEAD_STEP, ::_HEAD_STEP] > _HEAD).astype(np.uint8)
     count, _, stats, _ = cv2.connectedComponentsWithStats(bright)
     top, left, height, width = 0, 0, *hu.shape
     margin = 0
-    if count > 1:  # the first is the background
+    if count > 1:  # component 0 is the background
         largest = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()] * _HEAD_STEP
         left, top, width, height = (int(n) for n in largest[:4])
-        # No less than what the rows and columns between those that were looked at may add.
+        # At least the step, as the rows and columns between those that were read may belong to the head.
         margin = max(_HEAD_STEP, round(_MARGIN * max(width, height)))
     side = max(width, height) + 2 * margin
     return Box(top=top + (height - side) // 2, left=left + (width - side) // 2, side=side)
 
 
 def cut(hu: np.ndarray, box: Box) -> np.ndarray:
-    """The part of a slice in the box, air where the box reaches beyond it; int16, shape (side, side)."""
+    """Return the part of a slice in the box, with air beyond the slice; int16, shape (side, side)."""
     out = np.full((box.side, box.side), reader.AIR, dtype=hu.dtype)
     top, left = max(box.top, 0), max(box.left, 0)
     inside = hu[top : box.top + box.side, left : box.left + box.side]
@@ -159,11 +160,11 @@ class Field:
 
 
 def field_of_view(shape: tuple[int, ...], box: Box | None, settings: Settings) -> Field:
-    """Return what part of a slice `render` shows.
+    """Return the part of a slice that `render` shows.
 
     Args:
         shape: rows and columns of the slice.
-        box: as `render` gave it.
+        box: from `render`.
     """
     if box is None:
         box = _padding_box(shape, settings)
@@ -199,7 +200,7 @@ def over_slices(maps: np.ndarray, fields: Sequence[Field], shapes: Sequence[tupl
 
 
 def _padding_box(shape: tuple[int, ...], settings: Settings) -> Box | None:
-    """Return the square that a slice is filled up to, where it has to be."""
+    """Return the square that a slice is padded to; None if it needs no padding."""
     rows, columns = shape
     if settings.size is None or settings.fit != "pad" or rows == columns:
         return None
@@ -208,9 +209,9 @@ def _padding_box(shape: tuple[int, ...], settings: Settings) -> Box | None:
 
 
 def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
-    """The image of a slice, and the box that it shows if it was cropped.
+    """Return the image of a slice, and the box that it shows if it was cropped.
 
-    Windows come before the resizing, so that bone, far outside them, does not blur over the brain beside it.
+    Windows are applied before resizing, so that bone, far outside them, does not blur into the brain next to it.
 
     Args:
         hu: int16, shape (rows, columns), Hounsfield units.
@@ -232,7 +233,7 @@ def render(hu: np.ndarray, settings: Settings) -> tuple[np.ndarray, Box | None]:
 
 
 def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
-    """The PNGs of a slice, in the order of `Settings.suffixes`."""
+    """Encode an image as the PNGs of its slice, in the order of `Settings.suffixes`."""
     if settings.files == "hu":
         return [cv2.imencode(".png", image[..., 0], _HU_PNG)[1].tobytes()]
     if settings.files == "separate":
@@ -241,8 +242,8 @@ def encode(image: np.ndarray, settings: Settings) -> list[bytes]:
 
 
 def convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings, durable: bool) -> list[dict]:
-    """Convert slices, their rows of the slice table; if `durable`, the images are on this machine's disk then."""
-    cv2.setNumThreads(1)  # the processes are the parallel work; threads of each would fight for the same cores
+    """Convert slices and return their rows of the slice table; `durable` syncs the images to the disk first."""
+    cv2.setNumThreads(1)  # the processes use all cores; threads of each would compete for them
     rows = [convert_slice(member, out, settings) for member in chunk]
     if durable:
         sync_filesystem(out)
@@ -250,31 +251,29 @@ def convert_chunk(chunk: Iterable[Member], out: Path, settings: Settings, durabl
 
 
 def convert_slice(member: Member, out: Path, settings: Settings) -> dict:
-    """Convert one slice; its row of the slice table, without z and order.
+    """Convert one slice and return its row of the slice table, without z and order.
 
     Raises:
-        IchError: a PNG cannot be written, or that of an earlier run not removed.
+        IchError: a PNG cannot be written, or that of an earlier run cannot be removed.
     """
     row, image = read_slice(member, settings)
     if image is None:
         if row["status"] != "bad_id":
-            remove_images(
-                out, _path(member, settings), settings
-            )  # there is one if the slice was whole in an earlier run
+            remove_images(out, _path(member, settings), settings)  # those of an earlier run that could read the slice
         return row
     paths = [out / member.split / f"{member.id}{suffix}" for suffix in settings.suffixes]
     encoded = encode(image, settings)
     for path, data in zip(paths, encoded, strict=True):
-        with replacing(path, durable=False) as temporary:  # whoever saves the row makes them durable, many together
+        with replacing(path, durable=False) as temporary:  # synced together, before their rows are saved
             temporary.write_bytes(data)
     return row | {"png_size": sum(map(len, encoded))}
 
 
 def read_slice(member: Member, settings: Settings) -> tuple[dict, np.ndarray | None]:
-    """A slice's row of the slice table, without z and order, and its image; None where it cannot be read."""
+    """Return a slice's row of the slice table, without z and order, and its image, None if it cannot be read."""
     row = {"SOPInstanceUID": member.id, "split": member.split, "size": member.size, "repaired": "", "reason": ""}
     if not _ID.fullmatch(member.id):
-        reason = f"{member.id!r:.200} is no id of letters, digits and ._-, 64 at most"
+        reason = f"{member.id!r:.200} is not an id: expected letters, digits and ._-, 64 at most"
         return row | {"status": "bad_id", "reason": reason}, None
     try:
         data = member.read()
@@ -283,7 +282,7 @@ def read_slice(member: Member, settings: Settings) -> tuple[dict, np.ndarray | N
     except IchError as error:
         kind = error.kind if isinstance(error, DicomError) else "unreadable"
         if isinstance(error, DicomError) and error.identity.get("SOPInstanceUID") == member.id:
-            row |= error.identity  # its series tells what it lies among
+            row |= error.identity  # its series tells which slices are its neighbors
         return row | {"status": kind, "reason": _writable(str(error))}, None
     row |= {field.name: getattr(header, field.name) for field in fields(Header)}
     row |= {"SOPInstanceUID": member.id, "repaired": ",".join(header.repaired)}
@@ -300,12 +299,12 @@ def _path(member: Member, settings: Settings) -> str:
 
 
 def _writable(text: str) -> str:
-    # Names in another encoding than the system's hold surrogates, which no table takes.
+    # Names in another encoding than the system's hold surrogates, which Arrow refuses.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def remove_images(out: Path, path: str, settings: Settings) -> None:
-    """Remove a slice's PNGs, of which the table names the first."""
+    """Remove a slice's PNGs; `path` is the first, as in the table."""
     stem = path.removesuffix(settings.suffixes[0])
     for suffix in settings.suffixes:
         try:

@@ -1,6 +1,6 @@
-"""The slice table: one row a slice, read or not; and the order of slices within their scan.
+"""The slice table, one row a slice, readable or not; and the order of slices within their scan.
 
-Columns in DICOM's spelling hold what the file says; lower-case ones are ours.
+Columns in DICOM's spelling hold values of the file; lower-case ones are computed here.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,11 @@ from ich.files import replacing
 _VECTOR = pa.list_(pa.float64())
 
 _TIE = 0.01
-"""mm; less than the slices of any scanner lie apart (0.2), more than what rounding makes of a position."""
+"""mm; below the slice distance of any scanner (0.2), above the rounding errors of positions."""
 _SAME_PLANE = np.cos(np.deg2rad(0.5))
-"""Cosine between the normals of one plane: headers write directions to 6 digits, and some scanners' noise changes the
-4th. At half a degree, the corner of a slice of 250 mm lies 1.5 mm beside its plane, less than most are thick."""
+"""Cosine between normals that count as one plane: headers have directions to 6 digits, and noise of some scanners
+changes the 4th. At half a degree, the corner of a slice of 250 mm lies 1.5 mm off the plane, less than most slices'
+thickness."""
 
 SCHEMA = pa.schema(
     [
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
         ("Rows", pa.int32()),
         ("Columns", pa.int32()),
         # The square that a crop kept, in pixels of the slice: its first row and column, which may lie outside the
-        # slice, and its side. Pixel (r, c) of a PNG of n × n pixels has its centre at crop_top + (r + 0.5) ×
+        # slice, and its side. Pixel (r, c) of a PNG of n × n pixels has its center at crop_top + (r + 0.5) ×
         # crop_side / n - 0.5, and likewise for columns. Null without a crop.
         ("crop_top", pa.int32()),
         ("crop_left", pa.int32()),
@@ -47,30 +48,29 @@ SCHEMA = pa.schema(
         ("PixelRepresentation", pa.int32()),
         ("RescaleIntercept", pa.float64()),
         ("RescaleSlope", pa.float64()),
-        ("repaired", pa.string()),  # what was mended, empty if nothing
+        ("repaired", pa.string()),  # the repairs, empty if none
         ("status", pa.string()),  # ok, or the kind of the error
         ("reason", pa.string()),  # the error's sentence, empty if ok
-        ("path", pa.string()),  # of the PNG, the first of several, from the table's folder; null if none was written
-        ("png_size", pa.int64()),  # bytes of the PNG, of several of all together
+        ("path", pa.string()),  # of the PNG (of several, the first) within the table's folder; null if none was written
+        ("png_size", pa.int64()),  # bytes of the PNG, of several the sum
         ("size", pa.int64()),  # bytes of the DICOM file
-        ("crc", pa.int64()),  # CRC-32 of its bytes; null if they cannot be had
+        ("crc", pa.int64()),  # CRC-32 of its bytes; null if they cannot be read
     ]
 )
 
 
 def scan_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Fill in z and order, and sort the rows by split, series and order.
+    """Compute z and order, and sort the rows by split, series and order.
 
     z is the ImagePositionPatient along the normal of the slices, the cross product of the two directions of
-    ImageOrientationPatient (PS3.3, C.7.6.2.1.1): the third coordinate alone misplaces slices of a tilted gantry. One
-    normal serves a series, so that positions can be compared: the one that most of its slices share, of several the one
-    whose slice is first by id. A slice of another plane, such as a localizer, has no z and no order; nor has one
-    without a position or a series. One without a direction takes that of its series.
+    ImageOrientationPatient (PS3.3, C.7.6.2.1.1): the third coordinate alone misplaces slices of a tilted gantry. A
+    series has one normal, so that positions can be compared: the one that most of its slices share; of several, that of
+    the first slice by id. A slice in another plane, such as a localizer, has no z and no order; nor has one without a
+    position or a series. A slice without a direction takes that of its series.
 
-    Slices closer to the one before than `_TIE` lie at one z, that of the first of them, and are ordered by
-    SOPInstanceUID.
+    Slices closer than `_TIE` to the previous one get the z of the first of them, and are ordered by SOPInstanceUID.
     """
-    # Of the whole table this makes one copy only, the result: it may have a million rows.
+    # Copies the whole table only once, for the result: it may have a million rows.
     table = table.reset_index(drop=True)
     series = pd.factorize(table["SeriesInstanceUID"])[0]  # -1 where it is unknown
     z = _along_normal(table, series)
@@ -78,7 +78,7 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
     columns = {key: pa.array(z if key == "z" else table[key]) for key in keys}
     places = _sorted(columns)
     split = pd.factorize(table["split"])[0][places]
-    starts = np.ones(len(z), bool)  # where a slice does not lie at the z of the one before
+    starts = np.ones(len(z), bool)  # True where a slice does not share the z of the previous one
     starts[1:] = (np.diff(series[places]) != 0) | (np.diff(split) != 0) | ~(np.diff(z[places]) < _TIE)
     z[places] = z[places][np.flatnonzero(starts)[np.cumsum(starts) - 1]]
     places = _sorted(columns | {"z": pa.array(z)})
@@ -90,13 +90,13 @@ def scan_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _along_normal(table: pd.DataFrame, series: np.ndarray) -> np.ndarray:
-    """The place of each slice along the normal of its series, NaN where there is none."""
+    """Return the position of each slice along the normal of its series in mm, NaN if it has none."""
     ids = table["SOPInstanceUID"].sort_values().index.to_numpy()
     normal = _normals(table)
-    shared = np.full((series.max(initial=-1) + 2, 3), np.nan)  # the last is for no series, -1
+    shared = np.full((series.max(initial=-1) + 2, 3), np.nan)  # the last row is for slices without a series, -1
     shared[:-1] = _shared_normals(normal[ids], series[ids], len(shared) - 1)
     shared = shared[series]
-    z = (_stack(table["ImagePositionPatient"], 3) * shared).sum(axis=1)  # NaN where either is unknown
+    z = (_stack(table["ImagePositionPatient"], 3) * shared).sum(axis=1)  # NaN if either is unknown
     z[np.abs((normal * shared).sum(axis=1)) < _SAME_PLANE] = np.nan
     return z
 
@@ -106,12 +106,12 @@ def _sorted(columns: dict[str, pa.Array]) -> np.ndarray:
 
 
 def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.ndarray:
-    """The normal that most slices of each series share, of several the first; shape (count, 3), NaN if there is none.
+    """Return the normal that most slices of each series share, of several the first; shape (count, 3), NaN if none.
 
-    A normal and its opposite are one plane.
+    A normal and its opposite describe the same plane.
 
     Args:
-        normal: shape (rows, 3), NaN where there is none.
+        normal: shape (rows, 3), NaN if unknown.
         series: from 0, -1 where it is unknown.
     """
     shared = np.full((count, 3), np.nan)
@@ -119,14 +119,14 @@ def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.nd
     normal, series = normal[known], series[known]
     present, first = np.unique(series, return_index=True)
     shared[present] = normal[first]
-    mixed = np.unique(series[(normal != shared[series]).any(axis=1)])  # all others have one to choose from
+    mixed = np.unique(series[(normal != shared[series]).any(axis=1)])  # all other series have a single normal
     rows = np.flatnonzero(np.isin(series, mixed))
     rows = rows[np.argsort(series[rows], kind="stable")]
-    for of_one in np.split(rows, np.flatnonzero(np.diff(series[rows])) + 1):
-        different, first, number = np.unique(normal[of_one], axis=0, return_index=True, return_counts=True)
-        sharing = np.array([number[np.abs(different @ one) >= _SAME_PLANE].sum() for one in different])
-        best = np.lexsort([first, -sharing])[:1]  # none where nothing is mixed
-        shared[series[of_one[:1]]] = different[best]
+    for series_rows in np.split(rows, np.flatnonzero(np.diff(series[rows])) + 1):
+        different, first, number = np.unique(normal[series_rows], axis=0, return_index=True, return_counts=True)
+        sharing = np.array([number[np.abs(different @ candidate) >= _SAME_PLANE].sum() for candidate in different])
+        best = np.lexsort([first, -sharing])[:1]  # empty if no series is mixed
+        shared[series[series_rows[:1]]] = different[best]
     return shared
 
 
@@ -143,27 +143,27 @@ def slice_distance(table: pd.DataFrame) -> float | None:
 
 
 def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
-    """What is odd about the scans' geometry.
+    """Count irregularities in the geometry of each series.
 
     Args:
-        table: as `scan_order` gives it.
+        table: from `scan_order`.
 
     Returns:
-        A row a series, indexed by SeriesInstanceUID, int64 columns: slices; ties, slices at the z of the one before;
-        gaps, steps in z more than half as long again as both steps beside them, where a slice may be missing;
-        orientations, distinct directions of the normal (rounded to 0.01), more than 1 being mixed; unplaced, slices
-        without z; out_of_plane, those of them that lie in another plane than most of their series.
+        A row a series, indexed by SeriesInstanceUID, int64 columns: slices; ties, slices at the z of the previous one;
+        gaps, steps in z more than 1.5 times both adjacent steps, where a slice may be missing; orientations, distinct
+        directions of the normal (rounded to 0.01), mixed if more than 1; unplaced, slices without z; out_of_plane,
+        those of them that lie in another plane than most of their series.
     """
     keys = ["split", "SeriesInstanceUID"]
     table = table[[*keys, "z", "SOPInstanceUID", "ImageOrientationPatient", "ImagePositionPatient"]]
     table = table.sort_values([*keys, "z", "SOPInstanceUID"], ignore_index=True)
     step = table.groupby(keys)["z"].diff()
     moved = step.where(step > 0)
-    beside = [moved.groupby([table[key] for key in keys]).shift(shift) for shift in (1, -1)]
-    longest = pd.concat(beside, axis=1).max(axis=1)
+    adjacent = [moved.groupby([table[key] for key in keys]).shift(shift) for shift in (1, -1)]
+    longest = pd.concat(adjacent, axis=1).max(axis=1)
     normals = _normals(table)
     normal = pd.Series(list(map(tuple, np.round(normals, 2) + 0.0)), table.index)  # + 0.0: of -0.0
-    facts = pd.DataFrame(
+    counts = pd.DataFrame(
         {
             "SeriesInstanceUID": table["SeriesInstanceUID"],
             "slices": 1,
@@ -174,20 +174,20 @@ def scan_audit(table: pd.DataFrame) -> pd.DataFrame:
             "out_of_plane": table["z"].isna() & table["ImagePositionPatient"].notna() & ~np.isnan(normals).any(axis=1),
         }
     )
-    return facts.groupby("SeriesInstanceUID").sum().astype("int64")
+    return counts.groupby("SeriesInstanceUID").sum().astype("int64")
 
 
 def _normals(table: pd.DataFrame) -> np.ndarray:
-    """The normal of each slice, of length 1, NaN where there is none; float64, shape (rows, 3)."""
+    """Return the unit normal of each slice, NaN if it has none; float64, shape (rows, 3)."""
     orientation = _stack(table["ImageOrientationPatient"], 6)
     normal = np.cross(orientation[:, :3], orientation[:, 3:])
     length = np.linalg.norm(normal, axis=1, keepdims=True)
-    length[length == 0] = np.nan  # a row along its column, or no direction at all: there is no normal
+    length[length == 0] = np.nan  # parallel directions, or none: no normal
     return normal / length
 
 
 def _stack(column: pd.Series, length: int) -> np.ndarray:
-    """A column of vectors as float64 of shape (rows, length), NaN where there is none."""
+    """Return a column of vectors as float64 of shape (rows, length), NaN for nulls."""
     vectors = pa.chunked_array(pa.array(column, _VECTOR)).combine_chunks()
     known = vectors.is_valid().to_numpy(zero_copy_only=False)
     stacked = np.full((len(vectors), length), np.nan)
@@ -196,19 +196,19 @@ def _stack(column: pd.Series, length: int) -> np.ndarray:
 
 
 def to_frame(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a table with all columns of `SCHEMA`, in its types."""
+    """Return rows as a table with all columns of `SCHEMA`, in its types."""
     return _to_pandas(pa.Table.from_pylist(rows, SCHEMA))
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    # Vectors stay Arrow's: as objects of Python they would take more memory than all the rest.
+    # Vectors stay Arrow's: Python objects would take more memory than all other columns.
     return table.to_pandas(types_mapper={_VECTOR: pd.ArrowDtype(_VECTOR)}.get)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write the table as Parquet, in the columns and types of `SCHEMA`."""
     with replacing(path) as temporary:
-        # Without the metadata of pandas, which tell in which types the columns came: equal tables are equal bytes.
+        # Without pandas' metadata on the input dtypes, so that equal tables have equal bytes.
         pq.write_table(pa.Table.from_pandas(table, SCHEMA, preserve_index=False).replace_schema_metadata(), temporary)
 
 
@@ -216,10 +216,10 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
     """Read a slice table.
 
     Args:
-        columns: those wanted, SOPInstanceUID among them. A few of them take a tenth of the memory of all.
+        columns: the columns to read, SOPInstanceUID among them; a few take a tenth of the memory of all.
 
     Raises:
-        IchError: the file is missing, no Parquet, lacks a column, or lists a slice twice.
+        IchError: the file is missing or not Parquet, lacks a column, or lists a slice twice.
     """
     if not path.exists():
         raise IchError(f"{not_there(path)}; run scripts/preprocess.py with this config first")
@@ -229,7 +229,7 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
             table = file.read(list(columns))
     except (pa.ArrowException, OSError) as error:
         raise IchError(
-            f"{path} is no slice table ({one_line(error)}); delete it and run scripts/preprocess.py again"
+            f"{path} is not a slice table ({one_line(error)}); delete it and run scripts/preprocess.py again"
         ) from error
     if missing:
         raise IchError(
@@ -241,7 +241,7 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
         raise IchError(
             f"{path} holds other types ({one_line(error)}); it is of another version: convert into a new folder"
         ) from error
-    # By Arrow: pandas would make an object of each string.
+    # By Arrow: pandas would create an object for each string.
     if pc.count_distinct(table["SOPInstanceUID"]).as_py() < len(table):
         twice = frame["SOPInstanceUID"][frame["SOPInstanceUID"].duplicated()]
         raise IchError(f"{path} lists {twice.iloc[0]} twice; delete it and run scripts/preprocess.py again")
@@ -249,16 +249,16 @@ def read_table(path: Path, columns: Sequence[str] = tuple(SCHEMA.names)) -> pd.D
 
 
 def readable(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The slices of a split that have an image, indexed by SOPInstanceUID."""
+    """Return the slices of a split that have an image, indexed by SOPInstanceUID."""
     return table[(table["split"] == split) & (table["status"] == "ok")].set_index("SOPInstanceUID")
 
 
 def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tuple[pd.Index, np.ndarray]:
-    """The slices beside each slice in its scan.
+    """Return the neighbors of each slice in its scan.
 
-    Beyond the first and the last slice, that one is repeated. Where the neighbour cannot be read, the nearest that can
-    is taken, of two the one farther from the slice itself, which shows more. A slice without a place in a scan has
-    itself for all.
+    Beyond the first and the last slice, that slice is repeated. An unreadable neighbor is replaced by the nearest
+    readable slice, of two equally near ones by the one farther from the slice itself, which shows more. A slice without
+    a position in a scan is its own neighbor.
 
     Args:
         table: a slice table.
@@ -266,11 +266,11 @@ def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tu
         offsets: such as (-1, 0, 1).
 
     Returns:
-        (known, places): all readable slices' SOPInstanceUIDs; and for each id and offset the place in these, int32,
-        shape (len(ids), len(offsets)).
+        (known, places): the SOPInstanceUIDs of all readable slices; and for each id and offset the index into them,
+        int32, shape (len(ids), len(offsets)).
 
     Raises:
-        IchError: ids that the table does not have as readable, or no slice table.
+        IchError: an id is not a readable slice of the table, or `table` is not a slice table.
     """
     if not isinstance(table, pd.DataFrame):
         raise IchError(f"the slice table is a {type(table).__name__}, expected a DataFrame, as read_table gives it")
@@ -285,12 +285,12 @@ def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tu
     own = known.get_indexer(ids)
     if (own < 0).any():
         raise IchError(f"the slice table has no readable slices {name_some(ids[own < 0])}; is it of other images?")
-    groups = table.groupby(["split", "SeriesInstanceUID"])  # order counts within these
+    groups = table.groupby(["split", "SeriesInstanceUID"])  # order is counted within these groups
     series = groups.ngroup().fillna(-1).to_numpy(dtype=np.int64)[is_ok]  # -1 without a series
     order = ok["order"].astype("float64").to_numpy()
     placed = np.flatnonzero(np.isfinite(order) & (series >= 0))
     last = groups["order"].transform("max").astype("float64").to_numpy()[is_ok]
-    # Series are laid behind one another on one line, far enough apart that none reaches into the next.
+    # All series on one axis, far enough apart that no offset reaches into the next.
     stride = 4 * (np.nanmax(order, initial=0) + max(map(abs, offsets), default=0) + 1)
     line = np.full(len(ok), np.nan)
     line[placed] = series[placed] * stride + order[placed]
