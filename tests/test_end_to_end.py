@@ -406,7 +406,7 @@ def test_a_test_slice_that_cannot_be_read_is_filled_in_by_a_policy_alone(finishe
     table.loc[table["SOPInstanceUID"] == lost, "status"] = "truncated"
     slice_table.write_table(table, path)
     script("predict")(["runs/tiny"])
-    assert f"asks for {lost}, of which there are no predictions" in complaint("make_submission", "runs/tiny")
+    assert f"asks for {lost}, which have no predictions" in complaint("make_submission", "runs/tiny")
     for name in ("../tiny", "", "a/b"):
         assert f"--name {name!r} is no name of a file" in complaint("make_submission", "runs/tiny", "--name", name)
     script("make_submission")(["runs/tiny", "--missing", "series_mean", "--missing", "prevalence"])
@@ -518,7 +518,7 @@ def test_a_sample_submission_of_other_slices_is_refused(finished, monkeypatch, t
     shutil.copytree("runs/tiny", run)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     message = complaint("make_submission", str(run), "--out", str(tmp_path / "out"))
-    assert "asks for ID_feed, of which there are no predictions" in message
+    assert "asks for ID_feed, which have no predictions" in message
     assert not (tmp_path / "out").exists()
     message = complaint("make_submission", str(run), "--set", "data.sources=other.zip")
     assert f"--set data.sources has no effect beside data.sample_submission={other}" in message

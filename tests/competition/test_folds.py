@@ -135,7 +135,7 @@ def test_patients_that_are_not_strings_are_refused():
 
 def test_a_slice_that_stands_there_twice_is_refused():
     frame = some_slices()
-    with pytest.raises(IchError, match="ID_004 stand in more than one row"):
+    with pytest.raises(IchError, match="ID_004 are in more than one row"):
         make_folds(pd.concat([frame, frame.iloc[4:5]]))
 
 
@@ -276,7 +276,7 @@ SOUND = "ID_1,ID_a,0,0,0,0,0,1,1\nID_2,ID_a,0,0,0,0,0,0,0\nID_3,ID_b,1,0,0,0,0,0
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("ID_2", "ID_1", "ID_1 stand in more than one row"),
+        ("ID_2", "ID_1", "ID_1 are in more than one row"),
         ("ID_1,ID_a", "ID_1,", "no PatientID for ID_1; without it"),
         ("ID_1,ID_a,0", "ID_1,ID_a,1", "patients in more than one fold: ID_a"),
         ("ID_b,1", "ID_b,2", "has the folds 0, 2; expected 0, 1 and so on without a gap"),

@@ -269,7 +269,7 @@ def test_the_long_form_fills_nothing_in():
             "expected an index of strings named SOPInstanceUID, got integer named None",
         ),
         (lambda f: f.rename_axis("image"), "got string named image"),
-        (lambda f: pd.concat([f, f.iloc[1:2]]), "ID_b stand in more than one row"),
+        (lambda f: pd.concat([f, f.iloc[1:2]]), "ID_b are in more than one row"),
     ],
 )
 def test_frames_of_another_shape_are_refused(check, spoil, message):

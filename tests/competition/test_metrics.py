@@ -109,7 +109,7 @@ def test_prevalence_of_the_whole_competition():
         (np.zeros((0, 6)), np.zeros((0, 6)), r"expected both as \(n, 6\), n > 0"),
         (np.full((1, 6), 2), np.zeros((1, 6)), "labels hold values other than 0 and 1"),
         (np.full((1, 6), np.nan), np.zeros((1, 6)), "labels hold values other than 0 and 1"),
-        (np.zeros((1, 6)), np.full((1, 6), np.nan), r"outside \[0, 1\], or none; the metric takes probabilities"),
+        (np.zeros((1, 6)), np.full((1, 6), np.nan), r"NaN or values outside \[0, 1\]; the metric takes probabilities"),
         (np.zeros((1, 6)), np.full((1, 6), 1.001), r"outside \[0, 1\]"),
         (np.zeros((1, 6)), np.full((1, 6), -1e-9), r"outside \[0, 1\]"),
     ],

@@ -43,7 +43,7 @@ def test_an_image_without_prediction_is_refused():
 
 
 def test_a_prediction_nobody_asked_for_is_refused():
-    with pytest.raises(IchError, match="predictions of ID_1, for which the sample submission does not ask"):
+    with pytest.raises(IchError, match="predictions of ID_1, which the sample submission lacks"):
         make_submission(predictions(["ID_0", "ID_1"]), *sample(rows_of(["ID_0"])))
 
 
@@ -97,7 +97,9 @@ def test_nothing_is_missing_and_nothing_changes():
 
 
 def test_a_slice_that_no_policy_fills_is_refused():
-    with pytest.raises(IchError, match=r"ID_4, ID_5 could not be read \(truncated\), of a series of which no slice is"):
+    with pytest.raises(
+        IchError, match=r"ID_4, ID_5 could not be read \(truncated\), of a series that is unknown or has no"
+    ):
         fill(["ID_0", *UNREAD], "series_mean")
     with pytest.raises(IchError, match=r"ID_3, ID_4, ID_5 could not be read \(truncated\), so that they have no pre"):
         fill(["ID_0", *UNREAD], "refuse")
@@ -110,7 +112,7 @@ def test_a_slice_that_was_not_predicted_or_not_converted_is_not_filled_in():
     )
     assert told == {"prevalence": []}
     assert filled.index.tolist() == ["ID_0"]
-    with pytest.raises(IchError, match="asks for ID_6, ID_7, of which there are no predictions; nothing is filled in"):
+    with pytest.raises(IchError, match="asks for ID_6, ID_7, which have no predictions; nothing is filled in"):
         make_submission(filled, *sample(rows_of(["ID_0", "ID_6", "ID_7"])))
 
 
@@ -121,9 +123,9 @@ def test_refuse_stands_alone():
 
 
 def test_an_unknown_policy_and_a_prevalence_that_nobody_knows():
-    with pytest.raises(IchError, match="no policy is called 'mean'; there are refuse, series_mean, prevalence"):
+    with pytest.raises(IchError, match="unknown policy 'mean'; expected refuse, series_mean, prevalence"):
         fill(["ID_0"], "mean")
-    with pytest.raises(IchError, match=r"score.json does not tell the labels' prevalence; name another policy"):
+    with pytest.raises(IchError, match=r"score.json lacks the labels' prevalence; name another policy"):
         fill(["ID_0"], "prevalence", prevalence=None)
 
 
@@ -162,7 +164,7 @@ def test_the_file_reads_back_to_the_same_values_and_its_manifest_tells_what_it_i
 def test_a_file_that_is_no_submission_is_left_alone(tmp_path, name):
     made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
     (tmp_path / name).write_text('{"name": "somebody\'s", "file": "package.js"}')
-    with pytest.raises(IchError, match=r"package\.csv and package\.json are there and are no submission .*\(--name\)"):
+    with pytest.raises(IchError, match=r"package\.csv and package\.json exist and are not a submission .*\(--name\)"):
         write_submission(made, tmp_path / "package.csv", {})
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"name": "somebody\'s", "file": "package.js"}']
 

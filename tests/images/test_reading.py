@@ -85,9 +85,7 @@ def test_what_opencv_would_read_in_part_or_spoil_is_refused(tmp_path):
         read(path)
     for mode in ("RGBA", "CMYK"):  # of which OpenCV multiplies the colors by alpha, and gives the other as they are
         Image.fromarray(np.dstack([COLOUR, GREY]).astype(np.uint8), mode).save(path)
-        with pytest.raises(
-            IchError, match=r"image.tif is a TIFF of four channels, which may be alpha or CMYK"
-        ):
+        with pytest.raises(IchError, match=r"image.tif is a TIFF of four channels, which may be alpha or CMYK"):
             read(path)
 
 

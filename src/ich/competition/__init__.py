@@ -1,1 +1,1 @@
-"""What the challenge defines: labels, folds, the metric, the submission; read `labels` first."""
+"""The challenge's labels, folds, metric and submission; read `labels` first."""

@@ -1,7 +1,7 @@
-"""Folds for cross-validation: patients stay whole, and every fold is the data set in small.
+"""Folds for cross-validation, stratified by label and grouped by patient.
 
 Why not scikit-learn: its StratifiedGroupKFold refuses multi-label targets, and GroupKFold balances the number of slices
-alone. A fold may then hold half as many epidural haemorrhages as another, as 0.4 % of the slices show one.
+alone. A fold may then hold half as many epidural hemorrhages as another, as 0.4 % of the slices show one.
 """
 
 import csv
@@ -19,12 +19,12 @@ from ich.files import replacing
 
 COLUMNS: tuple[str, ...] = ("PatientID", "fold", *LABELS)
 
-# Shares of a whole are counted in this unit: sums and products of whole numbers are exact, so that the same seed gives
-# the same folds on every machine. Below 2**29, so that a sum of eight products fits int64.
+# Shares of the total are integers in this unit: their sums and products are exact, so that a seed gives the same folds
+# on every machine. Below 2**29, so that a sum of eight products fits int64.
 _WHOLE = 2**28
-# Beyond this number, more partners for a swap cost time and gain nothing that shows.
+# More partners for a swap cost time without a measurable gain.
 _PARTNERS = 512
-# A third changes nothing that shows either.
+# Nor does a third pass gain anything.
 _PASSES = 2
 
 _REMAKE = "name another file (data.folds), or, if it is damaged, remove it and run scripts/make_folds.py"
@@ -33,26 +33,26 @@ _REMAKE = "name another file (data.folds), or, if it is damaged, remove it and r
 def make_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Assign each patient to a fold, so that patients, slices and all six labels spread evenly.
 
-    Largest share first, each patient goes where what they bring is scarcest (the least sum of squared fold loads);
-    then patients of different folds swap places while that sum falls. Which of equal patients goes where depends on
-    the seed, and on the ids, but not on the order of the rows.
+    Patients with the largest shares come first; each joins the fold that keeps the sum of squared fold loads least.
+    Then patients of different folds are swapped while that sum falls. Among equal patients the seed and the ids decide,
+    not the order of the rows.
 
     Args:
         frame: one row a slice: index SOPInstanceUID, column PatientID (strings) and the six of `LABELS` (int8).
         n_folds: 2 or more.
-        seed: another seed gives other folds, as good.
+        seed: of the random choice among equal patients.
 
     Returns:
         The same rows in the same order; columns PatientID, fold (int64, 0 to n_folds - 1) and the six labels.
 
     Raises:
-        IchError: n_folds is below 2 or above the number of patients; a slice has no PatientID or stands there twice;
-            the labels are not as `ich.competition.labels.check_frame` wants them.
+        IchError: n_folds is below 2 or above the number of patients; a slice has no PatientID or is listed twice;
+            `ich.competition.labels.check_frame` refuses the labels.
     """
     if n_folds < 2:
         raise IchError(f"n_folds is {n_folds}, but cross-validation needs 2 or more; set it to 5, for example")
     _check_slices(frame, "the frame to fold")
-    # Sorted, so that the order of the rows has no say.
+    # Sorted, so that the order of the rows has no effect.
     patient, patients = pd.factorize(frame["PatientID"], sort=True)
     if len(patients) < n_folds:
         fewer = f"set folds.n to {len(patients)} at most, or " if len(patients) > 1 else ""
@@ -70,13 +70,13 @@ def make_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.DataF
 
 
 def _assign(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """The fold of each patient.
+    """Return the fold of each patient.
 
-    All folds have the same aim, so the nearest to it is the least sum of squared loads. A patient of shares s adds
-    2 (load · s) + s · s to the square of the fold they join: least where load · s is least.
+    All folds have the same target load, so the best balance has the least sum of squared loads. A patient of shares s
+    adds 2 (load · s) + s · s to the square of the fold they join: least where load · s is least.
 
     Args:
-        counts: int64, shape (patients, quantities): what each patient brings of what shall be balanced.
+        counts: int64, shape (patients, quantities): each patient's amount of each quantity to balance.
 
     Returns:
         int64, shape (patients,).
@@ -87,20 +87,20 @@ def _assign(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.nd
 
     loads = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)
     fold = np.empty(len(counts), dtype=np.int64)
-    # As every patient counts, an empty fold is the only one with nothing of what they bring: none stays empty.
-    for one in largest_first:
-        fold[one] = (loads @ shares[one]).argmin()
-        loads[fold[one]] += shares[one]
+    # No fold stays empty: patients are a quantity of their own, so that only an empty fold has load · s = 0.
+    for patient in largest_first:
+        fold[patient] = (loads @ shares[patient]).argmin()
+        loads[fold[patient]] += shares[patient]
 
-    # Once around, so that the last have partners too; of few patients each meets all.
+    # Closed to a ring, so that the last patients have partners too; of few patients each meets all.
     ring = np.concatenate([shuffled, shuffled[:_PARTNERS]])
     for _ in range(_PASSES):
         swaps = 0
-        for place, one in enumerate(shuffled):
+        for place, patient in enumerate(shuffled):
             partners = ring[place : place + _PARTNERS]
-            home = fold[one]
-            gains = shares[partners] - shares[one]
-            # Half of the change of the sum of squares, if one's fold gains this and the partner's loses it.
+            home = fold[patient]
+            gains = shares[partners] - shares[patient]
+            # Half the change of the sum of squares, if the patient's fold gains this and the partner's loses it.
             change = (gains * (loads[home] - loads[fold[partners]] + gains)).sum(axis=1)
             change[fold[partners] == home] = 0
             best = change.argmin()
@@ -108,7 +108,7 @@ def _assign(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.nd
                 other = partners[best]
                 loads[home] += gains[best]
                 loads[fold[other]] -= gains[best]
-                fold[one], fold[other] = fold[other], home
+                fold[patient], fold[other] = fold[other], home
                 swaps += 1
         if swaps == 0:
             break
@@ -117,15 +117,15 @@ def _assign(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.nd
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """How good the folds are; `str()` of it is a table for people.
+    """The balance of folds and their shared patients; `str()` gives a table.
 
     Args:
         table: a row for each fold: patients and slices (int64), then the prevalence of each label (share of slices).
-        deviation: for each label, how far the worst fold's prevalence is from that of all slices, as a share of it;
-            NaN where no slice shows the label.
-        shared: patients of each fold (row) who are in another (column) too, int64; all 0 if the folds are sound, the
-            diagonal always.
-        leaking: who these patients are, sorted.
+        deviation: for each label, the largest relative deviation of a fold's prevalence from that of all slices; NaN
+            if no slice has the label.
+        shared: number of patients that each fold (row) shares with each other one (column), int64; 0 on the diagonal,
+            and everywhere in sound folds.
+        leaking: PatientIDs of these patients, sorted.
     """
 
     table: pd.DataFrame
@@ -146,7 +146,7 @@ class Audit:
 
 
 def audit(folds: pd.DataFrame) -> Audit:
-    """Count what is in each fold, and look for patients in two; nothing of `make_folds` is taken on trust.
+    """Count patients, slices and labels of each fold, and find patients in two folds, independently of `make_folds`.
 
     Args:
         folds: columns PatientID, fold and the six labels, a row for each slice.
@@ -177,35 +177,35 @@ def check_no_shared_patients(folds: pd.DataFrame) -> None:
     """Refuse folds that share a patient.
 
     Raises:
-        IchError: naming the patients who are in more than one fold.
+        IchError: a patient is in more than one fold; the message names them.
     """
     leaking = audit(folds).leaking
     if leaking:
         raise IchError(
             f"patients in more than one fold: {name_some(leaking)}; the score would be of patients seen in training: "
-            "delete their file, and make them again with scripts/make_folds.py"
+            "delete the file of folds, and make it again with scripts/make_folds.py"
         )
 
 
 def write_folds(path: str | Path, folds: pd.DataFrame) -> None:
     """Write the CSV that training reads: SOPInstanceUID, PatientID, fold and the six labels, a row for each slice.
 
-    Identifiers are written as they are, control characters and line breaks too: PS3.5 (6.2) forbids these, but patients
-    told apart by them are different ones.
+    Identifiers are written unchanged, with control characters and line breaks: PS3.5 (6.2) forbids these, but they may
+    be all that distinguishes two patients.
 
     Raises:
-        IchError: the frame would be refused by `read_folds`, or the system refuses the write.
+        IchError: `read_folds` would refuse the frame, or the system refuses the write.
     """
     _check_folds(folds, "the frame of folds")
     with replacing(Path(path)) as temporary:
         returns = folds["PatientID"].str.contains("\r").any() or folds.index.str.contains("\r").any()
-        # The csv module quotes what holds a line feed, but not a carriage return.
+        # The csv module quotes a field with a line feed, but not one with a carriage return.
         quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
         folds[list(COLUMNS)].to_csv(temporary, lineterminator="\n", quoting=quoting)
 
 
 def cannot_read(path: Path, error: OSError) -> IchError:
-    """Return what to raise for a file of folds that the system does not give."""
+    """Return the error for a file of folds that the system cannot open."""
     advice = "make it with scripts/make_folds.py"
     if isinstance(error, FileNotFoundError) and not path.is_absolute():
         advice = f"work in the directory where it was made, or {advice}"
@@ -213,19 +213,19 @@ def cannot_read(path: Path, error: OSError) -> IchError:
 
 
 def read_folds(path: str | Path) -> pd.DataFrame:
-    """Read what `write_folds` wrote, and check it as if someone had edited it since.
+    """Read and check a file of `write_folds`, which may have been edited since.
 
     Returns:
         Index SOPInstanceUID; columns PatientID (strings), fold (int64) and the six labels (int8).
 
     Raises:
         IchError: the file cannot be read, has other columns, an id twice, a slice without a patient, a value that is
-            not a whole number, labels other than 0 and 1, an `any` which is not the OR of the five, fold numbers with
-            a gap, or a patient in two folds.
+            not an integer, labels other than 0 and 1, an `any` that is not the OR of the five, fold numbers with a
+            gap, or a patient in two folds.
     """
     expected = [INDEX_NAME, *COLUMNS]
     types = {INDEX_NAME: pa.string(), "PatientID": pa.string(), "fold": pa.int64()} | dict.fromkeys(LABELS, pa.int8())
-    # Without null_values an empty number is an error, rather than something missing that pandas makes a float.
+    # Without null_values an empty number is an error, not a null that pandas would make a float.
     options = pyarrow.csv.ConvertOptions(column_types=types, null_values=[])
     try:
         with Path(path).open("rb") as file:
@@ -246,10 +246,12 @@ def read_folds(path: str | Path) -> pd.DataFrame:
 
 
 def _check_slices(frame: pd.DataFrame, name: str) -> None:
-    """PatientID for every slice, and six labels as `check_frame` wants them."""
-    absent = [column for column in ("PatientID", *LABELS) if column not in frame.columns]
-    if absent:
-        raise IchError(f"{name} lacks the columns {', '.join(absent)}; join the label frame and the slice table first")
+    """Raise IchError if a slice lacks a PatientID, or `check_frame` refuses the labels."""
+    missing_columns = [column for column in ("PatientID", *LABELS) if column not in frame.columns]
+    if missing_columns:
+        raise IchError(
+            f"{name} lacks the columns {', '.join(missing_columns)}; join the label frame and the slice table first"
+        )
     check_frame(frame[list(LABELS)])
     missing = (frame["PatientID"].isna() | (frame["PatientID"] == "")).to_numpy()
     if missing.any():
@@ -263,7 +265,7 @@ def _check_slices(frame: pd.DataFrame, name: str) -> None:
 
 
 def _check_folds(folds: pd.DataFrame, name: str) -> None:
-    """All that `read_folds` promises."""
+    """Raise IchError if a frame of folds is not as `read_folds` returns it."""
     _check_slices(folds, name)
     if "fold" not in folds.columns:
         raise IchError(f"{name} lacks the column fold; make it with scripts/make_folds.py")
@@ -271,10 +273,10 @@ def _check_folds(folds: pd.DataFrame, name: str) -> None:
         raise IchError(
             f"{name} has folds as {folds['fold'].dtype}, expected whole numbers; make it with scripts/make_folds.py"
         )
-    found = sorted(folds["fold"].unique().tolist())
-    if len(found) < 2 or found != list(range(len(found))):
+    numbers = sorted(folds["fold"].unique().tolist())
+    if len(numbers) < 2 or numbers != list(range(len(numbers))):
         raise IchError(
-            f"{name} has the folds {name_some(found) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at"
+            f"{name} has the folds {name_some(numbers) or 'none'}; expected 0, 1 and so on without a gap, 2 folds at"
             f" least; {_REMAKE}"
         )
     check_no_shared_patients(folds)

@@ -23,7 +23,7 @@ import pyarrow.csv
 from ich.errors import IchError, name_some, one_line
 
 LABELS: tuple[str, ...] = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-ANY = len(LABELS) - 1  # the place of `any`; the five subtypes of bleeding come before it
+ANY = len(LABELS) - 1  # the index of `any`, after the five subtypes of hemorrhage
 
 METRIC_WEIGHTS: dict[str, int] = {
     "epidural": 1,
@@ -38,11 +38,11 @@ INDEX_NAME = "SOPInstanceUID"
 
 
 class LabelFile(NamedTuple):
-    """What `read_labels` found.
+    """A label file as `read_labels` returns it.
 
     Args:
         frame: the label frame, rows in the order in which the images first appear in the file.
-        merged: number of images that were listed more than once, with equal labels, and became one row.
+        merged: number of images that were listed more than once with equal labels, merged to one row.
     """
 
     frame: pd.DataFrame
@@ -53,7 +53,7 @@ def read_labels(source: str | Path | BinaryIO) -> LabelFile:
     """Read the competition's long label file, whatever the order of its rows.
 
     Args:
-        source: path of the CSV, as it is or compressed (.gz, .xz, or a .zip of that one file); or a file opened in
+        source: path of the CSV, plain or compressed (.gz, .xz, or a .zip of that one file); or a file opened in
             binary mode, such as a member of the competition's archive.
 
     Returns:
@@ -69,7 +69,7 @@ def read_labels(source: str | Path | BinaryIO) -> LabelFile:
     images, rows, numbers = _number_images(table["ID"], name)
     ones = _read_values(table, name)
 
-    # Fortran's order: pandas keeps a column in one piece.
+    # Fortran's order: pandas stores each column contiguously.
     labels = np.zeros((len(images), len(LABELS)), dtype=np.int8, order="F")
     listed = np.zeros(labels.shape, dtype=np.int32, order="F")
     contradicted = np.zeros(len(images), dtype=bool)
@@ -80,7 +80,7 @@ def read_labels(source: str | Path | BinaryIO) -> LabelFile:
 
     missing = (listed == 0).any(axis=1)
     if missing.any():
-        lacking = [label for label, none in zip(LABELS, (listed == 0).any(axis=0), strict=True) if none]
+        lacking = [label for label, lacks in zip(LABELS, (listed == 0).any(axis=0), strict=True) if lacks]
         raise IchError(
             f"{name} has fewer than six labels for {name_some(images[missing])} (no {' or '.join(lacking)}); every "
             "image needs one row for each label: get the file again, or remove these images from it"
@@ -96,18 +96,18 @@ def read_labels(source: str | Path | BinaryIO) -> LabelFile:
 
 
 def read_ids(source: str | Path | BinaryIO) -> tuple[pd.Series, pd.Index]:
-    """Read which rows a sample submission has; its labels are not read.
+    """Read the ids of a sample submission's rows, without its labels.
 
     Args:
         source: as for `read_labels`.
 
     Returns:
-        (rows, images): the IDs `ID_<hex>_<label>` as they stand in the file, and the images' ids in the order of their
-        first rows.
+        (rows, images): the IDs `ID_<hex>_<label>` in the file's order, and the images' ids in the order of their first
+        rows.
 
     Raises:
         IchError: the file cannot be read, has another header or no rows; an id is not `ID_<hex>_<label>`; a row
-            stands twice; an image lacks a row.
+            is listed twice; an image lacks a row.
     """
     name = _name(source)
     table = _read_table(source, name)
@@ -125,17 +125,17 @@ def read_ids(source: str | Path | BinaryIO) -> tuple[pd.Series, pd.Index]:
 
 
 def to_long(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a submission or label file: six for each image, in the order of `LABELS`.
+    """Return the rows of a submission or label file: six for each image, in the order of `LABELS`.
 
     Args:
         frame: six columns in the order of `LABELS`, labels or probabilities, indexed by SOPInstanceUID.
 
     Returns:
-        Columns ID (`<SOPInstanceUID>_<label>`, strings) and Label (the dtype of the six), 6 x images rows; for a file,
-        `to_csv(path, index=False)` it.
+        Columns ID (`<SOPInstanceUID>_<label>`, strings) and Label (the dtype of the six), 6 × images rows, which
+        `to_csv(path, index=False)` writes.
 
     Raises:
-        IchError: other columns, ids that are not unique strings, or a value that is missing.
+        IchError: other columns, ids that are not unique strings, or a missing value.
     """
     _check_shape(frame)
     empty = frame.isna().any(axis=1).to_numpy()
@@ -153,7 +153,7 @@ def check_frame(frame: pd.DataFrame) -> None:
     """Check the contract of a label frame: six int8 columns in order, unique ids, 0 or 1, `any` the OR of the five.
 
     Raises:
-        IchError: naming what differs.
+        IchError: the message names the difference.
     """
     _check_shape(frame)
     dtypes = sorted({str(dtype) for dtype in frame.dtypes if dtype != np.int8})
@@ -161,7 +161,7 @@ def check_frame(frame: pd.DataFrame) -> None:
         raise IchError(
             f"labels are int8, got {', '.join(dtypes)}; `read_labels` gives them, `.astype('int8')` makes them"
         )
-    # As uint8, a negative value is above 1 too.
+    # As uint8, negative values are above 1 too.
     wrong = (frame.to_numpy().view(np.uint8) > 1).any(axis=1)
     if wrong.any():
         raise IchError(f"labels are 0 or 1, but {name_some(frame.index[wrong])} have others; correct the label frame")
@@ -169,7 +169,7 @@ def check_frame(frame: pd.DataFrame) -> None:
 
 
 def _check_shape(frame: pd.DataFrame) -> None:
-    """Six columns in order; an index of unique strings."""
+    """Raise IchError unless there are six columns in order and an index of unique strings."""
     if list(frame.columns) != list(LABELS):
         raise IchError(
             f"expected the columns {', '.join(LABELS)} in this order, got {', '.join(map(str, frame.columns))}; "
@@ -182,11 +182,11 @@ def _check_shape(frame: pd.DataFrame) -> None:
         )
     if not frame.index.is_unique:
         twice = frame.index[frame.index.duplicated()].unique()
-        raise IchError(f"{name_some(twice)} stand in more than one row; keep one row for each {INDEX_NAME}")
+        raise IchError(f"{name_some(twice)} are in more than one row; keep one row for each {INDEX_NAME}")
 
 
 def _check_any(frame: pd.DataFrame, name: str) -> None:
-    """`any` is the OR of the other five."""
+    """Raise IchError unless `any` is the OR of the other five."""
     labels = frame.to_numpy()
     wrong = labels[:, -1] != labels[:, :-1].max(axis=1, initial=0)
     if wrong.any():
@@ -202,7 +202,7 @@ def _name(source: str | Path | BinaryIO) -> str:
 
 @contextmanager
 def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[IO[bytes]]:
-    """The plain bytes of the source; a file that the caller opened stays open."""
+    """Yield the source as a file of plain bytes; one that the caller opened stays open."""
     with ExitStack() as stack:
         if not isinstance(source, str | Path):
             if isinstance(source, io.TextIOBase):
@@ -226,7 +226,7 @@ def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[IO[bytes]]:
 
 
 def _read_table(source: str | Path | BinaryIO, name: str) -> pa.Table:
-    """ID and Label as bytes: numbers and text are judged later, where the message can name the image."""
+    """Read ID and Label as bytes: values are checked later, where the message can name the image."""
     options = pyarrow.csv.ConvertOptions(column_types={"ID": pa.binary(), "Label": pa.binary()})
     try:
         with _opened(source, name) as file:
@@ -248,8 +248,8 @@ def _number_images(ids: pa.ChunkedArray, name: str) -> tuple[pd.Index, list[np.n
     """Split `<image>_<label>` and number the images by first appearance.
 
     Returns:
-        The images' ids; for each label, the rows that are about it (int64), ascending; for each label and row among
-        these, the image's number (integers).
+        The images' ids; for each label, its rows (int64), ascending; for each label and row, the image's number
+        (integers).
     """
     rows, stems = [], []
     for label in LABELS:
@@ -265,8 +265,8 @@ def _number_images(ids: pa.ChunkedArray, name: str) -> tuple[pd.Index, list[np.n
             f"the labels {', '.join(LABELS)}: correct or remove these rows"
         )
 
-    # In the competition's files each label lists the same images in the same order, so one label tells the numbers of
-    # all six, and images appear in the order of that one.
+    # In the competition's files each label lists the same images in the same order, so the numbers of one label hold
+    # for all six, and images appear in its order.
     if all(stem.equals(stems[0]) for stem in stems[1:]):
         encoded = stems[0].combine_chunks().dictionary_encode()
         images, numbers = encoded.dictionary, [encoded.indices.to_numpy()] * len(LABELS)
@@ -281,22 +281,22 @@ def _number_images(ids: pa.ChunkedArray, name: str) -> tuple[pd.Index, list[np.n
         images, rank = encoded.dictionary.take(pa.array(order)), np.argsort(order)
         numbers = np.split(rank[number], np.cumsum([len(at) for at in rows])[:-1])
 
-    fine = pc.match_substring_regex(images, r"^ID_[0-9a-fA-F]+$")
-    if not pc.all(fine).as_py():
+    valid = pc.match_substring_regex(images, r"^ID_[0-9a-fA-F]+$")
+    if not pc.all(valid).as_py():
         raise IchError(
-            f"{name} has rows about the images {_decode_some(images.filter(pc.invert(fine)))}; an image is called "
+            f"{name} has rows about the images {_decode_some(images.filter(pc.invert(valid)))}; an image is called "
             "ID_<hex>, its row ID_<hex>_<label>: correct or remove these rows"
         )
     return pd.Index(images.cast(pa.string()).to_pandas()), rows, numbers
 
 
 def _read_values(table: pa.Table, name: str) -> np.ndarray:
-    """Where the label is 1: bool, shape (rows,)."""
+    """Return where the label is 1: bool, shape (rows,)."""
     ones = pc.equal(table["Label"], b"1").to_numpy()
     wrong = ~(ones | pc.equal(table["Label"], b"0").to_numpy())
     if wrong.any():
-        found = table.filter(pa.array(wrong))
-        rows = pc.binary_join_element_wise(found["ID"], found["Label"], b",")
+        refused = table.filter(pa.array(wrong))
+        rows = pc.binary_join_element_wise(refused["ID"], refused["Label"], b",")
         raise IchError(
             f"{name} has the rows {_decode_some(rows)}; a label is 0 or 1: is this a file of predictions, or damaged?"
         )
@@ -304,5 +304,5 @@ def _read_values(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _decode_some(ids: pa.Array | pa.ChunkedArray) -> str:
-    """`name_some` for bytes, which need not be text if the file is not what it should be."""
-    return name_some([one.decode(errors="backslashreplace") for one in ids[:3].to_pylist()], total=len(ids))
+    """Return `name_some` of bytes, which may not be text in a file of another kind."""
+    return name_some([id.decode(errors="backslashreplace") for id in ids[:3].to_pylist()], total=len(ids))

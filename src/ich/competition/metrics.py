@@ -13,7 +13,7 @@ EPSILON = 1e-15
 
 
 def log_losses(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Log loss of each slice and label.
+    """Return the log loss of each slice and label.
 
     Args:
         y_true: 0 or 1, shape (n, 6), any dtype.
@@ -25,7 +25,7 @@ def log_losses(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
     Raises:
         IchError: the shapes differ or are empty, a label is neither 0 nor 1, or a probability is not in [0, 1].
     """
-    # In float64 from here on: 1 - EPSILON is 1 in float32, and the logarithm of what is left would be infinite.
+    # In float64: 1 - EPSILON is 1 in float32, and the logarithm of 1 - p would be infinite.
     y, p = np.asarray(y_true, dtype=np.float64), np.asarray(y_pred, dtype=np.float64)
     if y.shape != p.shape or y.ndim != 2 or y.shape[1] != len(LABELS) or len(y) == 0:
         raise IchError(
@@ -34,13 +34,13 @@ def log_losses(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
     if not np.isin(y, (0, 1)).all():
         raise IchError("labels hold values other than 0 and 1")
     if not ((p >= 0) & (p <= 1)).all():  # NaN fails too
-        raise IchError("predictions hold values outside [0, 1], or none; the metric takes probabilities, not logits")
+        raise IchError("predictions hold NaN or values outside [0, 1]; the metric takes probabilities, not logits")
     p = np.clip(p, EPSILON, 1 - EPSILON)
     return -(y * np.log(p) + (1 - y) * np.log(1 - p))
 
 
 def log_loss_by_label(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Mean log loss of each label.
+    """Return the mean log loss of each label.
 
     Args:
         y_true, y_pred: as in `log_losses`.
@@ -52,7 +52,7 @@ def log_loss_by_label(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
 
 
 def weighted_log_loss(y_true: np.ndarray, y_pred: np.ndarray, weights: Sequence[float] | None = None) -> float:
-    """The competition's score: the weighted mean of the labels' log losses, `any` counting twice.
+    """Return the competition's score: the weighted mean of the labels' log losses, `any` counting twice.
 
     Args:
         y_true, y_pred: as in `log_losses`.
@@ -64,7 +64,7 @@ def weighted_log_loss(y_true: np.ndarray, y_pred: np.ndarray, weights: Sequence[
 
 
 def prevalence_log_loss(y_true: np.ndarray) -> float:
-    """The score of predicting each label's prevalence everywhere: the floor that any model must beat.
+    """Return the score of the prevalence baseline: each label's prevalence predicted for every slice.
 
     Args:
         y_true: as in `log_losses`.
@@ -74,16 +74,16 @@ def prevalence_log_loss(y_true: np.ndarray) -> float:
 
 
 def auc_by_label(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each label, by the ranks of its positives (Mann and Whitney's U).
+    """Return the area under the ROC curve of each label, by the ranks of its positives (Mann and Whitney's U).
 
     Args:
         y_true, y_pred: as in `log_losses`.
 
     Returns:
-        float64, shape (6,); NaN where all slices have the label, or none has.
+        float64, shape (6,); NaN if all slices have the label, or none has.
     """
     y = np.asarray(y_true, dtype=np.float64)
-    ranks = pd.DataFrame(np.asarray(y_pred)).rank().to_numpy()  # the mean rank of equal ones
+    ranks = pd.DataFrame(np.asarray(y_pred)).rank().to_numpy()  # equal predictions share their mean rank
     positives, negatives = y.sum(axis=0), (1 - y).sum(axis=0)
     pairs = positives * negatives
     wins = (ranks * y).sum(axis=0) - positives * (positives + 1) / 2
@@ -91,13 +91,13 @@ def auc_by_label(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
 
 
 def summary(y_true: np.ndarray, y_pred: np.ndarray) -> dict:
-    """What is told of predictions' quality, as JSON takes it.
+    """Return the scores of predictions, as plain values for JSON.
 
     Args:
         y_true, y_pred: as in `log_losses`.
 
     Returns:
-        weighted_log_loss; of_prevalence, the floor that any model must beat; by_label, the log loss of each; auc of
+        weighted_log_loss; of_prevalence, that of the prevalence baseline; by_label, the log loss of each; auc of
         each label, None where it is constant; slices; prevalence of each label.
     """
     by_label = np.asarray(log_loss_by_label(y_true, y_pred))

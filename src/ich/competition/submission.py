@@ -1,4 +1,4 @@
-"""From predictions to the CSV that the competition accepts."""
+"""Write predictions as the CSV that the competition accepts."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from ich.errors import IchError, name_some
 from ich.files import check_own, replacing, sha256_of, write_json
 
 POLICIES = ("refuse", "series_mean", "prevalence")
-"""What may stand for the prediction of a test slice that could not be read."""
+"""Policies for the prediction of a test slice that could not be read."""
 
 NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "split", "status")
-"""The columns of the slice table that filling in takes."""
+"""The columns of the slice table that `fill_missing` needs."""
 
 
 def fill_missing(
@@ -26,32 +26,32 @@ def fill_missing(
     table: pd.DataFrame,
     prevalence: dict[str, float] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Put numbers where the sample submission asks for slices that could not be read, by policies that somebody named.
+    """Fill in predictions for unreadable slices of the sample submission, by the policies that the user named.
 
-    Nothing else is filled: a slice that the table does not know, or that could be read, has no prediction because
-    something was not run.
+    Nothing else is filled in: a slice that is missing from the table, or was readable, has no prediction because a
+    stage was not run.
 
     Args:
         predictions: six probabilities, indexed by SOPInstanceUID.
         images: the slices that the sample submission asks for.
-        policies: of `POLICIES`, tried in this order for each slice: `series_mean`, the mean over the predicted slices
-            of its series, each label its own; `prevalence`; `refuse`.
-        table: the slice table, its columns `NEEDED`.
+        policies: of `POLICIES`, tried in this order for each slice: `series_mean`, each label's mean over the predicted
+            slices of the series; `prevalence`; `refuse`.
+        table: the slice table, with the columns `NEEDED`.
         prevalence: of each label among the training's slices.
 
     Returns:
-        The predictions, and below them those that were filled in; and the ids of these, by policy.
+        (predictions, filled): the predictions followed by those filled in; and policy -> ids that it filled in.
 
     Raises:
-        IchError: an unknown policy; a slice that no policy can fill, or none was to.
+        IchError: an unknown policy; an unreadable slice that no named policy can fill in.
     """
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown:
-        raise IchError(f"no policy is called {unknown[0]!r}; there are {', '.join(POLICIES)}")
+        raise IchError(f"unknown policy {unknown[0]!r}; expected {', '.join(POLICIES)}")
     if "refuse" in policies and len(policies) > 1:
         raise IchError(f"the policies {', '.join(policies)} contradict each other; name refuse alone, or the others")
     if "prevalence" in policies and prevalence is None:
-        raise IchError("the result's score.json does not tell the labels' prevalence; name another policy")
+        raise IchError("the result's score.json lacks the labels' prevalence; name another policy")
     rows = table[table["split"] == "test"].set_index("SOPInstanceUID")
     series_of = rows["SeriesInstanceUID"].dropna()
     means = predictions.groupby(series_of.reindex(predictions.index)).mean()
@@ -71,7 +71,7 @@ def fill_missing(
             break
     left = unread.difference([id for ids in filled.values() for id in ids], sort=False)
     if len(left):
-        why = "of a series of which no slice is predicted, or unknown" if filled else "so that they have no prediction"
+        why = "of a series that is unknown or has no predicted slice" if filled else "so that they have no prediction"
         raise IchError(
             f"{name_some(left)} could not be read ({', '.join(sorted(set(rows.loc[left, 'status'])))}), {why}; name a"
             " policy that can fill it in: --missing series_mean, --missing prevalence, or one after the other"
@@ -82,31 +82,31 @@ def fill_missing(
 
 
 def make_submission(predictions: pd.DataFrame, rows: pd.Series, images: pd.Index) -> pd.DataFrame:
-    """The rows of a submission, in the order of the sample submission.
+    """Return the rows of a submission, in the order of the sample submission.
 
     Args:
         predictions: six probabilities, indexed by SOPInstanceUID, in any order.
-        rows, images: of the competition's sample submission, as `ich.competition.labels.read_ids` gives them.
+        rows, images: of the competition's sample submission, from `ich.competition.labels.read_ids`.
 
     Returns:
         Columns ID and Label (float), one row for each of the sample's.
 
     Raises:
-        IchError: an id of the sample has no prediction, a prediction no place in the sample, or a value is not in
-            [0, 1]; nothing is filled in.
+        IchError: an id of the sample has no prediction, a prediction is not in the sample, or a value is not in
+            [0, 1].
     """
     without = images.difference(predictions.index)
     if len(without):
         raise IchError(
-            f"the sample submission asks for {name_some(without)}, of which there are no predictions; nothing is filled"
-            " in: --missing names a policy for slices that could not be read, as the slice table tells; for others,"
-            " predict the test set that this sample belongs to"
+            f"the sample submission asks for {name_some(without)}, which have no predictions; nothing is filled in:"
+            " --missing names a policy for slices that could not be read, by the slice table; for others, predict the"
+            " test set that this sample belongs to"
         )
     foreign = predictions.index.difference(images)
     if len(foreign):
         raise IchError(
-            f"there are predictions of {name_some(foreign)}, for which the sample submission does not ask; give the one"
-            " that belongs to this test set"
+            f"there are predictions of {name_some(foreign)}, which the sample submission lacks; give the sample"
+            " submission of this test set"
         )
     values = predictions[list(LABELS)].to_numpy()
     wrong = ~((values >= 0) & (values <= 1)).all(axis=1)  # NaN is wrong too
@@ -122,14 +122,14 @@ _FILLED = f"{INDEX_NAME},policy"  # the header of NAME.filled.csv
 
 
 def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> None:
-    """Write the CSV, and beside it a .json with its provenance, number of rows and SHA-256.
+    """Write the CSV, and a .json of the same name with its provenance, number of rows and SHA-256.
 
-    Values have nine significant digits, which tell every float32 from its neighbours.
+    Values have nine significant digits, which distinguish all float32.
 
     Args:
-        submission: as `make_submission` gives it.
-        path: of the CSV; its name with .json is the manifest's.
-        provenance: what the manifest says beside: run, score, commit, ...
+        submission: from `make_submission`.
+        path: of the CSV; the manifest has its name with .json.
+        provenance: more content of the manifest: run, score, commit, …
 
     Raises:
         IchError: a file cannot be written.
@@ -145,11 +145,11 @@ def write_submission(submission: pd.DataFrame, path: Path, provenance: dict) -> 
 
 
 def write_filled(filled: dict[str, list[str]], path: Path) -> Path:
-    """Write which slices have no prediction of their own, beside a submission; ids stay out of its manifest.
+    """Write a submission's filled-in slices into a file next to it, as its manifest holds no ids.
 
     Args:
         filled: policy -> SOPInstanceUIDs, from `fill_missing`.
-        path: the submission's CSV; `<name>.filled.csv` beside it is replaced.
+        path: the submission's CSV; `<name>.filled.csv` in its folder is replaced.
 
     Returns:
         The file's path.
@@ -158,7 +158,7 @@ def write_filled(filled: dict[str, list[str]], path: Path) -> Path:
         IchError: the file cannot be written.
     """
     listed = path.with_suffix(".filled.csv")
-    if listed.exists() or any(filled.values()):  # one of an earlier submission of this name would be wrong
+    if listed.exists() or any(filled.values()):  # the file of an earlier submission of this name would be wrong
         rows = [(id, policy) for policy, ids in filled.items() for id in ids]
         with replacing(listed) as temporary:
             pd.DataFrame(rows, columns=_FILLED.split(",")).to_csv(temporary, index=False)
@@ -166,19 +166,19 @@ def write_filled(filled: dict[str, list[str]], path: Path) -> Path:
 
 
 def _check_ours(path: Path, content: bytes) -> None:
-    """Refuse to replace a file of its names that is no submission's, nor what a kill left of this one."""
+    """Refuse to replace a CSV or manifest that is neither a submission of ours nor left by a kill in this one."""
     manifest, own = path.with_suffix(".json"), {sha256(content).hexdigest()}
     try:
         described = json.loads(manifest.read_text(encoding="utf-8"))
-        theirs = not isinstance(described, dict) or described.get("file") != path.name or "sha256" not in described
-        own |= set() if theirs else {described["sha256"]}
+        is_foreign = not isinstance(described, dict) or described.get("file") != path.name or "sha256" not in described
+        own |= set() if is_foreign else {described["sha256"]}
     except FileNotFoundError:
-        theirs = False
+        is_foreign = False
     except (OSError, ValueError):
-        theirs = True
-    if theirs or (path.exists() and sha256_of(path) not in own):
+        is_foreign = True
+    if is_foreign or (path.exists() and sha256_of(path) not in own):
         raise IchError(
-            f"{path} and {manifest.name} are there and are no submission with its manifest, or the CSV was changed"
+            f"{path} and {manifest.name} exist and are not a submission with its manifest, or the CSV was changed"
             " since; name another folder (--out) or another name (--name)"
         )
     check_own(path.with_suffix(".filled.csv"), _FILLED)
