@@ -97,6 +97,65 @@ def test_keys_and_the_wheel_move_through_the_slices(opened):
     status(browser, "Slice 12 of 40")
 
 
+def test_keys_work_wherever_the_focus_is(opened):
+    browser = opened(view_of(n=40, heat=np.zeros((40, 6, 2, 2), np.uint8)))
+    level, width = "state.level", "state.width"
+
+    def focus(css):
+        browser.js(f"document.activeElement.blur(), document.querySelector({css!r})?.focus()")
+
+    for css in ("none", "#presets button", "nav a", "#strongest button", "#stage"):
+        focus(css)
+        browser.key("Home")
+        status(browser, "Slice 1 of 40")
+        browser.key("ArrowDown")
+        browser.key("PageDown")
+        status(browser, "Slice 7 of 40")
+        browser.key("3")
+        browser.wait(f"{width} === 40")
+        browser.key("1")
+        browser.wait(f"{width} === 80")
+    left, top, *_ = box(browser, "keys")
+    browser.click(left + 5, top + 5)  # onto text
+    assert browser.js("document.activeElement.tagName") == "BODY"
+    browser.key("End")
+    status(browser, "Slice 40 of 40")
+
+    browser.js("document.querySelector('#labels label').click(), document.querySelector('#labels input').focus()")
+    browser.key("3")
+    browser.wait(f"{width} === 40")
+    browser.key("Home")
+    status(browser, "Slice 1 of 40")
+    browser.key("ArrowDown")
+    assert browser.js("document.getElementById('chosen').textContent") == LABELS[1]
+    status(browser, "Slice 1 of 40")
+
+    focus("#level")
+    browser.js("document.getElementById('level').select()")
+    browser.key("1")
+    browser.wait(f"{level} === 1")
+    browser.key("Home")
+    browser.key("ArrowUp")
+    browser.wait(f"{level} === 2")
+    browser.key("PageDown")
+    status(browser, "Slice 6 of 40")
+
+    focus("#opacity")
+    browser.key("End")
+    browser.wait("document.getElementById('opacity').value === '100'")
+    browser.key("2")
+    browser.wait(f"{level} === 80")
+    status(browser, "Slice 6 of 40")
+
+
+@pytest.mark.parametrize("css", ["#stage", "none"])
+def test_space_scrolls_the_page(opened, css):
+    browser = opened(view_of(n=40), 390)
+    browser.js(f"document.activeElement.blur(), document.querySelector({css!r})?.focus()")
+    browser.key(" ")
+    browser.wait("scrollY > 300")
+
+
 def test_the_address_may_name_a_slice(browser, tmp_path):
     write_scan_page(view_of(), tmp_path / "scan.html")
     for fragment, place in (("#2", 2), ("#5", 5), ("#6", 4), ("#0", 4), ("#1.5", 4), ("#x", 4), ("", 4)):

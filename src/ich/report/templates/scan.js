@@ -281,10 +281,12 @@ $("level").oninput = $("width").oninput = () => {
 };
 if ($("opacity")) $("opacity").oninput = () => { if (state.drawn) draw(); };
 
+/* Keys work wherever the focus is, but for those that the focused control uses itself. Space scrolls: it is nobody's. */
 const far = Math.max(5, Math.round(n / 20));
 const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: far, PageUp: -far, Home: -n, End: n };
-$("viewer").addEventListener("keydown", (event) => {
-  if (event.target.tagName === "INPUT" || event.ctrlKey || event.altKey || event.metaKey) return;
+const OWN = { number: /^(?!Page)/, range: /^(Arrow|Page|Home|End)/, radio: /^Arrow/ };
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || OWN[event.target.type]?.test(event.key)) return;
   const preset = scan.presets[event.key - 1];
   if (preset) setWindow(preset.center, preset.width);
   else if (event.key === "z" || event.key === "Z") zoom(0.5, 0.5);
