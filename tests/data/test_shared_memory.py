@@ -18,17 +18,30 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["fork", "spawn"])
-def worker(request):
-    """A pool of one process."""
-    with multiprocessing.get_context(request.param).Pool(1) as pool:
-        yield pool
-
-
 @pytest.fixture
 def forked():
+    """A pool of one process."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def spawned():
+    """Another, for all tests: a process that is not forked imports TensorFlow first."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["fork", "spawn"])
+def worker(request):
+    """A pool of one process that has no memory of its own yet."""
+    pool = request.getfixturevalue({"fork": "forked", "spawn": "spawned"}[request.param])
+    pool.apply(forget)
+    return pool
+
+
+def forget():
+    shared_memory._memories.clear()
 
 
 def filled(number, shape=SHAPE, dtype="uint8"):
@@ -170,15 +183,18 @@ def in_a_child():
         return int(held.max()), int(theirs.max()), pool.apply(memories)
 
 
-def test_a_workers_own_children_do_not_use_its_memory():
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as outer:  # daemons must not have children, but for the test
-        assert outer.apply(undaemonised, (in_a_child,)) == (1, 2, 1)
+def test_a_workers_own_children_do_not_use_its_memory(worker):
+    # Daemons must not have children, but for the test.
+    assert worker.apply(undaemonised, (in_a_child,)) == (1, 2, 1)
 
 
 def undaemonised(function):
-    multiprocessing.current_process()._config["daemon"] = False
-    return function()
+    config = multiprocessing.current_process()._config
+    config["daemon"] = False
+    try:
+        return function()
+    finally:
+        config["daemon"] = True
 
 
 def test_outlives_the_worker():

@@ -156,6 +156,7 @@ def children(process):
     return [int(one) for each in lists for one in each.read_text().split()]
 
 
+@pytest.mark.slow  # the next test is the same in this process, and what a script does with such an error is test_cli's
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up as Linux tells of them")
 def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, through, tmp_path):
     """Without a watch, Keras waits for its batch for ever."""
