@@ -318,7 +318,7 @@ def test_a_missing_an_empty_and_a_senseless_source_are_told(tmp_path):
 
 def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
     source = as_folder(tmp_path / "data", {"train/ID_a.dcm": b"1", "test/ID_a.dcm": b"2", "train/ID_b.dcm": b"3"})
-    with pytest.raises(IchError, match=r"1 slice\(s\) stand twice .* ID_a as .*test/ID_a\.dcm and .*train/ID_a\.dcm"):
+    with pytest.raises(IchError, match=r"1 slice\(s\) are twice .* ID_a as .*test/ID_a\.dcm and .*train/ID_a\.dcm"):
         members([source])
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as file:
         file.writestr("train/ID_a.dcm", b"1")

@@ -458,7 +458,7 @@ def test_an_id_with_two_images_is_refused_and_neither_wins(tmp_path, where):
                 (path / name).parent.mkdir(parents=True)
                 (path / name).write_bytes(data)
                 sources.append(path)
-    with pytest.raises(IchError, match=rf"1 slice\(s\) stand twice in the sources, {name_of(1)} as .* and .*give each"):
+    with pytest.raises(IchError, match=rf"1 slice\(s\) are twice in the sources, {name_of(1)} as .* and .*give each"):
         convert(sources, tmp_path / "images", BRAIN, jobs=1)
     assert not (tmp_path / "images").exists()
 

@@ -1,4 +1,4 @@
-"""The bytes of a DICOM file, and its elements parsed, or the reason why not.
+"""Read the bytes of a DICOM file and parse its elements, or raise the reason why not.
 
 Section numbers are those of the DICOM standard, PS3.5 (encoding) and PS3.10 (files).
 """
@@ -18,13 +18,18 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 
-# The competition's UIDs read ID_…, which are not valid ones: pydicom would warn, and log, of four in every slice.
+# The competition's UIDs, ID_…, are not valid: pydicom would warn of, and log, four in every slice.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-_MAX_INFLATED = 2**27  # bytes; twice the largest image that is read
+_MAX_INFLATED = 2**27  # bytes; twice those of the largest image that is read
 
 
 def file_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        DicomError: it cannot be read.
+    """
     try:
         if isinstance(source, (str, Path)):
             source = Path(source).read_bytes()
@@ -34,6 +39,11 @@ def file_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
 
 
 def parse(data: bytes) -> FileDataset:
+    """Parse the elements of a DICOM file.
+
+    Raises:
+        DicomError: it is not DICOM, damaged, cut, or inflates to more than a slice needs.
+    """
     try:
         if DeflatedExplicitVRLittleEndian.encode() in data[:65536]:
             _check_inflated(data)
@@ -42,43 +52,43 @@ def parse(data: bytes) -> FileDataset:
         raise
     except InvalidDicomError as error:
         raise DicomError(
-            "not_dicom", "no DICM mark after the first 128 bytes, expected a DICOM file (PS3.10, 7.1)"
+            "not_dicom", "no DICM prefix after the first 128 bytes, expected a DICOM file (PS3.10, 7.1)"
         ) from error
     except EOFError as error:
         raise DicomError("truncated", "the file ends inside an element before the pixel data") from error
-    except Exception as error:  # pydicom meets damaged bytes with whatever its parser tripped over
+    except Exception as error:  # pydicom raises errors of any type for damaged bytes
         if ends_early(data):
             raise DicomError("truncated", "the file ends inside an element before the pixel data") from error
         raise DicomError("not_dicom", f"the elements cannot be parsed ({one_line(error, named=True)})") from error
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether the file ends inside an element. Pydicom tells it of some elements only, and takes time to ask others."""
-    file = _Watched(data)
-    with suppress(Exception):  # whatever it is, it was met before
+    """Return whether the file ends inside an element: pydicom reports that for some elements only."""
+    file = _EndDetector(data)
+    with suppress(Exception):  # reading this file raised before
         pydicom.dcmread(file)
     return file.exhausted
 
 
-class _Watched(io.BytesIO):
-    """Bytes that notice when more was asked of them than they hold."""
+class _EndDetector(io.BytesIO):
+    """Bytes that record in `exhausted` when a read asks for more than they hold."""
 
     exhausted = False
-    _ended = False
+    _at_end = False
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
-        # Where an element may begin, 8 bytes are asked for, and a file may end; once.
-        ends = not data and size == 8 and not self._ended
-        self._ended |= ends
+        # At the start of an element pydicom asks for 8 bytes: there a file may end, once.
+        ends = not data and size == 8 and not self._at_end
+        self._at_end |= ends
         self.exhausted |= len(data) < (size or 0) and not ends
         return data
 
 
 def _check_inflated(data: bytes) -> None:
-    """Refuse a deflated file that takes far more memory than an image does: pydicom inflates it whole, at any size."""
+    """Refuse a deflated file of far more bytes than an image has: pydicom inflates any size at once."""
     file = io.BytesIO(data)
-    file.seek(132)  # behind the preamble and its mark (PS3.10, 7.1)
+    file.seek(132)  # after the preamble and the DICM prefix (PS3.10, 7.1)
     read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     deflated = file.read()
     inflating = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -86,4 +96,7 @@ def _check_inflated(data: bytes) -> None:
     if deflated and not inflating.eof and not inflating.unconsumed_tail:
         raise DicomError("truncated", "the file ends before its deflated elements do")
     if inflating.unconsumed_tail:
-        raise DicomError("unsupported", f"its elements inflate to more than {_MAX_INFLATED:,} bytes, no slice does")
+        raise DicomError(
+            "unsupported",
+            f"its elements inflate to more than {_MAX_INFLATED:,} bytes, more than any slice that is read here",
+        )

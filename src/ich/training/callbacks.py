@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoint, best weights, AUCs in validation alone, the line of an epoch, NaN loss."""
+"""Training callbacks: checkpoint, best weights, AUCs in validation alone, a line for each epoch, NaN loss."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from ich.models.losses import LabelAUC
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes after each epoch one file with all that the next one depends on: variables and history.
+    """Writes the state of the training after each epoch to one file: variables and history.
 
     The variables of model and optimizer include the moving averages of the weights, the steps of the schedule, the loss
     scale of mixed precision and the random state of dropout. The samples of an epoch depend on its number alone.
 
-    keras.callbacks.BackupAndRestore overwrites its file in place, writes the epoch into a second file, so that after a
-    kill between the two an epoch is trained twice, and drops the history of the epochs before.
+    keras.callbacks.BackupAndRestore overwrites its file in place, writes the epoch's number into a second file, so that
+    a kill between the two trains an epoch twice, and drops the history of earlier epochs.
 
     Args:
         path: of the file, .npz.
 
     Attributes:
-        history: metric -> its value in each epoch, those before a restart included.
+        history: metric -> its values by epoch, including those before a restart.
     """
 
     def __init__(self, path: Path):
@@ -38,17 +38,17 @@ class Checkpoint(keras.callbacks.Callback):
         self.history: dict[str, list[float]] = {}
 
     def restore(self, model: keras.Model) -> int:
-        """Set a compiled model to its state after the last epoch, if there is a checkpoint.
+        """Restore a compiled model to its state after the last epoch, if there is a checkpoint.
 
         Returns:
-            The number of epochs done: `initial_epoch` of `fit`.
+            The number of finished epochs: `initial_epoch` of `fit`.
 
         Raises:
-            IchError: the checkpoint cannot be read, or is of another model.
+            IchError: the checkpoint cannot be read, or belongs to another model.
         """
         if not self.path.exists():
             return 0
-        if not model.optimizer.built:  # a second time, LossScaleOptimizer would add its variables once more
+        if not model.optimizer.built:  # a second build would add LossScaleOptimizer's variables again
             model.optimizer.build(model.trainable_variables)
         self.history = json.loads(read_variables(self.path, _state(model)))
         return len(self.history["loss"])
@@ -60,10 +60,10 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Writes the model's weights after each validation that is the best so far.
+    """Writes the model's weights after each validation with the best value so far.
 
-    With averaged weights it must stand before keras.callbacks.SwapEMAWeights, which takes the averages that were
-    evaluated out of the model again.
+    With averaged weights it must come before keras.callbacks.SwapEMAWeights, which replaces the averages in the model
+    after the validation.
 
     Args:
         path: of the file, .npz.
@@ -84,10 +84,10 @@ class KeepBest(keras.callbacks.Callback):
 class ValidationAUC(keras.callbacks.Callback):
     """Computes AUCs in validation alone: in a small training step they take longer than the network.
 
-    Keras compiles the steps of training and of validation apart, each with what is not paused then.
+    Keras compiles training and validation steps separately, each with the metrics that are not paused.
 
     Args:
-        metrics: of those that the model is compiled with.
+        metrics: AUC metrics that the model is compiled with.
     """
 
     def __init__(self, metrics: Sequence[LabelAUC]):
@@ -107,7 +107,7 @@ class ValidationAUC(keras.callbacks.Callback):
         self._pause(False)
 
     def on_epoch_end(self, epoch, logs=None):
-        for metric in self.metrics:  # the training's; those of validation begin with val_
+        for metric in self.metrics:  # values of the training; those of validation begin with val_
             del logs[metric.name]
 
     def _pause(self, paused: bool) -> None:
@@ -116,12 +116,12 @@ class ValidationAUC(keras.callbacks.Callback):
 
 
 class EpochLine(keras.callbacks.Callback):
-    """Prints a line for each epoch; in a terminal, shows a bar for the running one, which the line replaces.
+    """Prints a line for each epoch, in a terminal after a progress bar.
 
-    Adds the epoch's seconds, validation included, to what the callbacks behind it are given.
+    Adds the epoch's seconds, with validation, to the logs of the callbacks after it.
 
     Args:
-        title: what is trained, such as "fold 0".
+        title: of the line, such as "fold 0".
     """
 
     def __init__(self, title: str):
@@ -132,12 +132,12 @@ class EpochLine(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
         self._name = f"{self.title}, epoch {epoch + 1}/{self.params['epochs']}"
-        # Without `disable` it would write into logs too.
+        # None: no bar where the output is not a terminal, such as a log file.
         self._bar = tqdm(total=self.params["steps"], desc=self._name, unit="batch", leave=False, disable=None)
 
     def on_train_batch_end(self, batch, logs=None):
         self._bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-        self._bar.update(batch + 1 - self._bar.n)  # of several steps in one execution, the last
+        self._bar.update(batch + 1 - self._bar.n)  # `batch` is the last of several steps per execution
 
     def on_test_begin(self, logs=None):
         if self._bar is not None:
@@ -153,24 +153,24 @@ class EpochLine(keras.callbacks.Callback):
         )
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
 
 
 class TerminateOnNaNLoss(keras.callbacks.Callback):
-    """Ends the training at the first batch with a NaN or infinite loss, with the ids of its samples.
+    """Ends the training at the first batch with a NaN or infinite loss, and names its samples.
 
-    keras.callbacks.TerminateOnNaN ends the epoch as if it were complete: the checkpoint would hold lost weights. Of
-    several steps in one execution, the samples of all are named.
+    keras.callbacks.TerminateOnNaN ends the epoch as if it were complete: the checkpoint would hold NaN weights. With
+    several steps per execution, the samples of all of them are named.
 
     Args:
-        samples: what the model is trained on.
+        samples: the training's samples.
         advice: the end of the message.
 
     Raises:
-        IchError: from `fit`, as soon as a loss is not finite.
+        IchError: from `fit`, when a loss is not finite.
     """
 
     def __init__(self, samples: DataGenerator, advice: str):
@@ -199,7 +199,7 @@ def write_variables(path: Path, variables: Sequence[keras.Variable], note: str =
     """Write the values of variables, in their order, and a note.
 
     Raises:
-        IchError: the system refuses; the file before stays.
+        IchError: the system refuses; an existing file is unchanged.
     """
     values = {f"{place:05}": keras.ops.convert_to_numpy(variable) for place, variable in enumerate(variables)}
     with replacing(path) as temporary:
@@ -207,7 +207,7 @@ def write_variables(path: Path, variables: Sequence[keras.Variable], note: str =
 
 
 def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
-    """Set variables to what `write_variables` wrote.
+    """Set variables to the values of a file of `write_variables`.
 
     Returns:
         The note.
@@ -219,7 +219,7 @@ def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
     try:
         with np.load(path, allow_pickle=False) as stored:
             note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
+    except Exception as error:  # zipfile, zlib and NumPy raise different errors for a damaged file
         raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise IchError(f"the checkpoint {path} has the variables of another model than the config's; {advice}")

@@ -13,8 +13,8 @@ from ich.competition.labels import LABELS
 def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
     """Draw loss, weighted log loss and AUC over the epochs, one color for each fold.
 
-    The AUC is that of each label for one fold, of any for several. A label that all held-out slices have, or none, has
-    no AUC: the legend says n/a.
+    One fold shows the AUC of each label, several that of any. A label that all held-out slices have, or none, has no
+    AUC: the legend says n/a.
 
     Args:
         histories: fold -> one row for each epoch, with the columns of history.csv.
@@ -35,7 +35,7 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
     for axes in losses:
         axes.plot([], [], "--", color="gray", label="training, during the epoch")
         axes.plot([], [], marker=".", color="gray", label="held out, after the epoch")
-        axes.set_yscale("log")  # the first epochs are far off
+        axes.set_yscale("log")  # the loss of the first epochs is far higher
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     auc.set(title="AUC, held out" if is_alone else "AUC of any, held out")

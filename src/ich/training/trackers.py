@@ -1,4 +1,4 @@
-"""Log a training to TensorBoard, Weights & Biases or MLflow, by the callbacks that Keras or they provide."""
+"""Log a training to TensorBoard, Weights & Biases or MLflow by Keras callbacks."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,19 @@ from ich.files import write_json
 from ich.results.result_directory import read_mapping
 
 IDS = "trackers.json"
-"""The file in a fold's directory with the ids by which trackers know its training."""
+"""The file in a fold's directory with the trackers' ids of its training."""
 
-_EXPERIMENT = "ich"  # in a tracker, unless the variable of the environment that it reads names another
+_EXPERIMENT = "ich"  # the project's or experiment's name, unless the tracker's environment variable has another
 
 
 class Training(NamedTuple):
-    """What trackers are given of the training of a fold.
+    """The training of a fold, as trackers need it.
 
     Args:
         folder: of the fold.
         run: the run's name.
         config: plain values.
-        steps: how many were trained before this start; 0 begins a new log.
+        steps: number of steps trained before this start; 0 begins a new log.
     """
 
     folder: Path
@@ -45,28 +45,28 @@ def check_installed(names: Sequence[str]) -> None:
 
 @contextmanager
 def callbacks(names: Sequence[str], training: Training) -> Iterator[list[keras.callbacks.Callback]]:
-    """Within the block, log to trackers by the callbacks given; a resumed training continues its own logs.
+    """Yield callbacks that log to trackers within the block; a resumed training continues its own logs.
 
     Args:
         names: keys of `TRACKERS`.
 
     Raises:
-        IchError: a tracker refuses: it needs an account, cannot be reached, or has no log to continue.
+        IchError: a tracker needs an account, cannot be reached, or has no log to continue.
     """
     path = training.folder / IDS
-    known = read_mapping(path, "names the logs of this training") if training.steps and path.exists() else {}
-    found, ids = [], {}
+    earlier_ids = read_mapping(path, "names the logs of this training") if training.steps and path.exists() else {}
+    active, ids = [], {}
     with ExitStack() as stack:
         for name in names:
             training.folder.mkdir(parents=True, exist_ok=True)
             try:
-                callback, ids[name] = stack.enter_context(TRACKERS[name](training, known.get(name)))
-            except Exception as error:  # each has errors of its own, and those of its connection
+                callback, ids[name] = stack.enter_context(TRACKERS[name](training, earlier_ids.get(name)))
+            except Exception as error:  # each raises errors of its own and of its connection
                 raise IchError(f"machine.log_to={name}: {one_line(error, named=True)}; {_ADVICE[name]}") from error
-            found.append(callback)
+            active.append(callback)
         if names:
             write_json(path, ids)
-        yield found
+        yield active
 
 
 _Log = Iterator[tuple[keras.callbacks.Callback, str | None]]
