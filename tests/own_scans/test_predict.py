@@ -121,6 +121,7 @@ def test_a_scan_of_which_nothing_can_be_read_stops_no_other(spec, tmp_path):
     assert (summary.scans, summary.unread) == (1, 6)
     series = pd.read_csv(tmp_path / "out/series.csv").set_index("SeriesInstanceUID")
     assert series.loc["1.2.8", "status"] == "failed"
+    assert "of pixel data" in series.loc["1.2.8", "detail"]
     assert series.loc["1.2.7", "status"] == "read"
 
 
@@ -163,6 +164,45 @@ def test_run_again_nothing_is_predicted_and_only_what_changed_is(spec, tmp_path,
     )
     run(spec, [tmp_path / "in"], tmp_path / "out", Options())
     assert seen == ["1.2.9.1"]
+
+
+def test_a_file_that_was_written_anew_is_predicted_anew(spec, tmp_path):
+    """Also if it has the size that it had."""
+    write_scan(tmp_path / "in", pixels=head(8, 64))
+    run(spec, [tmp_path / "in"], tmp_path / "out")
+    before = slices_in(tmp_path / "out")
+    write_scan(tmp_path / "in", pixels=[one + np.int16(20) for one in head(8, 64)])
+    run(spec, [tmp_path / "in"], tmp_path / "out")
+    run(spec, [tmp_path / "in"], tmp_path / "fresh")
+    after = slices_in(tmp_path / "out")
+    pd.testing.assert_frame_equal(after, slices_in(tmp_path / "fresh"))
+    assert not after["any"].equals(before["any"])
+
+
+def test_predictions_do_not_lie_among_what_is_read(spec, tmp_path):
+    write_scan(tmp_path / "in", pixels=head(8, 64))
+    with pytest.raises(IchError, match="lies within"):
+        run(spec, [tmp_path / "in"], tmp_path / "in/out")
+    assert not (tmp_path / "in/out").exists()
+
+
+def test_hashed_no_reason_holds_a_name(spec, tmp_path):
+    """Of broken files, conflicts and series that are compared, reasons name files and identifiers otherwise."""
+    folder = tmp_path / "in/Roe^Jim"
+    broken = write_scan(folder / "a", series="1.2.777.1", uid="1.2.777.1", pixels=head(8, 64))
+    broken[2].write_bytes(broken[2].read_bytes()[:-2000])
+    for name, pixels in (("b", head(8, 64)), ("c", head(8, 64)[::-1])):
+        write_scan(folder / name, series="1.2.777.2", uid="1.2.777.2", pixels=pixels)
+    agent = {"ContrastBolusAgent": "for Mr Roe^Jim", "ConvolutionKernel": "BONE"}
+    write_scan(
+        folder / "d", series="1.2.777.3", uid="1.2.777.3", pixels=head(8, 64), StudyInstanceUID="1.2.778", **agent
+    )
+    (folder / "Roe^Jim.txt").write_text("nothing")
+    run(spec, [tmp_path / "in"], tmp_path / "out", Options(hash_ids=True))
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            for private in (b"Roe", b"1.2.777", b"1.2.778", b"IMG0"):
+                assert private not in path.read_bytes(), (path, private)
 
 
 def test_stopped_midway_the_same_command_goes_on(spec, tmp_path, monkeypatch):

@@ -26,11 +26,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from ich import folders
+from ich.dicom.slice_error import KINDS
 from ich.errors import IchError
 from ich.files import sweep, write_json
 from ich.own_scans import find, slabs
 from ich.own_scans.model_spec import ModelSpec
-from ich.own_scans.options import Options
+from ich.own_scans.options import Options, shown
 from ich.own_scans.predictor import Predictor, Slices
 from ich.own_scans.scan_files import COLUMNS, ReadScan, ScanFiles, rows_of, view_of
 from ich.own_scans.series import Series
@@ -55,6 +56,9 @@ def predict_scans(spec: ModelSpec, sources: Sequence[Path], out: Path, options: 
             in use, or cannot be written.
     """
     digest = spec.digest()
+    for source in sources:
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise IchError(f"{out} lies within {source}, whose files are all looked at; name a folder outside of it")
     record = _provenance(spec, digest, sources, options)
     with _working_in(out, record):
         found = find.find_series(sources, options.all_series)
@@ -153,19 +157,26 @@ def _predict(files: ScanFiles, series: list[Series]) -> None:
             ahead.cancel()
 
 
+def _told(kind: str, reason: str, options: Options) -> str:
+    """Return why a slice was not read; in general words if names are not to be written, as reasons may hold them."""
+    return KINDS.get(kind, kind) if options.hash_ids else reason
+
+
 def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Callable[[], None]:
     """Predict a scan; return a function that writes its page and its rows, in this order."""
     series, spec, options = scan.series, files.spec, files.options
-    facts: dict[str, Any] = {"unread": scan.unread, "slices": len(scan.slices), "failed": ""}
+    unread = [(shown(file, options), kind, _told(kind, reason, options)) for file, kind, reason in scan.unread]
+    facts: dict[str, Any] = {"unread": unread, "slices": len(scan.slices), "failed": ""}
     if not scan.slices:
-        facts["failed"] = "none of its slices could be read"
+        file, _, reason = unread[0]
+        facts["failed"] = f"none of its {len(unread)} slices could be read, such as {file}: {reason}"
         return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
     z = np.array([one.z for one in scan.slices])
     slab_of = np.arange(len(z))
     if options.slabs and len({pixels.shape for pixels in scan.hu}) == 1:
         slab_of = slabs.slab_numbers(z, series.thickness, spec.thickness)
     has_slabs = slab_of[-1] + 1 < len(z)
-    first = np.unique(slab_of, return_index=True)[1]
+    first = np.unique(slab_of, return_index=True)[1].tolist()
     slices = Slices(
         ids=[scan.slices[place].uid for place in first],
         z=np.array([z[slab_of == number].mean() for number in range(len(first))]) if has_slabs else z,
@@ -179,7 +190,8 @@ def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Call
         return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
     probabilities = prediction.probabilities[slab_of]
     rows = rows_of(scan, probabilities, options)
-    facts["thickness_mm"] = spec.thickness if has_slabs else series.thickness or series.spacing
+    thickness = slabs.slab_thickness(z, slab_of, spec.thickness) if has_slabs else series.thickness or series.spacing
+    facts["thickness_mm"] = thickness
     facts["slabs"] = len(first) if has_slabs else 0
 
     def write() -> None:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from ich.competition.labels import LABELS
 from ich.dicom.bits import AIR
+from ich.dicom.member import Member
 from ich.files import replacing
 from ich.own_scans.model_spec import ModelSpec
-from ich.own_scans.options import Options, named, shown, title
+from ich.own_scans.options import Options, named, title
 from ich.own_scans.series import Series, SliceFile
 from ich.report.scan_page import ScanView
 
@@ -48,7 +49,7 @@ class ScanFiles:
 
     def provenance(self, series: Series) -> str:
         """Return a digest of what decides the predictions of a scan, and its page."""
-        files = [(one.file, one.uid, one.frame, one.member.size, one.member.crc, repr(one.z)) for one in series.slices]
+        files = [(one.file, one.uid, one.frame, *_version(one.member), repr(one.z)) for one in series.slices]
         content = [self.digest, asdict(self.options), series.thickness, list(series.notes), files]
         return sha256(json.dumps(content).encode()).hexdigest()
 
@@ -69,6 +70,16 @@ class ScanFiles:
         table = table.replace_schema_metadata({_KEY: json.dumps(facts | {"provenance": self.provenance(series)})})
         with replacing(self.path(series)) as temporary:
             pq.write_table(table, temporary)
+
+
+def _version(member: Member) -> tuple[int | None, ...]:
+    """Return what tells a file from an earlier one of its name: its size, and its checksum or when it was written."""
+    if member.offset is not None:
+        return member.size, member.crc
+    try:
+        return member.size, Path(member.source, member.name).stat().st_mtime_ns
+    except OSError:
+        return member.size, None
 
 
 def rows_of(scan: ReadScan, probabilities: np.ndarray, options: Options) -> pd.DataFrame:
@@ -106,8 +117,8 @@ def view_of(
         "Description": "" if options.hash_ids else series.description,
         "Kernel": series.kernel,
         "Slices": f"{len(scan.slices)}, {_mm(series.spacing)} apart, {_mm(series.thickness)} thick",
-        "Slabs": f"read as {facts['slabs']} slabs of {files.spec.thickness:g} mm" if facts["slabs"] else "",
-        "Not read": "; ".join(f"{shown(file, options)}: {reason}" for file, _, reason in scan.unread),
+        "Slabs": f"read as {facts['slabs']} slabs of {_mm(facts['thickness_mm'])}" if facts["slabs"] else "",
+        "Not read": "; ".join(f"{file}: {reason}" for file, _, reason in facts["unread"]),
         "Notes": "; ".join(series.notes),
         "Model": f"{files.spec.result}, {files.digest[:12]}",
         "Patient": named(series.patient, options) if options.patient_id else "",

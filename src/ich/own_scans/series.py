@@ -156,9 +156,8 @@ def _of_headers(facts: Sequence[Facts]) -> list[str]:
     notes = []
     if facts[0].series is None:
         notes.append("the files name no SeriesInstanceUID: those of one folder are taken as one series")
-    if agents := {one.contrast for one in facts} - {""}:
-        agent = printable(sorted(agents)[0])[:80]
-        notes.append(f"a contrast agent was given ({agent}): what it enhances can look like blood")
+    if any(one.contrast for one in facts):
+        notes.append("a contrast agent was given: what it enhances can look like blood")
     kernel = facts[0].kernel
     if (sharpness(kernel) or 0) >= SHARP:
         notes.append(f"the kernel {printable(kernel)} is a sharp one, for bone or lung: noise can hide or feign blood")

@@ -13,6 +13,7 @@ def slab_numbers(z: np.ndarray, thickness: float | None, wanted: float) -> np.nd
 
     A slice covers the distance to its neighbors, half on either side. Consecutive slices are joined as long as that
     brings what they cover together nearer to the wanted thickness; never across a gap in which a whole slab is missing.
+    What is left at an end joins the slab before it if it covers less than half of one.
     Slices that are thick already stay alone, however closely they lie (overlapping reconstructions); so do all slices
     of a scan without positions.
 
@@ -31,18 +32,41 @@ def slab_numbers(z: np.ndarray, thickness: float | None, wanted: float) -> np.nd
     thick = np.median(steps) if thickness is None else thickness
     if thick >= _THIN * wanted:
         return np.arange(n)
+    covered = _covered(z, wanted)
+    runs: list[list[list[int]]] = []  # between gaps, of slabs, of slices
+    for i in range(n):
+        if i == 0 or steps[i - 1] > wanted:
+            runs.append([[i]])
+        elif covered[runs[-1][-1]].sum() + covered[i] / 2 < wanted:
+            runs[-1][-1].append(i)
+        else:
+            runs[-1].append([i])
+    for run in runs:
+        if len(run) > 1 and covered[run[-1]].sum() < wanted / 2:
+            rest = run.pop()
+            run[-1].extend(rest)
+    sizes = [len(slab) for run in runs for slab in run]
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def slab_thickness(z: np.ndarray, numbers: np.ndarray, wanted: float) -> float:
+    """Return what slabs of several slices cover along the scan, in mm, the median over the slabs.
+
+    Args:
+        z, wanted: as `slab_numbers` takes them.
+        numbers: as it gives them.
+    """
+    return float(np.median(np.bincount(numbers, weights=_covered(z, wanted))))
+
+
+def _covered(z: np.ndarray, wanted: float) -> np.ndarray:
+    """Return what each slice covers, in mm, (n,), n at least 2."""
+    steps = np.diff(z)
     # Beside a gap, and beyond the ends, a slice covers as much as towards its other neighbor.
     towards = np.where(steps > wanted, np.nan, steps)
     before, after = np.append(np.nan, towards), np.append(towards, np.nan)
     before, after = np.where(np.isnan(before), after, before), np.where(np.isnan(after), before, after)
-    covered = np.where(np.isnan(before), wanted, (before + after) / 2)
-    numbers, number, total = np.zeros(n, np.int64), 0, 0.0
-    for i in range(n):
-        if i and (total + covered[i] / 2 >= wanted or steps[i - 1] > wanted):
-            number, total = number + 1, 0.0
-        numbers[i] = number
-        total += covered[i]
-    return numbers
+    return np.where(np.isnan(before), wanted, (before + after) / 2)
 
 
 def averaged(hu: Sequence[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:

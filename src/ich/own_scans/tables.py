@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from ich.competition.labels import LABELS
 from ich.files import remove, replacing
 from ich.own_scans.find import Found
-from ich.own_scans.options import Options, named, shown, title
+from ich.own_scans.options import Options, named, title
+from ich.own_scans.reasons import REASONS
 from ich.own_scans.scan_files import COLUMNS, IDS, ScanFiles
 from ich.own_scans.series import Series
 from ich.report import scan_page
@@ -99,7 +100,7 @@ def _series_row(series: Series, facts: dict | None, options: Options) -> dict[st
         "spacing_mm": series.spacing,
         "status": series.status,
         "reason": series.reason,
-        "detail": series.detail,
+        "detail": REASONS.get(series.reason, "") if options.hash_ids else series.detail,
         "notes": "; ".join(series.notes),
     }
     if series.status == "failed":
@@ -108,7 +109,8 @@ def _series_row(series: Series, facts: dict | None, options: Options) -> dict[st
         row |= {"status": "failed", "reason": "not_predicted", "detail": facts["failed"]}
         row["unread"] = series.files
     elif series.status == "read" and broken:
-        row["detail"] = f"{len(broken)} not read, such as {shown(broken[0][0], options)}: {broken[0][1]}"
+        such_as = "" if options.hash_ids else f", such as {broken[0][0]}: {broken[0][1]}"
+        row["detail"] = f"{len(broken)} not read{such_as}"
     return row
 
 
