@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,6 +116,37 @@ def make_dicom(stored=None, *, uid=UID_A, syntax=ExplicitVRLittleEndian, drop=()
         end = start + length.size + length.unpack_from(data, start)[0]
         data = data[:start] + length.pack(len(value)) + value + data[end:]
     return data
+
+
+def jpeg_lossless(data=None, *, codec="JPEGLosslessProcess14_1", **made):
+    """The bytes of a slice, compressed by GDCM.
+
+    Args:
+        data: of a slice that is not compressed; what `make_dicom` makes if None.
+        made: as `make_dicom` takes it.
+    """
+    import gdcm
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "slice"))
+        Path(path).write_bytes(make_dicom(**made) if data is None else data)
+        read, change, write = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        read.SetFileName(path)
+        assert read.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, codec)))
+        change.SetInput(read.GetImage())
+        assert change.Change()
+        write.SetFile(read.GetFile())
+        write.SetImage(change.GetOutput())
+        write.SetFileName(path)
+        assert write.Write()
+        return Path(path).read_bytes()
+
+
+def crashing(data):
+    """A slice in JPEG Lossless without some bytes of the stream's first table: GDCM ends its process at it."""
+    at = data.index(b"\xff\xc4", data.index(b"\xff\xd8\xff"))
+    return data[: at + 1] + data[at + 12 :]
 
 
 HOLDER = """

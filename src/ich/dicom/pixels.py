@@ -2,14 +2,12 @@
 
 import numpy as np
 from pydicom.dataset import FileDataset
-from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder, pixel_array
-from pydicom.pixels.utils import get_j2k_parameters
-from pydicom.uid import UID, JPEG2000TransferSyntaxes
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
 
-from ich.dicom import bits, elements
+from ich.dicom import bits, decoding, elements
 from ich.dicom.slice_error import DicomError
-from ich.errors import IchError, one_line
+from ich.errors import IchError
 
 MAX_SIDE = 4096
 """Pixels; more Rows or Columns than any CT has are a damaged header, and are refused before memory is taken."""
@@ -90,14 +88,7 @@ def _decode(ds: FileDataset, shape: tuple[int, int], syntax: UID, signed: int) -
         available = False
     if not available:
         raise DicomError("unsupported", f"nothing installed here decodes {syntax.name}")
-    try:
-        # Unused bits stay as they are: to cut them off would turn padding of -3000 into 1096, which is bone.
-        raw = pixel_array(ds, correct_unused_bits=False)
-        contrary = not signed and syntax in JPEG2000TransferSyntaxes and _is_signed(ds)
-        if contrary:  # what the stream says, before pydicom makes of it what PixelRepresentation says
-            raw = pixel_array(ds, correct_unused_bits=False, apply_j2k_sign_correction=False)
-    except Exception as error:  # each decoder library has errors of its own
-        raise DicomError("bad_pixels", f"{syntax.name} does not decode ({one_line(error, named=True)})") from error
+    raw, contrary = decoding.decode(ds, syntax, bool(signed))
     if raw.shape != shape:
         raise DicomError("bad_pixels", f"decoded to {raw.shape}, expected {shape}")
     if contrary and (raw.view(f"i{raw.itemsize}") < 0).any():
@@ -105,10 +96,6 @@ def _decode(ds: FileDataset, shape: tuple[int, int], syntax: UID, signed: int) -
             "bad_pixels", "the JPEG 2000 stream holds negative values, PixelRepresentation says that there are none"
         )
     return raw
-
-
-def _is_signed(ds: FileDataset) -> bool:
-    return get_j2k_parameters(get_frame(ds.PixelData, 0, number_of_frames=1)).get("is_signed", False)
 
 
 def _padding(ds: FileDataset, words: np.ndarray) -> tuple[int, int] | None:
