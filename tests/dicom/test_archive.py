@@ -324,7 +324,7 @@ def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
         file.writestr("train/ID_a.dcm", b"1")
         with pytest.warns(UserWarning, match="Duplicate name"):
             file.writestr("train/ID_a.dcm", b"2")
-    with pytest.raises(IchError, match="stand twice"):
+    with pytest.raises(IchError, match="are twice"):
         members([tmp_path / "twice.zip"])
 
 
