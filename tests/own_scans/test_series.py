@@ -336,6 +336,17 @@ def test_slices_come_in_the_usual_orientation(tmp_path, angle, mirrored):
     for (_, hu), expected in zip(read_slices(series), head(), strict=False):
         np.testing.assert_array_equal(hu, expected)
     assert any("turned" in note for note in series.notes) == (angle != 0 or mirrored)
+    assert series.oriented
+
+
+@pytest.mark.parametrize("lacking", [1, 6])
+@pytest.mark.parametrize("orientation", [None, [0, 0, 0, 0, 0, 0]])
+def test_slices_that_do_not_say_how_they_lie_are_told(tmp_path, lacking, orientation):
+    write_scan(tmp_path, change={k: {"ImageOrientationPatient": orientation} for k in range(lacking)})
+    (series,) = find_series([tmp_path]).series
+    assert not series.oriented
+    told = f"{'no' if lacking == 6 else '1 slice without'} ImageOrientationPatient: taken as axial"
+    assert sum(note.startswith(told) for note in series.notes) == 1
 
 
 def test_a_turn_of_a_slice_that_is_not_square_turns_its_sides_and_spacing(tmp_path):

@@ -56,6 +56,33 @@ def test_hu_are_those_of_the_dicom_files(tmp_path):
     assert np.isnan(found.probabilities).all()
 
 
+@pytest.mark.parametrize(
+    ("orientation", "edges"),
+    [
+        ([1, 0, 0, 0, 1, 0], "RLAP"),
+        ([-1, 0, 0, 0, -1, 0], "LRPA"),
+        ([0, 1, 0, 1, 0, 0], "APRL"),
+        ([1, 0, 0, 0, 0.94, -0.34], "RLAP"),  # a tilted gantry
+        ([1, 0, 0, 0, 0, -1], "RLHF"),
+        ([0, 0, 0, 0, 0, 0], None),
+        ([1, 0, 0, np.nan, 1, 0], None),
+        (None, None),
+    ],
+)
+def test_the_edges_are_those_that_the_orientation_tells(orientation, edges):
+    one = None if orientation is None else np.array(orientation, float)
+    assert run_scan._edges(pd.Series([one, one], dtype=object)) == (edges and tuple(edges))
+
+
+def test_slices_of_several_orientations_have_no_edges(tmp_path):
+    scan, _ = write_scan(tmp_path, HU)
+    assert view(tmp_path, scan, HU).edges == ("R", "L", "A", "P")
+    other = [[1.0, 0, 0, 0, 1, 0]] * 2 + [[-1.0, 0, 0, 0, 1, 0]]
+    assert view(tmp_path, scan.assign(ImageOrientationPatient=other), HU).edges is None
+    other[2] = None
+    assert view(tmp_path, scan.assign(ImageOrientationPatient=other), HU).edges is None
+
+
 @pytest.mark.parametrize("why", ["none", "missing", "changed", "one_lacks"])
 def test_without_the_files_the_pngs_are_shown_and_the_page_says_why(tmp_path, why):
     scan, hu = write_scan(tmp_path, HU)

@@ -319,8 +319,33 @@ def test_one_slice_and_many(opened, n):
 
 
 @WIDTHS
+def test_the_sides_of_the_patient_stay_at_the_edges(opened, width):
+    """In print and at twice the size too, and a click passes through them."""
+    browser = opened(view_of(edges=("R", "L", "A", "P")), width)
+    at = "[...document.querySelectorAll('.mark')].map(m => (b => [m.textContent, b.left, b.top, b.right, b.bottom])"
+    at += "(m.getBoundingClientRect()))"
+    for doing in ("0", "zoom(0.5, 0.5)", "print"):
+        if doing == "print":
+            browser.send("Emulation.setEmulatedMedia", media="print")
+        else:
+            browser.js(doing)
+        x, y, wide, high = box(browser, "stage")
+        near = {"R": x, "L": x + wide, "A": y, "P": y + high}
+        for name, left, top, right, bottom in browser.js(at):
+            edge = {"R": left, "L": right, "A": top, "P": bottom}[name]
+            assert 0 <= abs(edge - near[name]) <= 0.05 * high
+            assert x <= left < right <= x + wide
+            assert y <= top < bottom <= y + high
+            middle = (left + right) / 2 - x - wide / 2 if name in "AP" else (top + bottom) / 2 - y - high / 2
+            assert abs(middle) <= 1
+            assert browser.js(f"document.elementFromPoint({(left + right) / 2}, {(top + bottom) / 2}).id") == "slice"
+        browser.send("Emulation.setEmulatedMedia", media="")
+
+
+@WIDTHS
 def test_the_parts_fit_the_screen(opened, width):
-    browser = opened(view_of(n=40, spacing=(1.0, 0.5), labels=np.zeros((40, 6), int)), width)
+    labels, title = np.zeros((40, 6), int), f"Scan 1.2.{10**60}"
+    browser = opened(view_of(n=40, spacing=(1.0, 0.5), labels=labels, title=title), width)
     assert browser.js("document.documentElement.scrollWidth") == width
     left, _, wide, high = box(browser, "slice")
     assert wide / high == pytest.approx(20 * 0.5 / 24, rel=0.01)

@@ -154,6 +154,30 @@ def test_pixels_keep_their_proportions(tmp_path):
     assert picture.shape == (128, 27)
 
 
+@pytest.mark.parametrize(
+    ("field", "length"), [(250, 50), (126, 50), (124, 20), (51, 20), (49, 10), (26, 10), (24, None)]
+)
+def test_the_scale_bar_fits_into_the_picture(tmp_path, field, length):
+    write_scan_page(view_of(spacing=(1.0, field / 20)), tmp_path / "a.html")
+    found = re.findall(r'id="bar" style="width: ([\d.]+)%".*?(\d+) mm', (tmp_path / "a.html").read_text("utf-8"))
+    assert [int(mm) for _, mm in found] == ([] if length is None else [length])
+    for percent, mm in found:
+        assert float(percent) == pytest.approx(100 * int(mm) / field, rel=1e-3)
+
+
+def test_the_sides_of_the_patient_are_marked_or_said_to_be_unknown(tmp_path):
+    marks = {}
+    for edges in (None, ("R", "L", "A", "P")):
+        write_scan_page(view_of(edges=edges), tmp_path / "a.html")
+        text = (tmp_path / "a.html").read_text("utf-8")
+        marks[edges] = re.findall(r'class="mark (\w+)"[^>]*>([^<]*)<', text)
+        spoken = re.search(r'aria-label="CT slice in gray; ([^"]*)"', text)[1]
+        assert ("unknown" in spoken) == (edges is None)
+    assert spoken == "of the patient, R is at the left, L is at the right, A is at the top, P is at the bottom"
+    assert marks[None] == [("unknown", "orientation unknown")]
+    assert marks[edges] == [("left", "R"), ("right", "L"), ("top", "A"), ("bottom", "P")]
+
+
 def test_the_thumbnail_is_the_strongest_slice_in_the_brain_window(tmp_path):
     view = view_of(rows=128, columns=128)
     thumbnail = cv2.imdecode(np.frombuffer(write_scan_page(view, tmp_path / "a.html"), np.uint8), -1)

@@ -134,6 +134,7 @@ def view_of(
         probabilities=probabilities,
         heat=heat,
         heat_note="" if heat is None else _HEAT_NOTE,
+        edges=("R", "L", "A", "P") if series.oriented else None,
     )
 
 

@@ -61,6 +61,7 @@ class Series:
     thickness: float | None  # mm
     spacing: float | None  # mm between neighboring slices, the median
     pixel_spacing: tuple[float, float] | None  # mm between rows, between columns; as `read_slices` turns them
+    oriented: bool  # all slices say how they lie in the patient, so that `read_slices` has right on the left
     rows: int | None
     columns: int | None
 
@@ -131,9 +132,16 @@ def to_series(part: Part, uid: str, files: int) -> Series:
         thickness=_most([one.thickness for one in facts]),
         spacing=spacing_of(part.z),
         pixel_spacing=None if spacing is None else (spacing[0], spacing[1]),
+        oriented=len(_orientations(facts)) == len(facts),
         rows=rows,
         columns=columns,
     )
+
+
+def _orientations(facts: Sequence[Facts]) -> list[tuple[float, ...]]:
+    """ImageOrientationPatient of the slices that have one that tells directions."""
+    told = {one for one in {one.orientation for one in facts} if one and np.isfinite(normal_of(one)).all()}
+    return [one.orientation for one in facts if one.orientation in told]
 
 
 def spacing_of(z: np.ndarray) -> float | None:
@@ -178,10 +186,12 @@ def _of_headers(facts: Sequence[Facts]) -> list[str]:
 
 def _of_geometry(facts: Sequence[Facts], z: np.ndarray) -> list[str]:
     notes = []
-    oriented = [one.orientation for one in facts if one.orientation is not None]
+    oriented = _orientations(facts)
     if not oriented:
         notes.append(f"no ImageOrientationPatient: taken as axial, {_USUAL}")
     else:
+        if lacking := len(facts) - len(oriented):
+            notes.append(f"{_slices(lacking)} without ImageOrientationPatient: taken as axial, {_USUAL}")
         tilt = np.rad2deg(np.arccos(min(1.0, abs(float(normal_of(oriented[0])[2])))))
         if tilt >= _TILT:
             notes.append(f"the slices are tilted by {tilt:.0f}° (gantry or reformatted)")

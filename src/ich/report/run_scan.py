@@ -117,6 +117,7 @@ def view(
         labels=labels.loc[ids, list(LABELS)].to_numpy() if labels is not None and known.all() else None,
         heat=maps,
         heat_note="" if maps is None else _HEAT_NOTE,
+        edges=_edges(readable["ImageOrientationPatient"]),
     )
 
 
@@ -146,6 +147,35 @@ def grad_cam(path: Path, folds: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
     for (id, label), one in heatmaps(path, fold, [(id, label) for id in ids for label in range(len(LABELS))], split):
         out[place[id], label] = cv2.resize(one, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
     return out
+
+
+def _edges(orientations: pd.Series) -> tuple[str, str, str, str] | None:
+    """The patient's sides at the left, right, top and bottom edges of slices (PS3.3, C.7.6.2.1.1).
+
+    Args:
+        orientations: their ImageOrientationPatient.
+
+    Returns:
+        Of each edge the nearest of R, L, A, P, F (foot) and H (head); None if one is unknown or two differ.
+    """
+    found = {_edges_of(one) for one in orientations}
+    return found.pop() if len(found) == 1 else None
+
+
+def _edges_of(orientation) -> tuple[str, str, str, str] | None:
+    if not isinstance(orientation, (list, np.ndarray)) or len(orientation) != 6:
+        return None
+    row, column = np.reshape(orientation, (2, 3)).astype(np.float64)
+    if not (np.isfinite([row, column]).all() and np.cross(row, column).any()):
+        return None
+    return (*_ends(row), *_ends(column))
+
+
+def _ends(direction: np.ndarray) -> tuple[str, str]:
+    """Where a direction comes from and where it goes to, of the patient."""
+    axis = int(np.abs(direction).argmax())
+    low, high = (("R", "L"), ("A", "P"), ("F", "H"))[axis]
+    return (low, high) if direction[axis] > 0 else (high, low)
 
 
 def _from_sources(scan: pd.DataFrame, sources: Sources) -> tuple[np.ndarray, tuple[float, float] | None]:

@@ -36,7 +36,8 @@ _EXACT = (
     " above"
 )
 _STRONGEST = 10  # slices listed for a label
-_BAR = 50  # mm, the length of the scale bar
+_BARS = (50, 20, 10)  # mm, lengths of the scale bar
+_BAR = 0.4  # of the picture's width, which the bar has at most
 _COLUMNS = (ANY, *range(ANY))  # labels of the index: on a phone, the first are seen
 _THUMBNAIL = 128  # pixels of its longer side
 
@@ -56,6 +57,8 @@ class ScanView:
         labels: 0 or 1, shape (n, 6), the truth; None if unknown.
         heat: uint8, shape (n, 6, height, width), Grad-CAM over the whole slice, at any resolution; None shows none.
         heat_note: whose Grad-CAM it is, and how it is scaled.
+        edges: the patient's sides at the left, right, top and bottom edges of the slices, as ("R", "L", "A", "P"); None
+            if unknown, which the page says.
 
     Raises:
         IchError: shapes or dtypes are others.
@@ -71,6 +74,7 @@ class ScanView:
     labels: np.ndarray | None = None
     heat: np.ndarray | None = None
     heat_note: str = ""
+    edges: tuple[str, str, str, str] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -148,7 +152,8 @@ def write_scan_page(view: ScanView, path: Path, index: str | None = None) -> byt
         "rows": rows,
         "columns": columns,
         "aspect": f"{columns * width:.6g} / {rows * height:.6g}",
-        "bar": f"{100 * _BAR / (columns * width):.4g}" if view.spacing and columns * width > _BAR else None,
+        "edges": view.edges and dict(zip(("left", "right", "top", "bottom"), view.edges, strict=True)),
+        "bar": view.spacing and _bar(columns * width),
         "heat": view.heat is not None,
         "heat_note": view.heat_note,
         "truth": view.labels is not None,
@@ -239,6 +244,11 @@ def _slices(view: ScanView) -> Iterator[dict[str, str]]:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def _bar(width: float) -> tuple[int, str] | None:
+    """The scale bar of a picture of a width in mm: its length in mm, and in % of the width; None if none fits."""
+    return next(((length, f"{100 * length / width:.4g}") for length in _BARS if length <= _BAR * width), None)
 
 
 def _numbers(values: np.ndarray, digits: int) -> list[float | None]:
