@@ -664,3 +664,10 @@ def test_links_to_what_could_be_read_for_ever_are_left_out(tmp_path):
     (source / "ID_b.dcm").symlink_to(tmp_path / "pipe")
     (source / "ID_c.dcm").symlink_to("/dev/zero")
     assert ids(members([source])) == ["ID_a"]
+
+
+def test_a_zip_made_from_another_folder_has_no_hidden_slices(tmp_path):
+    """`cd out && zip -r ../x.zip ../stage_2_train` stores names that begin with two dots."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("../stage_2_train/ID_a.dcm", b"one")
+    assert [member.id for member in archive.members([tmp_path / "x.zip"])] == ["ID_a"]

@@ -331,3 +331,12 @@ def test_padding_of_16_bits_that_the_header_does_not_name_is_air(intercept, padd
     read_hu, header = read(make_dicom(words, BitsStored=16, HighBit=15, RescaleIntercept=str(intercept)))
     np.testing.assert_array_equal(read_hu, hu)
     assert header.repaired == ()
+
+
+def test_unnamed_padding_beside_an_overlay_is_air():
+    y, x = np.indices((64, 64))
+    corner = np.hypot(y - 31.5, x - 31.5) > 32
+    hu = np.where(np.hypot(y - 31.5, x - 31.5) < 18, 40, -990) + np.random.default_rng(0).integers(-12, 13, y.shape)
+    stored = np.where(corner, 0xF830, (hu + 1024) | ((y < 10) << 12)).astype(np.uint16)
+    data = with_overlay(make_dicom(stored, BitsStored=12, RescaleIntercept=-1024), 12)
+    np.testing.assert_array_equal(read(data)[0], np.where(corner, -1024, hu))

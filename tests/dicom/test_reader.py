@@ -79,6 +79,30 @@ def test_the_lowest_intercept_of_sixteen_bits_is_read():
     assert hu.tolist() == [[-1000, 0], [40, 32767]]
 
 
+@pytest.mark.parametrize(
+    ("why", "padding", "tags"),
+    [
+        ("signed values under an unsigned header", None, {"RescaleIntercept": 0}),
+        ("unnamed padding below a slope of 1/2", -2000, {"RescaleSlope": 0.5}),
+        ("unnamed padding of the lowest value", 0x8000, {}),
+        ("unnamed padding of all ones", 0xFFFF, {}),
+    ],
+)
+def test_air_and_padding_that_would_be_read_as_metal_are_refused(why, padding, tags):
+    hu = np.full((64, 64), 40)
+    hu[:20] = -1000
+    slope, intercept = tags.get("RescaleSlope", 1), tags.get("RescaleIntercept", -1024)
+    stored = (hu - intercept) / slope
+    if padding is not None:
+        stored[:10] = padding
+    data = make_dicom(
+        stored.astype(np.int64).astype(np.uint16), BitsStored=16, RescaleIntercept=intercept, RescaleSlope=slope
+    )
+    with pytest.raises(DicomError, match="above 30,000 HU") as refused:
+        read(data)
+    assert refused.value.kind == "bad_pixels"
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 3), (4, 1), (1, 4), (2, 2), (1, 5)])
 @pytest.mark.parametrize(("bits", "signed", "intercept"), STORED_AS)
 @pytest.mark.parametrize("slope", [1, 0.5])
@@ -111,7 +135,7 @@ def test_wrapped_files_are_unwrapped_and_told(intercept):
     hu, header = read(make_dicom(wrapped(head()), RescaleIntercept=intercept))
     np.testing.assert_array_equal(hu, head())
     assert header.repaired == ("wrapped",)
-    assert header.RescaleIntercept == -1000
+    assert header.RescaleIntercept == -1024
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,9 @@ def _is_junk(name: str) -> bool:
 
 def _is_hidden(path: str) -> bool:
     """Return whether a folder of the path is hidden: .Trashes, .git, or __MACOSX, which holds no data."""
-    return any(folder.startswith(".") or folder == "__MACOSX" for folder in path.split("/")[:-1] if folder != ".")
+    return any(
+        folder.startswith(".") or folder == "__MACOSX" for folder in path.split("/")[:-1] if folder not in (".", "..")
+    )
 
 
 def _id_of(name: str) -> str:

@@ -119,9 +119,9 @@ def stored_values(
 
     1. Padding that the header names (C.7.5.1.1.2) is air, where it does not fit the stored bits or lies above `METAL`.
        Between them it cannot be told from tissue and is left as it is.
-    2. Of an image with overlays in unused bits, the stored bits count.
-    3. Padding that the header does not name is air: one or two numbers of -2000 HU or less, written in 16 bits, each in
+    2. Padding that the header does not name is air: one or two numbers of -2000 HU or less, written in 16 bits, each in
        more than 1 % of the pixels, whose stored bits hardly occur below other unused bits.
+    3. Of an image with overlays in unused bits, the stored bits count.
     4. Signed, and negative values carry their sign through the unused bits: the values beyond the stored bits count
        in full ("more_bits": metal above 12 bits), if they are a quarter as many at most, or if without those bits they
        would be below air.
@@ -129,7 +129,7 @@ def stored_values(
        whether the stored bits have one ("sign") or none ("unsigned").
     6. The unused bits mean nothing (`_mean_nothing`): the stored bits count ("high_bits").
 
-    Where the unused bits do not tell (2 and 6), the stored bits of a signed image have a sign unless `_has_sign` says
+    Where the unused bits do not tell (3 and 6), the stored bits of a signed image have a sign unless `_has_sign` says
     that they have none ("unsigned").
 
     Args:
@@ -162,9 +162,9 @@ def stored_values(
     beyond = wide != by_header
     if padding is not None:
         image.air[:] = (wide >= padding[0]) & (wide <= padding[1]) & (beyond | (image.hu(wide) > METAL))
+    image.air[:] |= _padding_in_unused_bits(image)
     if overlaid:
         return _by_stored_bits(image, ())
-    image.air[:] |= _padding_in_unused_bits(image)
     beyond &= ~image.air
     count = np.count_nonzero(beyond)
     if not count:

@@ -23,6 +23,9 @@ _SECONDARY_CAPTURE = f"{_STANDARD_STORAGE}7."  # with its multi-frame kinds, 7.1
 _TOP = np.iinfo(np.int16).max  # HU
 _FARTHEST = 2**16  # HU; of RescaleIntercept, as stored values are of 16 bits at most
 _WRAP = 4096  # a 12-bit pixel holds values below this
+_DENSEST = 30_000  # HU; dense metal reaches it, in few pixels
+_DENSE_SHARE = 0.1  # of the pixels; the air around a head and the corners of a slice are more
+_FEWEST = 1024  # pixels; of fewer, a share says nothing
 _WRAPPED_SHARE = 0.01  # share of pixels; a head CT has far more air than this, metal above 3,000 HU far less
 
 
@@ -65,7 +68,7 @@ def read(source: str | Path | bytes | BinaryIO) -> tuple[np.ndarray, Header]:
     What is mended stands in `Header.repaired`; without a note, the values are those that the header says:
     - "wrapped": 12 bits stored, unsigned, intercept about 0, so that air would have no value: it was stored modulo
       4096. Found in 123 files of the competition; described by J. Howard, "Cleaning the data for rapid prototyping",
-      Kaggle 2019. They are read as (stored + 1000) modulo 4096, with the intercept −1000.
+      Kaggle 2019. They are read as (stored + 1024) modulo 4096, with the intercept −1024.
     - "sign": signed values whose unused high bits are 0 instead of repeating the sign (PS3.5, 8.1.1 leaves them open).
     - "unsigned": values that PixelRepresentation calls signed, but whose highest bit is no sign: bone of an unsigned
       12-bit value with an intercept of −1024.
@@ -129,10 +132,10 @@ def read_parsed(ds: FileDataset) -> tuple[np.ndarray, Header]:
     if uid is None:
         raise DicomError("missing_tag", "SOPInstanceUID is missing or empty, so that the slice has no name")
     stored, air, repaired = pixels.stored_values(ds, words, bits_stored, (slope, intercept))
-    about_0 = abs(intercept) < 100 and intercept.is_integer()
-    if bits_stored == 12 and not signed and slope == 1 and about_0 and _has_wrapped_air(stored):
-        stored = (stored + np.uint16(1000)) % _WRAP
-        intercept = -1000.0
+    # Such files name the intercept 0 or 1, whatever it was.
+    if bits_stored == 12 and not signed and slope == 1 and intercept in (0, 1) and _has_wrapped_air(stored):
+        stored = (stored + np.uint16(-AIR)) % _WRAP
+        intercept = float(AIR)
         repaired = (*repaired, "wrapped")
     if elements.text(ds, "Modality") not in (None, "CT"):
         repaired = (*repaired, "modality")
@@ -158,6 +161,7 @@ def read_parsed(ds: FileDataset) -> tuple[np.ndarray, Header]:
     hu = _rescale(stored, slope, intercept)
     if air is not None:
         hu[air] = AIR
+    _check_plausible(hu)
     return hu, header
 
 
@@ -190,6 +194,19 @@ def _refuse_without_pixels(ds: FileDataset, data: bytes) -> None:
         raise DicomError("truncated", "the file ends inside an element, in the pixel data or before them")
     _check_kind(ds)
     raise DicomError("no_pixels", "there is no PixelData element; the file may have been cut before it")
+
+
+def _check_plausible(hu: np.ndarray) -> None:
+    """Refuse HU that no CT has: air or padding, a large part of a slice, that was read as large numbers."""
+    if hu.size < _FEWEST or hu.max() <= _DENSEST:
+        return
+    share = np.count_nonzero(hu > _DENSEST) / hu.size
+    if share > _DENSE_SHARE:
+        raise DicomError(
+            "bad_pixels",
+            f"{share:.0%} of the pixels are above {_DENSEST:,} HU, which little metal reaches: the header does not say"
+            " rightly how pixels are stored (sign, padding, intercept); export the slice again",
+        )
 
 
 def _has_wrapped_air(stored: np.ndarray) -> bool:
