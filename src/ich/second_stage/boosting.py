@@ -79,7 +79,8 @@ class Model:
             IchError: it is not there, or holds no such trees.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a damaged archive open that it has opened itself.
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             features = int(arrays.pop("features"))
             ensembles = {}

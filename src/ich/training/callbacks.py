@@ -217,7 +217,8 @@ def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
     """
     advice = f"delete {path.parent} to train the fold from its start"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # NumPy leaves a damaged archive open that it has opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
     except Exception as error:  # zipfile, zlib and NumPy raise different errors for a damaged file
         raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
