@@ -1,24 +1,22 @@
 # %% [markdown]
 # # A submission on Kaggle, without network
 #
-# Runs that were trained elsewhere predict the competition's test set here: conversion, prediction, `submission.csv`.
+# Models that were trained elsewhere predict the competition's test set here, by `predict_scans.py`: `submission.csv`.
 #
 # 1. On the machine that has the runs: `python scripts/pack_for_kaggle.py runs/baseline --id OWNER/SLUG --out FOLDER`,
-#    then the upload command that it prints. The data set holds the code, the runs and the wheels that Kaggle lacks.
+#    then the upload command that it prints. The data set holds the code, the models and the wheels that Kaggle lacks.
 # 2. Here, under *Add Input*: that data set, and the competition *RSNA Intracranial Hemorrhage Detection*.
 # 3. Under *Settings*: a GPU if you have hours left, Internet off. Then *Save & Run All*.
 # 4. Submit `submission.csv` from the notebook's output.
 #
-# **Disk:** `/kaggle/working` has 20 GB and becomes the notebook's output, so only the submission goes there. Images and
-# results go to `/tmp`, which is larger and not kept: 121,232 test slices take 2 GB at 256 × 256 and one window, some
-# 13 GB at 512 × 512 and three. The training's images are neither converted nor read.
+# **Disk:** nothing is converted; predictions go to `/tmp`, and only the submission to `/kaggle/working`, which becomes
+# the notebook's output.
 #
 # To resume after an interruption in a running session, run the cell again.
 
 # %%
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +24,12 @@ from pathlib import Path
 import pandas as pd
 
 INPUT = Path(os.environ.get("ICH_INPUT", "/kaggle/input"))
-WORK = Path(os.environ.get("ICH_WORK", "/tmp/ich"))  # images and results
+WORK = Path(os.environ.get("ICH_WORK", "/tmp/ich"))  # predictions
 OUT = Path(os.environ.get("ICH_OUT", "/kaggle/working"))  # submission.csv and submission.json
 
-# Which result to submit: its name, as in runs/. None takes the last one that was packed.
+# Which model to submit: its name, as in runs/. None takes the last one that was packed.
 RESULT = os.environ.get("ICH_RESULT")
-# Unreadable test slices: how many are no failure, and how they are filled in, such as ["series_mean"].
-MAX_FAILURES = 0
+# How test slices that cannot be read are filled in, such as ["series_mean", "prevalence"]; with none they are refused.
 MISSING = []
 
 # %% [markdown]
@@ -63,8 +60,8 @@ sys.path.insert(0, str(root / "code/src"))
 kaggle = importlib.import_module("ich.kaggle.notebook")  # importable only now
 
 pack = kaggle.open_pack(root)
-result = RESULT or pack.requested[-1]
-print(f"results: {', '.join(pack.results)}; to submit: {result}")
+model = RESULT or pack.models[-1]
+print(f"models: {', '.join(pack.models)}; to submit: {model}")
 for line in kaggle.check_packages(root / "code/requirements.txt"):
     print(f"note: {line}")
 
@@ -73,20 +70,17 @@ for line in kaggle.check_packages(root / "code/requirements.txt"):
 
 # %%
 competition = kaggle.find_competition(INPUT)
-WORK.mkdir(parents=True, exist_ok=True)
 print(f"test slices: {competition.test}")
 print(f"sample submission: {competition.sample}")
-print(f"free for images: {shutil.disk_usage(WORK).free / 1e9:,.0f} GB in {WORK}")
 
 # %% [markdown]
-# ## Conversion, prediction, submission
+# ## Prediction, submission
 #
-# These are the repository's scripts, each shown with its command, with the run's own settings and TTA passes. Held-out
-# slices were predicted before packing and are not predicted again. A second stage's networks predict as they were
-# saved; its other kinds and a blend's weights are fitted again on the packed out-of-fold predictions.
+# These are the repository's scripts, each shown with its command. Preprocessing, TTA passes, second stage, weights and
+# calibration are the model's own. Slices are read as they are, without slabs, and all series.
 
 # %%
-for step in kaggle.steps(pack, result, competition, WORK, OUT, MISSING, MAX_FAILURES):
+for step in kaggle.steps(pack, model, competition, WORK, OUT, MISSING):
     kaggle.run(step, pack, WORK)
 
 # %% [markdown]

@@ -3,9 +3,11 @@
     python scripts/make_submission.py runs/baseline
     python scripts/make_submission.py runs/baseline --missing series_mean --missing prevalence
     python scripts/make_submission.py runs/baseline runs/baseline-sequence
+    python scripts/make_submission.py predictions/test --sample-submission sample.csv
 
 Writes submissions/<name>.csv in the order of the sample submission, and submissions/<name>.json, which says where it
-comes from. Of several results of the same folds it submits the one with the best out-of-fold score.
+comes from. Of several results of the same folds it submits the one with the best out-of-fold score. A folder of
+predict_scans.py --all-series --no-slabs, on the competition's test slices, is submitted as well.
 
 A test slice that could not be read has no prediction, and without one no submission is written, unless a policy is
 named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of several, the
@@ -28,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         nargs="+",
         metavar="RESULT",
-        help="a directory of runs/, of a run, a second stage or a blend; of several, the best is submitted",
+        help="a directory of runs/, of a run, a second stage or a blend; of several, the best is submitted; or a folder"
+        " that predict_scans.py wrote",
     )
     cli.add_overrides(parser, "make_submission", "the submitted result's config")
     parser.add_argument(
@@ -51,29 +54,43 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments.missing or arguments.missing == ["refuse"]:
         cli.refuse(arguments.overrides, ["data.images"], "without a policy (--missing) that fills in slices")
 
-    from ich import config
+    from ich import config, folders
     from ich.competition import labels, submission
     from ich.dicom import archive
     from ich.images import slice_table
     from ich.results import commands, overview, predictions, result_directory
 
-    result = overview.best(arguments.results)
-    provenance = result_directory.describe(result)
-    score = result_directory.read_score(result)
-    cli.warn(provenance["warnings"])
-    probabilities = predictions.read_predictions(result / "predictions_test.parquet")
-    sample = arguments.sample_submission
-    if sample is None:
-        data = config.load_data(result / "config.yaml", arguments.overrides)
-        if data.sample_submission:
-            cli.refuse(arguments.overrides, ["data.sources"], f"beside data.sample_submission={data.sample_submission}")
-        sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
-    rows, images = labels.read_ids(sample)
     policies = arguments.missing or ["refuse"]
     filled: dict[str, list[str]] = {}
+    if of_scans := [path for path in arguments.results if folders.PREDICTIONS.is_in(path)]:
+        from ich.own_scans import submitted
+
+        result = of_scans[0]
+        if len(arguments.results) > 1:
+            raise IchError(f"{result} holds predictions of scans, which are not compared with others; give it alone")
+        if arguments.sample_submission is None:
+            raise IchError(f"{result} holds predictions of scans, without a config; name --sample-submission")
+        cli.refuse(arguments.overrides, cli.USES["make_submission"], f"on {result}, predictions of scans")
+        rows, images = labels.read_ids(arguments.sample_submission)
+        probabilities, table, score, provenance = submitted.read_folder(result, images)
+    else:
+        result = overview.best(arguments.results)
+        provenance = result_directory.describe(result)
+        score = result_directory.read_score(result)
+        probabilities = predictions.read_predictions(result / "predictions_test.parquet")
+        sample = arguments.sample_submission
+        if sample is None:
+            data = config.load_data(result / "config.yaml", arguments.overrides)
+            if data.sample_submission:
+                why = f"beside data.sample_submission={data.sample_submission}"
+                cli.refuse(arguments.overrides, ["data.sources"], why)
+            sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
+        rows, images = labels.read_ids(sample)
+        if policies != ["refuse"]:
+            data = config.load_data(result / "config.yaml", arguments.overrides)
+            table = slice_table.read_table(data.images / "slices.parquet", submission.NEEDED)
+    cli.warn(provenance["warnings"])
     if policies != ["refuse"]:
-        data = config.load_data(result / "config.yaml", arguments.overrides)
-        table = slice_table.read_table(data.images / "slices.parquet", submission.NEEDED)
         probabilities, filled = submission.fill_missing(probabilities, images, policies, table, score.get("prevalence"))
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
@@ -97,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.wrote(
         f"{path}, {path.with_suffix('.json')}: {len(long):,} rows, checked against the sample submission",
         shlex.join(upload),
-        cli.command("report", result),
+        *([] if of_scans else [cli.command("report", result)]),
     )
 
 

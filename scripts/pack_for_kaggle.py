@@ -3,13 +3,11 @@
     python scripts/pack_for_kaggle.py runs/baseline --id jane/ich-baseline --out kaggle/baseline
     kaggle datasets create -p kaggle/baseline --dir-mode zip --keep-tabular
 
-RUN is a run, a second stage or a blend; what it is made of is packed with it. OUT gets the code as its source tree, the
-wheels that Kaggle's image lacks, the Keras that wrote the models (an older one cannot read them), and the models,
-config, environment, out-of-fold predictions and score of each run. Rerun the same command to resume; with other runs,
-the folder is changed to hold those.
+RUN is a run, a second stage or a blend. OUT gets each as a model of export_model.py, the code as its source tree, the
+wheels that Kaggle's image lacks, and the Keras that wrote the models (an older one cannot read them). Nothing of the
+competition's data goes along. Rerun the same command to resume; with other runs, the folder is changed to hold those.
 
-The notebook submits the last run named, unless RESULT is set. Second stages and blends bring the folds and the slice
-table of the training set, which are the competition's: keep the data set private, as Kaggle makes it.
+The notebook submits the last run named, unless RESULT is set.
 
 More: docs/kaggle.md
 """
@@ -42,6 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
 
+    from ich.startup import import_keras
+
+    import_keras()
+
     from ich.errors import IchError, not_there
     from ich.kaggle import packing, wheels
 
@@ -52,20 +54,18 @@ def main(argv: list[str] | None = None) -> None:
 
     root, out = Path(__file__).resolve().parents[1], arguments.out
     facts = packing.metadata(arguments.id, arguments.title, arguments.license)
-    contents = packing.Contents()
-    contents.add_code(root)
-    requested = [contents.add(path) for path in arguments.runs]
     have, lack, pythons = (
         [part for part in text.split(",") if part] for text in (arguments.have, arguments.lack, arguments.python)
     )
-    if "keras" not in have:
-        lack.insert(0, f"keras=={max(contents.keras)}")
-    lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
     with packing.working_in(out, facts):
+        keras = packing.export(arguments.runs, out)
+        if "keras" not in have:
+            lack.insert(0, f"keras=={keras}")
+        lacking = wheels.lacking(wheels.read_requirements(root / "requirements.txt"), have, lack)
         fetched = wheels.fetch(lacking, pythons, out / "wheels", root / "constraints.txt", source)
-        files = packing.write(contents, fetched, out, requested)
+        files = packing.write(root, arguments.runs, fetched, out)
     size = sum((out / name).stat().st_size for name in files)
-    print(f"results: {', '.join(contents.results)}")
+    print(f"models: {', '.join(path.resolve().name for path in arguments.runs)}")
     print(f"wheels: {', '.join(path.name for path in fetched) or 'none'}")
     upload = ["kaggle", "datasets", "create", "-p", str(out), "--dir-mode", "zip", "--keep-tabular"]
     cli.wrote(f"{out}: {len(files):,} files, {size / 1e6:,.1f} MB", shlex.join(upload))

@@ -23,6 +23,7 @@ from ich.folders import DATA_SET, IMAGES, KINDS, MODEL, PREDICTIONS, RESULT, is_
 from ich.images import convert
 from ich.images.render import Settings
 from ich.kaggle import packing
+from ich.own_scans.model_spec import ModelSpec
 from ich.results import environment
 
 
@@ -85,6 +86,7 @@ def test_the_markers_are_what_the_stages_write():
     assert convert._as_json(Settings(windows=(), files="hu")).keys() >= IMAGES.keys
     told = packing.metadata("jane/x-data-set")
     assert told.keys() >= DATA_SET.keys
+    assert set(ModelSpec.model_fields) >= MODEL.keys
     assert DATA_SET.says in json.dumps(told)
 
 

@@ -2,138 +2,108 @@
 
 import json
 import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
+import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import TEST, make_images, tiny_config
+from made_results import home_of, script
 from test_wheels import write_wheel
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
-from ich.files import sha256_of
-from ich.images import slice_table
 from ich.kaggle import notebook, packing
-from ich.results.predictions import read_predictions, read_provenance, write_predictions
-from ich.second_stage import inputs, train
-from ich.synthetic.archive import FOLDER, write_archive
-from ich.synthetic.plan import draw_plan
-from ich.training import inference
-from ich.training.run_data import RunData
-from ich.training.run_directory import Run
+from ich.own_scans.model_spec import CARD, MANIFEST
+from ich.results.predictions import read_predictions
+from ich.synthetic.archive import FOLDER
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/kaggle_inference"
-FAST = [
-    *("sequence.seeds=1", "sequence.width=4", "sequence.units=2", "sequence.dilations=[1]", "sequence.epochs=1"),
-    *("sequence.rounds=3", "sequence.reach=2"),
-]
 FACTS = packing.metadata("jane/ich-tiny")
 
 
-def script(name, *arguments):
-    runpy.run_path(str(ROOT / f"scripts/{name}"))["main"](list(map(str, arguments)))
-
-
-def write_sample(path, ids=TEST):
+def write_sample(path, ids=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [f"{one}_{label},0.5" for one in ids for label in LABELS]
     path.write_text("\n".join(["ID,Label", *rows]) + "\n")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder with a run of models that have learned nothing, its second stage and a blend of both."""
-    folder = tmp_path_factory.mktemp("finished")
-    make_images(folder)
-    table = slice_table.read_table(folder / "images/slices.parquet")
-    slice_table.write_table(table.assign(z=5.0 * table["order"]), folder / "images/slices.parquet")
-    run = Run.begin(tiny_config(folder, predict={"tta": ["none", "flip"]}), folder / "runs")
-    run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
-    for k in range(2):
-        keras.utils.set_random_seed(k)
-        image = keras.Input((32, 32, 1))
-        x = keras.layers.Conv2D(4, 3, strides=4)(keras.layers.Rescaling(1 / 255)(image))
-        run.fold(k).mkdir()
-        keras.Model(image, keras.layers.Dense(6)(keras.layers.Flatten()(x))).save(run.fold(k) / "model.keras")
-        (run.fold(k) / "checkpoint.npz").touch()
-        inference.predict_held_out(run, k, RunData(run.config), lambda k=k: inference.load_model(run, k))
-    inference.predict_test(run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train.train(inputs.inputs_from_runs([Path("runs/tiny")], overrides=FAST))
-        script("blend.py", "runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed", "--by-label")
-    return folder
+def home(tmp_path_factory):
+    return home_of(tmp_path_factory)
 
 
 @pytest.fixture
-def copied(finished, tmp_path, monkeypatch):
-    """The same, to spoil; the scripts run there."""
-    shutil.copytree(finished, tmp_path / "home")
-    for config in (tmp_path / "home").glob("runs/*/config.yaml"):
-        config.write_text(config.read_text().replace(str(finished), str(tmp_path / "home")))
-    monkeypatch.chdir(tmp_path / "home")
-    return tmp_path / "home"
+def inside(home, monkeypatch):
+    """The folder of results as working folder."""
+    monkeypatch.chdir(home)
 
 
-def pack(out, *results):
-    contents = packing.Contents()
-    contents.add_code(ROOT)
-    wanted = [contents.add(Path("runs") / name) for name in results]
+def pack(out, *names):
+    results = [Path("runs") / name for name in names]
     with packing.working_in(out, FACTS):
-        packing.write(contents, [], out, wanted)
+        packing.export(results, out)
+        packing.write(ROOT, results, [], out)
     return notebook.open_pack(out)
+
+
+@pytest.fixture(scope="module")
+def packed(home, tmp_path_factory):
+    """A data set of the blend and the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        return pack(tmp_path_factory.mktemp("packed"), "mixed", "tiny")
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def without(folder):
+    """Hide a folder: what is left predicts without it."""
+    folder.rename(hidden := folder.with_name("hidden"))
+    try:
+        yield hidden
+    finally:
+        hidden.rename(folder)
 
 
 # ------------------------------------------------------------------------------------------- packing
 
 
-def test_a_run_goes_without_what_predicting_does_not_take(copied):
-    packed = pack(Path("out"), "tiny")
-    there = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
+def test_models_and_code_go_and_nothing_of_the_competition(packed):
+    there = files_in(packed.root)
     assert there == packed.files.keys() | {notebook.MANIFEST, packing.METADATA}
-    ours = {f"runs/tiny/{name}" for name in ("config.yaml", "environment.json", "oof.parquet", "score.json")}
-    ours |= {f"runs/tiny/fold{k}/{name}" for k in (0, 1) for name in ("model.keras", "oof.parquet")}
-    assert {name for name in there if name.startswith(("runs/", "scans/"))} == ours
+    assert packed.models == ["mixed", "tiny"]
+    models = {name for name in there if not name.startswith("code/")} - {notebook.MANIFEST, packing.METADATA}
+    allowed = rf"models/(mixed|tiny)/({re.escape(MANIFEST)}|{re.escape(CARD)}|[\w-]+/fold\d/\w+\.(keras|npz|json))"
+    assert not [name for name in models if not re.fullmatch(allowed, name)]
+    assert {f"models/mixed/tiny/fold{k}/model.keras" for k in range(3)} <= models
     assert "code/src/ich/report/templates/" in "".join(sorted(there))
     assert not any("__pycache__" in name for name in there)
-    assert json.loads(Path("out", packing.METADATA).read_text())["id"] == "jane/ich-tiny"
-    assert packed.results["tiny"]["predict"] == {"tta": ["none", "flip"], "mean": "probability"}
+    assert json.loads((packed.root / packing.METADATA).read_text())["id"] == "jane/ich-tiny"
 
 
-def test_packed_again_only_what_changed_is_written(copied):
-    pack(Path("out"), "mixed")
-    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()}
-    Path("out/runs/mixed/config.yaml").write_text("half of i")
-    Path("out/runs/tiny/score.json").unlink()
-    again = pack(Path("out"), "tiny-sequence")
-    assert list(again.results) == ["tiny", "tiny-sequence"]
-    assert not Path("out/runs/mixed/config.yaml").exists()
-    changed = {path.name for path, when in before.items() if path.exists() and path.stat().st_mtime_ns != when}
-    assert changed == {"score.json", "slices.parquet", notebook.MANIFEST, packing.METADATA}
-
-
-def test_a_blend_brings_what_it_is_made_of(copied):
-    packed = pack(Path("out"), "mixed", "tiny")
-    assert {name: told["of"] for name, told in packed.results.items()} == {
-        "tiny": [],
-        "tiny-sequence": ["tiny"],
-        "mixed": ["tiny", "tiny-sequence"],
-    }
-    assert packed.requested == ["mixed", "tiny"]
-    table = slice_table.read_table(Path("out/scans/tiny-sequence/slices.parquet"))
-    assert set(table["split"]) == {"train"}
+def test_packed_again_with_others_it_holds_those(inside, packed, tmp_path):
+    out = Path(shutil.copytree(packed.root, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in (out / "code").rglob("*") if path.is_file()}
+    (out / "code/LICENSE").unlink()
+    (out / "code/notes.txt").write_text("somebody's")
+    again = pack(out, "tiny")
+    assert again.models == ["tiny"]
+    assert files_in(out) == again.files.keys() | {notebook.MANIFEST, packing.METADATA, "code/notes.txt"}
+    assert not (out / "models/mixed").exists()
+    changed = {path.name for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert changed == {"LICENSE"}
 
 
 def test_wheels_are_taken_from_a_folder_alone(tmp_path, monkeypatch):
@@ -145,18 +115,18 @@ def test_wheels_are_taken_from_a_folder_alone(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_script_packs_with_wheels_of_a_folder(copied, capsys):
+def test_the_script_packs_with_wheels_of_a_folder(inside, tmp_path, capsys):
+    given, out = tmp_path / "given", tmp_path / "out"
     for name in ("keras", "isal"):
-        write_wheel(Path("given"), name, keras.__version__ if name == "keras" else "1.9.1")
-    options = ["--id", "jane/ich-tiny", "--out", "out", "--wheels", "given"]
+        write_wheel(given, name, keras.__version__ if name == "keras" else "1.9.1")
+    options = ["--id", "jane/ich-tiny", "--out", out, "--wheels", given]
     have = runpy.run_path(str(ROOT / "scripts/pack_for_kaggle.py"))["HAVE"]
     script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock")
-    packed = notebook.open_pack(Path("out"))
-    found = [name for name in packed.files if name.startswith("wheels/")]
+    found = [name for name in notebook.open_pack(out).files if name.startswith("wheels/")]
     assert found == ["wheels/isal-1.9.1-py3-none-any.whl", f"wheels/keras-{keras.__version__}-py3-none-any.whl"]
-    assert "kaggle datasets create -p out --dir-mode zip --keep-tabular" in capsys.readouterr().out
+    assert f"kaggle datasets create -p {out} --dir-mode zip --keep-tabular" in capsys.readouterr().out
     script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock,keras,isal")
-    assert not [name for name in notebook.open_pack(Path("out")).files if name.startswith("wheels/")]
+    assert not [name for name in notebook.open_pack(out).files if name.startswith("wheels/")]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +150,8 @@ def enter(out, facts):
 
 
 @pytest.mark.parametrize("name", ["mine.txt", packing.METADATA])
-def test_a_folder_of_something_else_is_left_alone(copied, name):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
     Path("out", name).write_text(json.dumps({"id": FACTS["id"], "title": "My own", "description": "Not yours"}))
     before = Path("out", name).read_bytes()
@@ -192,184 +163,89 @@ def test_a_folder_of_something_else_is_left_alone(copied, name):
         enter("other", FACTS)
 
 
-def test_what_others_laid_beside_it_stays_and_what_a_stopped_run_wrote_goes(copied, monkeypatch):
-    pack(Path("out"), "tiny")
-    Path("out/code/notes.txt").write_text("somebody's")
+def test_what_a_stopped_run_wrote_goes(inside, tmp_path, monkeypatch):
+    out, calls = tmp_path / "out", []
+    real = packing.export_model
 
-    def stop(source, target):
-        if Path(source).name == "score.json":
+    def stop(result, folder):
+        calls.append(result)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return copyfile(source, target)
+        return real(result, folder)
 
-    copyfile = shutil.copyfile
     with monkeypatch.context() as stopping:
-        stopping.setattr(shutil, "copyfile", stop)
+        stopping.setattr(packing, "export_model", stop)
         with pytest.raises(KeyboardInterrupt):
-            pack(Path("out"), "mixed")
-    assert Path("out/runs/tiny-sequence/oof.parquet").exists()
+            pack(out, "tiny-sequence", "mixed")
+    assert (out / "models/tiny-sequence" / MANIFEST).exists()
     with pytest.raises(IchError, match="is of another version"):  # it is no whole data set
-        notebook.open_pack(Path("out"))
-    packed = pack(Path("out"), "tiny")
-    there = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
-    assert there == packed.files.keys() | {notebook.MANIFEST, packing.METADATA, "code/notes.txt"}
+        notebook.open_pack(out)
+    again = pack(out, "tiny")
+    assert files_in(out) == again.files.keys() | {notebook.MANIFEST, packing.METADATA}
 
 
-def test_a_manifest_removes_nothing_outside_its_folder(copied):
-    with packing.working_in(Path("out"), FACTS):
-        Path("mine.txt").write_text("mine")
-        names = ["../mine.txt", "runs/../../mine.txt", str(Path("mine.txt").resolve()), "elsewhere/mine.txt"]
-        Path("out", notebook.MANIFEST).write_text(json.dumps({"files": dict.fromkeys(names, "")}))
-    pack(Path("out"), "tiny")
-    assert Path("mine.txt").read_text() == "mine"
+def test_a_manifest_removes_nothing_outside_its_folder(inside, tmp_path):
+    mine, out = tmp_path / "mine.txt", tmp_path / "out"
+    with packing.working_in(out, FACTS):
+        mine.write_text("mine")
+        names = ["../mine.txt", "models/../../mine.txt", str(mine), "elsewhere/mine.txt"]
+        (out / notebook.MANIFEST).write_text(json.dumps({"files": dict.fromkeys(names, "")}))
+    pack(out, "tiny")
+    assert mine.read_text() == "mine"
 
 
-def spoil_oof(path):
-    write_predictions(read_predictions(path), path, read_provenance(path) | {"tta": ["none"]})
-
-
-@pytest.mark.parametrize(
-    ("result", "spoil", "message"),
-    [
-        ("tiny", lambda: shutil.rmtree("runs/tiny/fold1"), r"lacks fold\(s\) 1; train them first"),
-        ("tiny", lambda: Path("runs/tiny/score.json").unlink(), r"runs/tiny lacks score.json; make the result again"),
-        (
-            "tiny",
-            lambda: Path("runs/tiny/fold0/model.keras").unlink(),
-            r"fold0 lacks model.keras; delete it and train the fold again",
-        ),
-        (
-            "tiny",
-            lambda: Path("runs/tiny/fold1/model.keras").write_bytes(b""),
-            r"fold1 are not of its model, .* run scr",
-        ),
-        ("tiny", lambda: spoil_oof(Path("runs/tiny/fold1/oof.parquet")), r"fold1 are not of its model, or not made as"),
-        ("tiny", lambda: rewrite("tiny", packages={}), r"environment.json lacks the version of Keras"),
-        ("tiny-sequence", lambda: spoil_oof(Path("runs/tiny/oof.parquet")), r"not those that runs/tiny-sequence was t"),
-        ("tiny-sequence", lambda: Path("runs/tiny/oof.parquet").unlink(), r"cannot read runs/tiny/oof.parquet"),
-        ("tiny-sequence", lambda: shutil.rmtree("runs/tiny"), r"is made of runs/tiny, which is not there"),
-        (
-            "tiny-sequence",
-            lambda: rewrite("tiny-sequence", first_stage=["folds.csv"]),
-            r"trained on a table of scores \(folds.csv\), whose models are not known",
-        ),
-        (
-            "tiny-sequence",
-            lambda: (path := Path("runs/tiny-sequence/config.yaml")).write_text(
-                re.sub("shuffle_kinds: .*", "shuffle_kinds: 0", path.read_text()).replace(
-                    "features: logits", "features: embeddings"
-                )
-            ),
-            r"runs/tiny-sequence reads embeddings, which cannot be extracted on Kaggle; pack a second stage with",
-        ),
-        (
-            "mixed",
-            lambda: Path("folds.csv").unlink(),
-            r"folds.csv is not what runs/tiny-sequence was made with, or not",
-        ),
-    ],
-)
-def test_what_could_not_predict_on_kaggle_is_not_packed(copied, result, spoil, message):
-    spoil()
-    with pytest.raises(IchError, match=message):
-        packing.Contents().add(Path("runs") / result)
-
-
-def rewrite(result, **changed):
-    path = Path("runs") / result / "environment.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-
-
-def test_results_that_cannot_share_a_data_set_are_told(copied):
-    contents = packing.Contents()
-    contents.add(Path("runs/mixed"))
-    shutil.copytree("runs/tiny", "others/tiny")
-    with pytest.raises(IchError, match=r"others/tiny and .*runs/tiny have one name; rename one of them"):
-        contents.add(Path("others/tiny"))
-    table = Path("folds.csv").read_text()
-    Path("other.csv").write_text(table + "\n")
-    shutil.copytree("runs/mixed", "runs/other")
-    rewrite("other", folds_sha256=sha256_of(Path("other.csv")))
-    config = yaml.safe_load(Path("runs/other/config.yaml").read_text())
-    config["data"]["folds"] = "other.csv"
-    Path("runs/other/config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(IchError, match=r"runs/other has other folds \(other.csv\) than those before it"):
-        contents.add(Path("runs/other"))
-
-
-def test_images_of_two_settings_get_two_folders(copied):
-    shutil.copytree("runs/tiny", "runs/second")
-    shutil.copytree("images", "elsewhere/images")
-    text = Path("runs/second/config.yaml").read_text()
-    Path("runs/second/config.yaml").write_text(text.replace(f"{copied}/images", f"{copied}/elsewhere/images"))
-    packed = pack(Path("out"), "tiny", "second")
-    assert [told["images"] for told in packed.results.values()] == ["images", "images_"]
-    scripts = [step.script for step in steps(packed, "tiny")]
-    assert scripts == ["preprocess.py", "predict.py", "make_submission.py"]
+def test_results_of_one_name_and_models_of_an_unknown_keras_are_refused(inside, tmp_path, monkeypatch):
+    with pytest.raises(IchError, match=r"runs/tiny has the name of another result"):
+        packing.export([Path("runs/tiny"), Path("runs/tiny")], tmp_path)
+    monkeypatch.setattr(packing.inference, "metadata_of", lambda path: {})
+    with pytest.raises(IchError, match="does not say which Keras wrote it"):
+        packing.export([Path("runs/tiny")], tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------- in the notebook
 
 
-def steps(packed, result, **options):
-    competition = notebook.Competition(Path("/in/a 'b\"/stage_2_test"), Path("sample.csv").absolute())
-    return notebook.steps(packed, result, competition, Path("work").absolute(), Path("made").absolute(), **options)
-
-
-def test_what_was_packed_predicts_where_only_the_test_slices_are(copied, monkeypatch):
-    """All steps but the conversion, which needs DICOM files: test_the_notebook_runs_without_network makes it."""
-    pack(Path("out"), "mixed")
-    write_sample(Path("sample.csv"))
-    whole = {name: read_predictions(Path(f"runs/{name}/predictions_test.parquet")) for name in ("tiny", "mixed")}
-    images = Path("work/images/images")
-    shutil.copytree("images/test", images / "test")
-    shutil.copy("images/settings.json", images)
-    table = slice_table.read_table(Path("images/slices.parquet"))
-    slice_table.write_table(table[table["split"] == "test"], images / "slices.parquet")
-    for folder in ("images", "runs"):
-        shutil.rmtree(folder)
-    Path("folds.csv").unlink()
-    packed = notebook.open_pack(Path("out").absolute())
-    todo = steps(packed, "mixed", missing=["series_mean"], max_failures=2)
-    assert [step.script for step in todo] == [
-        *("preprocess.py", "predict.py", "train_sequence.py", "blend.py", "make_submission.py")
-    ]
-    assert yaml.safe_load(todo[0].arguments[2].partition("=")[2]) == ["/in/a 'b\"/stage_2_test"]
-    assert todo[0].arguments[-2:] == ["--max-failures", "2"]
-    monkeypatch.setattr(train.rnn, "train", None)  # its networks are there
-    monkeypatch.chdir("work")
-    for _ in range(2):  # a cell that is run again
-        for step in todo[1:]:
-            if step.prepare:
-                step.prepare()
+@pytest.mark.parametrize("name", ["mixed", "tiny"])
+def test_what_was_packed_predicts_where_only_the_test_slices_are(home, packed, tmp_path, monkeypatch, name):
+    expected = read_predictions(home / f"runs/{name}/predictions_test.parquet")
+    write_sample(tmp_path / "sample.csv", expected.index)
+    with without(home) as hidden:
+        competition = notebook.Competition(hidden / "test", tmp_path / "sample.csv")
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+        for step in notebook.steps(packed, name, competition, tmp_path / "work", tmp_path / "made"):
             script(step.script, *step.arguments)
-    for name, before in whole.items():
-        after = read_predictions(Path(f"runs/{name}/predictions_test.parquet"))
-        pd.testing.assert_frame_equal(after, before, check_exact=name == "tiny", atol=1e-6)
-    made = pd.read_csv("../made/submission.csv")
-    assert len(made) == 6 * len(TEST)
-    assert made["Label"].to_numpy() == pytest.approx(whole["mixed"].loc[TEST].to_numpy().ravel(), abs=1e-6)
-    assert json.loads(Path("../made/submission.json").read_text())["file"] == "submission.csv"
+    made = pd.read_csv(tmp_path / "made/submission.csv")
+    assert made["ID"].tolist() == [f"{one}_{label}" for one in expected.index for label in LABELS]
+    np.testing.assert_allclose(made["Label"], expected.to_numpy().ravel(), atol=1e-6)
+    manifest = json.loads((tmp_path / "made/submission.json").read_text())
+    assert (manifest["file"], manifest["run"]) == ("submission.csv", name)
+    assert manifest["predictions"]["options"]["slabs"] is False
 
 
-def test_an_unknown_result_is_told(copied):
-    with pytest.raises(IchError, match=r"the data set has no result 'big'; there are tiny"):
-        steps(pack(Path("out"), "tiny"), "big")
+def test_policies_reach_the_submission(packed):
+    competition = notebook.Competition(Path("/in/a b/stage_2_test"), Path("sample.csv"))
+    _, submit = notebook.steps(packed, "tiny", competition, Path("work"), Path("made"), ["series_mean", "prevalence"])
+    assert submit.arguments[-4:] == ["--missing", "series_mean", "--missing", "prevalence"]
 
 
-def test_a_damaged_data_set_is_told(copied):
-    pack(Path("out"), "tiny")
-    Path("out/runs/tiny/fold0/model.keras").write_bytes(b"cut")
-    Path("out/code/LICENSE").unlink()
-    with pytest.raises(
-        IchError, match=r"\(code/LICENSE missing; runs/tiny/fold0/model.keras changed\); upload it agai"
-    ):
-        notebook.open_pack(Path("out"))
-    Path("out", notebook.MANIFEST).write_text("{}")
-    with pytest.raises(IchError, match=r"is of another version \(KeyError: 'results'\); pack the data set again"):
-        notebook.open_pack(Path("out"))
-    Path("out", notebook.MANIFEST).unlink()
+def test_an_unknown_model_is_told(packed):
+    with pytest.raises(IchError, match=r"the data set has no model 'big'; there are mixed, tiny"):
+        notebook.steps(packed, "big", notebook.Competition(Path(), Path()), Path(), Path())
+
+
+def test_a_damaged_data_set_is_told(packed, tmp_path):
+    out = Path(shutil.copytree(packed.root, tmp_path / "out"))
+    (out / "models/tiny/tiny/fold0/model.keras").write_bytes(b"cut")
+    (out / "code/LICENSE").unlink()
+    with pytest.raises(IchError, match=r"\(code/LICENSE missing; models/tiny/.*model.keras changed\); upload it agai"):
+        notebook.open_pack(out)
+    (out / notebook.MANIFEST).write_text("{}")
+    with pytest.raises(IchError, match=r"is of another version \(KeyError: 'models'\); pack the data set again"):
+        notebook.open_pack(out)
+    (out / notebook.MANIFEST).unlink()
     with pytest.raises(IchError, match=r"which lists the content of the data set, cannot be read"):
-        notebook.open_pack(Path("out"))
+        notebook.open_pack(out)
 
 
 def test_packages_are_compared_with_the_requirements(tmp_path):
@@ -407,15 +283,12 @@ def test_the_competition_is_found_at_any_depth_without_listing_its_slices(tmp_pa
 def write_script(root, code):
     (root / "code/scripts").mkdir(parents=True, exist_ok=True)
     (root / "code/scripts/a.py").write_text(code)
-    return notebook.Pack(root, {}, {}, [])
+    return notebook.Pack(root, [], {})
 
 
 def test_a_step_runs_with_the_packed_code_in_the_working_folder(tmp_path, capsys):
     code = "import os, sys\nprint(os.getcwd(), os.environ['PYTHONPATH'], *sys.argv[1:])\nprint('told', file=sys.stderr)"
-    ready = []
-    step = notebook.Step("a.py", ["b c", "d"], lambda: ready.append(True))
-    notebook.run(step, write_script(tmp_path, code), tmp_path / "work")
-    assert ready == [True]
+    notebook.run(notebook.Step("a.py", ["b c", "d"]), write_script(tmp_path, code), tmp_path / "work")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "$ a.py 'b c' d"
     assert set(lines[1:]) == {f"{tmp_path}/work {tmp_path}/code/src b c d", "told"}
@@ -425,6 +298,7 @@ def test_a_step_that_fails_ends_the_notebook(tmp_path):
     packed = write_script(tmp_path, "import sys; sys.exit(3)")
     with pytest.raises(IchError, match=r"a.py ended with status 3; its error stands above"):
         notebook.run(notebook.Step("a.py", []), packed, tmp_path)
+    notebook.run(notebook.Step("a.py", [], accepted=(0, 3)), packed, tmp_path)
 
 
 def test_a_stopped_cell_stops_its_script(tmp_path, monkeypatch):
@@ -463,42 +337,28 @@ def test_the_notebook_is_the_script_and_has_no_outputs():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_without_network(tmp_path, monkeypatch):
+def test_the_notebook_runs_without_network(home, tmp_path, monkeypatch):
     """Its script, with a simulated archive as Kaggle mounts it, whose train slices nobody can read.
 
     Of packages all is there, so that nothing is installed into the environment of the tests.
     """
-    monkeypatch.chdir(tmp_path)
-    write_archive(
-        Path("a.zip"), draw_plan(patients=8, test_patients=2, size=64, min_slices=6, max_slices=8, bleed_factor=6.0)
-    )
-    content = {
-        "name": "tiny",
-        "data": {"sources": "a.zip", "images": "images"},
-        "preprocess": {"windows": ["brain", "subdural", "bone"], "size": 32},
-        "folds": {"n": 2},
-        "model": {"name": "small_cnn", "weights": None, "neighbours": [-1, 0, 1]},
-        "train": {"epochs": 1, "batch_size": 16},
-        "machine": {"jobs": 1, "workers": 1},
-    }
-    Path("tiny.yaml").write_text(yaml.safe_dump(content))
-    script("preprocess.py", "tiny.yaml", "--max-failures", "1")
-    script("make_folds.py", "tiny.yaml")
-    script("train_kfold.py", "tiny.yaml")
-    script("predict.py", "runs/tiny", "--set", "predict.tta=[none, flip]")
+    monkeypatch.chdir(home)
     have = ",".join(line.partition("=")[0].partition(">")[0] for line in (ROOT / "requirements.txt").open())
-    script("pack_for_kaggle.py", "runs/tiny", "--id", "jane/ich-tiny", "--out", "in/ich/v1", "--have", have)
-    with zipfile.ZipFile("a.zip") as archive:
-        archive.extractall("in/rsna")
-    train = list(Path("in/rsna", FOLDER, "stage_2_train").iterdir())
+    out = tmp_path / "in/ich/v1"
+    script("pack_for_kaggle.py", "runs/mixed", "--id", "jane/ich-tiny", "--out", out, "--have", have)
+    with zipfile.ZipFile("archive.zip") as archive:
+        archive.extractall(tmp_path / "in/rsna")
+    train = list((tmp_path / "in/rsna" / FOLDER / "stage_2_train").iterdir())
     for path in train:
         path.write_bytes(b"")
     closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     places = {"ICH_INPUT": "in", "ICH_WORK": "work", "ICH_OUT": "made"}
     environment = os.environ | closed | {key: str(tmp_path / value) for key, value in places.items()}
-    subprocess.run([sys.executable, NOTEBOOK.with_suffix(".py")], check=True, env=environment, cwd=tmp_path / "in")
-    before, after = (read_predictions(Path(p, "runs/tiny/predictions_test.parquet")) for p in (".", "work"))
-    pd.testing.assert_frame_equal(after, before, check_exact=True)
-    assert len(pd.read_csv("made/submission.csv")) == 6 * len(after)
+    with without(home):
+        subprocess.run([sys.executable, NOTEBOOK.with_suffix(".py")], check=True, env=environment, cwd=tmp_path / "in")
+    expected = read_predictions(home / "runs/mixed/predictions_test.parquet")
+    made = pd.read_csv(tmp_path / "made/submission.csv").set_index("ID")["Label"]
+    wanted = [f"{one}_{label}" for one in expected.index for label in LABELS]
+    assert len(made) == len(wanted)
+    np.testing.assert_allclose(made[wanted], expected.to_numpy().ravel(), atol=1e-6)
     assert train
-    assert not Path("work/images/images/train").exists()

@@ -4,25 +4,21 @@ Kaggle mounts what is attached below /kaggle/input, read-only, under names and a
 years: nothing here relies on them.
 """
 
-import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 from packaging.utils import canonicalize_name
 
 from ich.errors import IchError, name_some, one_line
-from ich.files import copy_file, sha256_of
-from ich.images import slice_table
+from ich.files import sha256_of
 from ich.kaggle.wheels import read_requirements
 from ich.results.result_directory import read_mapping
 
@@ -38,15 +34,13 @@ class Pack(NamedTuple):
 
     Args:
         root: where it is mounted.
-        results: name -> what `steps` needs to know of it, after those that it is made of.
+        models: their names, in the order in which they were asked for.
         files: path within the data set -> SHA-256.
-        requested: the results that were asked for, in their order.
     """
 
     root: Path
-    results: dict[str, dict]
+    models: list[str]
     files: dict[str, str]
-    requested: list[str]
 
 
 class Competition(NamedTuple):
@@ -57,11 +51,11 @@ class Competition(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A script to run in the working folder, and a function to call before it."""
+    """A script to run in the working folder, and the exit statuses that are no failure."""
 
     script: str
     arguments: list[str]
-    prepare: Callable[[], None] | None = None
+    accepted: tuple[int, ...] = (0,)
 
 
 def open_pack(root: Path) -> Pack:
@@ -72,7 +66,7 @@ def open_pack(root: Path) -> Pack:
     """
     manifest = read_mapping(root / MANIFEST, "lists the content of the data set")
     try:
-        pack = Pack(root, dict(manifest["results"]), dict(manifest["files"]), list(manifest["wanted"]))
+        pack = Pack(root, list(manifest["models"]), dict(manifest["files"]))
     except (KeyError, TypeError, ValueError) as error:
         raise IchError(
             f"{root / MANIFEST} is of another version ({one_line(error)}); pack the data set again"
@@ -138,103 +132,30 @@ def find_competition(root: Path) -> Competition:
 
 
 def steps(
-    pack: Pack,
-    result: str,
-    competition: Competition,
-    work: Path,
-    out: Path,
-    missing: Sequence[str] = (),
-    max_failures: int = 0,
+    pack: Pack, model: str, competition: Competition, work: Path, out: Path, missing: Sequence[str] = ()
 ) -> list[Step]:
-    """List the scripts that end in a submission of a result: conversion and prediction for each run that it is made
-    of, then second stages, blends and the submission.
+    """List the scripts that end in a submission of a model.
 
-    A second stage's networks predict as they were saved; its other kinds, which are in no file, are fitted again on the
-    packed out-of-fold predictions, and so are a blend's weights, in seconds.
+    Slices are read as the competition's way reads them: as they are, whatever their thickness, and all series.
 
     Args:
-        result: one of the pack.
-        work: the folder of images and results.
+        model: one of the pack.
+        work: the folder of predictions.
         out: the folder for submission.csv and submission.json.
         missing: policies for unreadable slices, as `ich.competition.submission.fill_missing` takes them.
-        max_failures: how many unreadable slices are no failure.
 
     Raises:
-        IchError: the pack has no such result.
+        IchError: the pack has no such model.
     """
-    if result not in pack.results:
-        raise IchError(f"the data set has no result {result!r}; there are {', '.join(pack.results)}")
-    todo: dict[str, Step] = {}
-    images = _add_steps(todo, pack, result, competition, work, max_failures)
-    arguments = [f"runs/{result}", "--name", "submission", "--sample-submission", str(competition.sample)]
-    arguments += ["--out", str(out)]
-    for policy in missing:
-        arguments += ["--missing", policy]
-    if set(missing) - {"refuse"}:  # they read the slice table of the images
-        arguments += _set({"data.images": images})
-    return [*todo.values(), Step("make_submission.py", arguments)]
-
-
-def _add_steps(
-    todo: dict[str, Step], pack: Pack, name: str, competition: Competition, work: Path, max_failures: int
-) -> Path:
-    """Add the steps that end in `runs/<name>`, each once.
-
-    Returns:
-        The folder of the test slices' images and table.
-    """
-    facts, source, folds = pack.results[name], pack.root / "runs" / name, pack.root / "scans/folds.csv"
-    packed_folds = {"data.folds": folds} if "scans/folds.csv" in pack.files else {}
-    if facts["kind"] == "run":
-        images = work / "images" / facts["images"]
-        convert = {"data.sources": [str(competition.test)], "data.split": "test", "data.images": images}
-        convert |= {"machine.backend": "processes", "machine.scheduler": None}
-        arguments = [str(source / "config.yaml"), *_set(convert), "--max-failures", str(max_failures)]
-        todo.setdefault(f"images {facts['images']}", Step("preprocess.py", arguments))
-        predict = {"data.images": images, **packed_folds}
-        predict |= {f"predict.{key}": value for key, value in facts["predict"].items()}
-        predict["machine.workers"] = os.cpu_count() or 1
-        todo.setdefault(name, Step("predict.py", [str(source), "--out", f"runs/{name}", *_set(predict)]))
-        return images
-    images, *_ = [_add_steps(todo, pack, part, competition, work, max_failures) for part in facts["of"]]
-    parts = [f"runs/{part}" for part in facts["of"]]
-    if facts["kind"] == "sequence":
-        train = {"data.images": work / "scans" / name, **packed_folds}
-        train |= {f"sequence.{key}": value for key, value in facts["sequence"].items()}
-        prepare = partial(_copy_second_stage, pack, name, images, work)
-        todo.setdefault(name, Step("train_sequence.py", [*parts, "--name", name, *_set(train)], prepare))
-    else:
-        recipe = facts["recipe"]
-        arguments = [*parts, "--out", f"runs/{name}", "--folds", str(folds), "--method", recipe["method"]]
-        arguments += ["--calibrate", recipe["calibration"]] if recipe["calibration"] else []
-        arguments += [f"--{key.replace('_', '-')}" for key in ("by_label", "any_at_least_max") if recipe[key]]
-        todo.setdefault(name, Step("blend.py", arguments))
-    return images
-
-
-def _set(values: dict) -> list[str]:
-    """Return config values as options --set; JSON is YAML, whatever characters a path has."""
-    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value, default=str)}")]
-
-
-def _copy_second_stage(pack: Pack, name: str, images: Path, work: Path) -> None:
-    """Copy a second stage's files into the working folder, and write one slice table of its training's slices, which
-    are packed, and the test slices, which were converted here.
-
-    Args:
-        images: the folder of the test slices' table.
-
-    Raises:
-        IchError: the test slices are not converted, or a file cannot be written.
-    """
-    source, scans = pack.root / "scans" / name, work / "scans" / name
-    tables = [slice_table.read_table(folder / "slices.parquet") for folder in (source, images)]
-    slice_table.write_table(pd.concat(tables, ignore_index=True), scans / "slices.parquet")
-    copy_file(source / "settings.json", scans / "settings.json")
-    for file in sorted((pack.root / "runs" / name).rglob("*")):
-        target = work / file.relative_to(pack.root)
-        if file.is_file() and not target.exists():  # a file that is there may be of a later step
-            copy_file(file, target)
+    if model not in pack.models:
+        raise IchError(f"the data set has no model {model!r}; there are {', '.join(pack.models)}")
+    predictions = work / "predictions" / model
+    predict = [str(pack.root / "models" / model), str(competition.test), "--out", str(predictions)]
+    predict += ["--all-series", "--no-slabs", "--no-pages"]
+    submit = [str(predictions), "--name", "submission", "--sample-submission", str(competition.sample)]
+    submit += ["--out", str(out), *(part for policy in missing for part in ("--missing", policy))]
+    # What could not be read is make_submission's to refuse, which knows what the competition asks for.
+    return [Step("predict_scans.py", predict, accepted=(0, 3)), Step("make_submission.py", submit)]
 
 
 def run(step: Step, pack: Pack, work: Path) -> None:
@@ -244,8 +165,6 @@ def run(step: Step, pack: Pack, work: Path) -> None:
         IchError: the script failed.
     """
     work.mkdir(parents=True, exist_ok=True)
-    if step.prepare is not None:
-        step.prepare()
     code = pack.root / "code"
     print(f"$ {step.script} {shlex.join(step.arguments)}", flush=True)
     # A progress bar that moves three times a second makes a log of megabytes.
@@ -260,5 +179,5 @@ def run(step: Step, pack: Pack, work: Path) -> None:
         except KeyboardInterrupt:
             running.send_signal(signal.SIGINT)
             raise
-    if running.returncode:
+    if running.returncode not in step.accepted:
         raise IchError(f"{step.script} ended with status {running.returncode}; its error stands above")

@@ -1,35 +1,33 @@
-"""Pack results, code and wheels as a data set for Kaggle, complete for offline prediction.
+"""Pack exported models, code and wheels as a data set for Kaggle, complete for offline prediction.
 
 OUT/dataset-metadata.json  title, id and license, as `kaggle datasets create` reads them
-OUT/ich-manifest.json      results, and each file's SHA-256; written last
+OUT/ich-manifest.json      the models' names, and each file's SHA-256; written last
 OUT/code/                  src/ich, scripts, requirements.txt, LICENSE
 OUT/wheels/                of what Kaggle's image lacks, and of the Keras that wrote the models
-OUT/runs/<name>/           models, config, environment, out-of-fold predictions and score
-OUT/scans/                 for second stages and blends: folds.csv, and <name>/slices.parquet of the training's slices
+OUT/models/<name>/         a model of `ich.own_scans.export` each
 
 The code is packed as its source tree, not as a wheel: Python runs it from where it is mounted, nothing has to be built,
 and whoever opens the data set can read it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from tqdm import tqdm
 
 from ich import folders
-from ich.errors import IchError, one_line
+from ich.errors import IchError, name_some
 from ich.files import copy_file, remove, sha256_of, sweep, write_json
-from ich.images import slice_table
 from ich.kaggle.notebook import MANIFEST
+from ich.own_scans.export import export_model
+from ich.own_scans.model_spec import CARD, read_model
+from ich.own_scans.model_spec import MANIFEST as MODEL
 from ich.results import environment
-from ich.results.predictions import read_provenance
-from ich.results.result_directory import check_result, read_mapping
-from ich.training.run_data import read_slices
-from ich.training.run_directory import Run
+from ich.results.result_directory import read_mapping
+from ich.training import inference
 
 METADATA = folders.DATA_SET.marker
 
@@ -42,7 +40,7 @@ LICENSES = (
 )
 """Kaggle's names of licenses."""
 
-_OWN = ("code", "wheels", "runs", "scans")
+_OWN = ("code", "wheels", "models")
 _DESCRIPTION = f"""Code under the MIT licence (code/LICENSE), and models that it trained on the images of the RSNA \
 Intracranial Hemorrhage Detection challenge, which are for non-commercial research under the competition's rules. \
 {folders.DATA_SET.says}"""
@@ -72,149 +70,6 @@ def metadata(id: str, title: str | None = None, license: str = "other") -> dict:
     return {"title": title, "id": id, "licenses": [{"name": license}], "description": _DESCRIPTION}
 
 
-class Contents:
-    """The results and files of a data set; each result stands after those that it is made of.
-
-    Attributes:
-        results: name -> what `ich.kaggle.notebook.steps` has to know of it.
-        files: path within the data set -> the file to copy, or a function that writes it to a path.
-        keras: the versions of Keras that wrote the models: an older one cannot read them.
-    """
-
-    def __init__(self) -> None:
-        self.results: dict[str, dict] = {}
-        self.files: dict[str, Path | Callable[[Path], None]] = {}
-        self.keras: set[Version] = set()
-        self._paths: dict[str, Path] = {}
-        self._images: dict[str, Path] = {}
-        self._folds: Path | None = None
-
-    def add_code(self, root: Path) -> None:
-        """Add the source tree of a checkout."""
-        paths = [path for path in (root / "src/ich").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        paths += [*(root / "scripts").glob("*.py"), root / "requirements.txt", root / "LICENSE"]
-        self.files |= {f"code/{path.relative_to(root).as_posix()}": path for path in sorted(paths)}
-
-    def add(self, path: Path) -> str:
-        """Add a result, and all that it is made of.
-
-        Returns:
-            Its name.
-
-        Raises:
-            IchError: it is not finished, or cannot predict test slices without the training's images.
-        """
-        name = path.resolve().name
-        if name in self._paths:
-            if self._paths[name] != path.resolve():
-                raise IchError(f"{path} and {self._paths[name]} have one name; rename one of them")
-            return name
-        check_result(path)
-        config = read_mapping(path / "config.yaml")
-        environment = read_mapping(path / "environment.json", "records what the result was made with")
-        if "blend" in config:
-            self._add_blend(name, path, config, environment)
-        else:
-            run = Run.open(path)
-            run.check_finished()
-            if "first_stage" in environment:
-                self._add_second_stage(name, run, environment)
-            else:
-                self._add_run(name, run)
-            self.keras.add(_keras_of(path, environment))
-        for file in ("config.yaml", "environment.json", "oof.parquet", "score.json"):
-            if not (path / file).is_file():
-                raise IchError(f"{path} lacks {file}; make the result again, then pack it")
-            self.files[f"runs/{name}/{file}"] = path / file
-        self._paths[name] = path.resolve()
-        return name
-
-    def _add_run(self, name: str, run: Run) -> None:
-        provenances = [read_provenance(run.fold(k) / "oof.parquet") or {} for k in range(run.config.folds.n)]
-        passes = {key: provenances[0].get(key) for key in ("tta", "mean")}
-        for k, provenance in enumerate(provenances):
-            self._add_fold(name, run, k, ["model.keras", "oof.parquet"])
-            expected = passes | {"model": sha256_of(run.fold(k) / "model.keras")}
-            if provenance != expected or None in passes.values():
-                raise IchError(
-                    f"the out-of-fold predictions of {run.fold(k)} are not of its model, or not made as fold 0's, so"
-                    f" that Kaggle would need the training's images; run scripts/predict.py {run.path}, then pack it"
-                )
-        images = run.config.data.images.resolve()
-        folder = images.name
-        while self._images.setdefault(folder, images) != images:  # another run's images of that name
-            folder += "_"
-        self.results[name] = {"kind": "run", "of": [], "images": folder, "predict": passes}
-
-    def _add_second_stage(self, name: str, run: Run, environment: dict) -> None:
-        section = run.config.sequence
-        first = [_existing(Path(source), run.path) for source in environment["first_stage"]]
-        if any(path.is_file() for path in first):
-            raise IchError(
-                f"{run.path} was trained on a table of scores ({first[0]}), whose models are not known: it cannot"
-                " predict test slices; pack a second stage of runs"
-            )
-        if section.features == "embeddings":
-            raise IchError(
-                f"{run.path} reads embeddings, which cannot be extracted on Kaggle; pack a second stage with"
-                " sequence.features=logits"
-            )
-        if [sha256_of(path / "oof.parquet") for path in first] != environment.get("scores_sha256"):
-            raise IchError(
-                f"{', '.join(map(str, first))}: the out-of-fold predictions are not those that {run.path} was trained"
-                " on; train the second stage anew (scripts/train_sequence.py), then pack it"
-            )
-        of = [self.add(path) for path in first]
-        models = ["model.keras"] if "recurrent" in section.kinds else []
-        for k in range(run.config.folds.n):
-            self._add_fold(name, run, k, ["oof.parquet", *(f"{kind}.parquet" for kind in section.kinds), *models])
-        self._add_folds(run.path, run.config.data.folds_path, environment)
-        table = read_slices(run.config)
-        table = table[table["split"] == "train"]
-        self.files[f"scans/{name}/slices.parquet"] = partial(slice_table.write_table, table)
-        self.files[f"scans/{name}/settings.json"] = run.config.data.images / "settings.json"
-        self.results[name] = {"kind": "sequence", "of": of, "sequence": section.model_dump(mode="json")}
-
-    def _add_blend(self, name: str, path: Path, config: dict, environment: dict) -> None:
-        recipe = dict(config["blend"])
-        of = [self.add(_existing(Path(part), path)) for part in recipe.pop("runs")]
-        self._add_folds(path, Path(config["data"]["folds"]), environment)
-        self.results[name] = {"kind": "blend", "of": of, "recipe": recipe}
-
-    def _add_fold(self, name: str, run: Run, k: int, files: Iterable[str]) -> None:
-        for file in files:
-            if not (run.fold(k) / file).is_file():
-                raise IchError(f"{run.fold(k)} lacks {file}; delete it and train the fold again, then pack the run")
-            self.files[f"runs/{name}/fold{k}/{file}"] = run.fold(k) / file
-
-    def _add_folds(self, path: Path, folds: Path, environment: dict) -> None:
-        """Add the file of folds that a result was made with; all results of a data set share one."""
-        digest = sha256_of(folds) if folds.is_file() else None
-        if digest != environment.get("folds_sha256"):
-            raise IchError(f"{folds} is not what {path} was made with, or not there; restore it, then pack")
-        if self._folds is not None and sha256_of(self._folds) != digest:
-            raise IchError(f"{path} has other folds ({folds}) than those before it ({self._folds}); pack it on its own")
-        self.files["scans/folds.csv"] = self._folds = self._folds or folds
-
-
-def _keras_of(path: Path, environment: dict) -> Version:
-    try:
-        return Version(environment["packages"]["keras"])
-    except (KeyError, TypeError, InvalidVersion) as error:
-        raise IchError(
-            f"{path}/environment.json lacks the version of Keras ({one_line(error, named=True)}), which"
-            " Kaggle needs to read the models; restore it"
-        ) from error
-
-
-def _existing(part: Path, result: Path) -> Path:
-    """Return the path of what a result is made of, from the working directory or beside the result."""
-    for path in (part, result.resolve().parent / part.name):
-        if path.exists():
-            return path
-    raise IchError(f"{result} is made of {part}, which is not there; restore it, or pack results without it")
-
-
 @contextmanager
 def working_in(out: Path, facts: dict) -> Iterator[None]:
     """Lock a folder, which must be empty or of this data set, and write its dataset-metadata.json.
@@ -234,15 +89,43 @@ def working_in(out: Path, facts: dict) -> Iterator[None]:
         yield
 
 
-def write(contents: Contents, wheels: Sequence[Path], out: Path, requested: Sequence[str]) -> dict[str, str]:
-    """Write a data set, within `working_in`; files that are there and up to date are kept.
+def export(results: Sequence[Path], out: Path) -> Version:
+    """Write each result as an exported model into `out`/models, within `working_in`.
+
+    Returns:
+        The latest version of Keras that wrote one of the models: an older one cannot read them.
+
+    Raises:
+        IchError: two results have one name; as `ich.own_scans.export.export_model`.
+    """
+    names = [path.resolve().name for path in results]
+    for path, name in zip(results, names, strict=True):
+        if names.count(name) > 1:
+            raise IchError(f"{path} has the name of another result to pack; give each once, or rename one of them")
+    files = {
+        f"models/{name}/{file}"
+        for path, name in zip(results, names, strict=True)
+        for file in (MODEL, CARD, *read_model(path).files())
+    }
+    _announce(out, files)
+    for path, name in zip(results, names, strict=True):
+        export_model(path, out / "models" / name)
+    written = [inference.metadata_of(out / file).get("keras_version") for file in files if file.endswith(".keras")]
+    if None in written:
+        raise IchError(f"a model of {name_some(names)} does not say which Keras wrote it; train its fold again")
+    return max(Version(str(version)) for version in written)
+
+
+def write(root: Path, results: Sequence[Path], wheels: Sequence[Path], out: Path) -> dict[str, str]:
+    """Write the rest of a data set, within `working_in` and after `export`; code that is up to date is kept.
 
     Files that an earlier run wrote are removed if they are not part of it, others never: the manifest lists them, and
     while this writes, both what was there and what will be.
 
     Args:
+        root: of a checkout, whose code is packed.
+        results: as for `export`.
         wheels: paths below `out`, as `ich.kaggle.wheels.fetch` gives them.
-        requested: the names of the results that were asked for.
 
     Returns:
         The SHA-256 of each file, by its path within `out`.
@@ -250,24 +133,35 @@ def write(contents: Contents, wheels: Sequence[Path], out: Path, requested: Sequ
     Raises:
         IchError: a file cannot be read or written.
     """
-    writing = _written(out) | {path.relative_to(out).as_posix() for path in wheels} | contents.files.keys()
-    # Without results, so that it is not taken for the manifest of a complete data set.
-    write_json(out / MANIFEST, {"writing": sorted(writing)})
-    digests = {path.relative_to(out).as_posix(): sha256_of(path) for path in wheels}
-    for name, source in tqdm(contents.files.items(), desc="pack", unit="file", disable=None):
-        target = out / name
-        if callable(source):
-            source(target)
-        elif not (target.is_file() and sha256_of(target) == sha256_of(source)):
-            copy_file(source, target)
-        digests[name] = sha256_of(target)
-    for folder in {(out / name).parent for name in writing}:
-        sweep(folder)
-    remove(*(out / name for name in writing - digests.keys()))
-    digests = dict(sorted(digests.items()))
-    facts = {"commit": environment.environment()["commit"], "wanted": list(requested), "results": contents.results}
+    code = _code(root)
+    models = [out / "models" / path.resolve().name for path in results]
+    there = [*wheels, *(model / name for model in models for name in (MODEL, CARD, *read_model(model).files()))]
+    names = {path.relative_to(out).as_posix() for path in there}
+    _announce(out, names | code.keys())
+    for name, source in tqdm(code.items(), desc="pack", unit="file", disable=None):
+        if not (out / name).is_file() or sha256_of(out / name) != sha256_of(source):
+            copy_file(source, out / name)
+    digests = {name: sha256_of(out / name) for name in sorted(names | code.keys())}
+    outdated = [out / name for name in _written(out) - digests.keys()]
+    remove(*outdated)
+    for folder in sorted({one for path in outdated for one in path.parents if out in one.parents}, reverse=True):
+        with suppress(OSError):  # it is not there, or not empty
+            folder.rmdir()
+    facts = {"commit": environment.environment()["commit"], "models": [model.name for model in models]}
     write_json(out / MANIFEST, facts | {"files": digests})
     return digests
+
+
+def _code(root: Path) -> dict[str, Path]:
+    """Return the source tree of a checkout: path within the data set -> file."""
+    paths = [path for path in (root / "src/ich").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    paths += [*(root / "scripts").glob("*.py"), root / "requirements.txt", root / "LICENSE"]
+    return {f"code/{path.relative_to(root).as_posix()}": path for path in sorted(paths)}
+
+
+def _announce(out: Path, names: set[str]) -> None:
+    """List files that will be there, beside those that are: without models, as no manifest of a whole data set has."""
+    write_json(out / MANIFEST, {"writing": sorted(_written(out) | names)})
 
 
 def _written(out: Path) -> set[str]:

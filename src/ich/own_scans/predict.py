@@ -5,6 +5,7 @@ In OUT:
 slices.csv        a row a slice: its file, identifiers, place, six probabilities
 scans.csv         a row a scan: the highest probability of each label, and the slice that has it
 series.csv        a row a series, read or not, with the reason; and one for each kind of file that belongs to none
+unread.csv        a row a file of a series that could not be read
 predictions.json  how all this was made; written first and last
 index.html        all scans, with a picture each
 scans/            a page a scan, and its rows as Parquet, from which the same command resumes
@@ -105,6 +106,7 @@ def _provenance(spec: ModelSpec, digest: str, sources: Sequence[Path], options: 
             "trained_by_commit": spec.commit,
             "parts": {name: part.kind for name, part in spec.parts.items()},
             "thickness_mm": spec.thickness,
+            "thresholds": spec.thresholds,
             "out_of_fold": spec.out_of_fold,
         },
         "environment": environment.environment(),

@@ -1,8 +1,9 @@
-"""The tables of all scans, slices.csv, scans.csv and series.csv, and index.html."""
+"""The tables of all scans, slices.csv, scans.csv, series.csv and unread.csv, and index.html."""
 
 import base64
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ _SERIES = [
     *(*IDS[1:], "modality", "description", "kernel", "files", "slices", "unread", "thickness_mm", "spacing_mm"),
     *("status", "reason", "detail", "notes"),
 ]
+UNREAD_COLUMNS = ("file", "SeriesInstanceUID", "reason")
+"""Of unread.csv."""
+
 _OWN = re.compile(r"[0-9a-f]{16}\.(parquet|html)")
 
 
@@ -50,14 +54,17 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
     """Write the CSV files and the index of what the scans' files hold, and remove the files of other scans."""
     options, out = files.options, files.out
     own = ["PatientID"] if options.patient_id else []
-    scan_rows, series_rows, index = [], [], []
+    scan_rows, series_rows, unread_rows, index = [], [], [], []
     slices, unread, skipped = 0, 0, Counter[str]()
     with replacing(out / "slices.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(",".join([*COLUMNS, *own]) + "\n")
         for series in found.series:
             facts = files.facts(series) if series.status == "read" else None
-            row = _series_row(series, facts, options)
+            broken = _broken(series, facts)
+            row = _series_row(series, facts, broken, options)
             series_rows.append(row)
+            shown = [("", "")] * len(broken) if options.hash_ids else broken  # reasons quote files, too
+            unread_rows += [[name, row["SeriesInstanceUID"], reason] for name, reason in shown]
             unread += row["unread"]
             if row["status"] != "read" or facts is None:
                 skipped[row["reason"]] += 1
@@ -75,6 +82,7 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
         series_rows.append(row | {"reason": reason, "detail": detail})
     _write_csv(out / "scans.csv", scan_rows, [*_SCANS, *own])
     _write_csv(out / "series.csv", series_rows, _SERIES)
+    _write_csv(out / "unread.csv", unread_rows, UNREAD_COLUMNS)
     if options.pages:
         others = [row for row in series_rows if row["status"] != "read"]
         told = [(row.get("description") or _files(row["files"]), row["reason"], row["detail"]) for row in others]
@@ -84,9 +92,13 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
     return Summary(len(scan_rows), slices, dict(skipped), unread), counts
 
 
-def _series_row(series: Series, facts: dict | None, options: Options) -> dict[str, Any]:
+def _broken(series: Series, facts: dict | None) -> list[tuple[str, str]]:
+    """Return the files of a series that could not be read, and why."""
+    return [*series.unread, *(() if facts is None else ((file, reason) for file, _, reason in facts["unread"]))]
+
+
+def _series_row(series: Series, facts: dict | None, broken: list[tuple[str, str]], options: Options) -> dict[str, Any]:
     """Return the row of series.csv."""
-    broken = [*series.unread, *(() if facts is None else ((file, reason) for file, _, reason in facts["unread"]))]
     row = {
         "SeriesInstanceUID": named(series.uid, options),
         "StudyInstanceUID": named(series.study, options),
@@ -140,7 +152,7 @@ def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count:,} files"
 
 
-def _write_csv(path: Path, rows: list[dict], columns: list[str]) -> None:
+def _write_csv(path: Path, rows: list, columns: Sequence[str]) -> None:
     with replacing(path) as temporary:
         frame = pd.DataFrame(rows, columns=columns)
         frame.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")

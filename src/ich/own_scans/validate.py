@@ -79,7 +79,7 @@ def validate(predictions: Path, labels: Path, format: str) -> Validation:
     Raises:
         IchError: a file cannot be read or has another content, or no label belongs to a prediction.
     """
-    slices, made = _slices(predictions), _made(predictions)
+    slices, made = read_slices(predictions), read_record(predictions)
     known = truth.read_truth(labels, format)
     keys = known.keys_of(slices).replace("", None)
     has_label = keys.isin(known.labels.index)
@@ -150,7 +150,7 @@ def _level_as_json(level: Level) -> dict:
     return {"count": len(level.truth), "patients": level.patients, "labels": labels}
 
 
-def _slices(predictions: Path) -> pd.DataFrame:
+def read_slices(predictions: Path) -> pd.DataFrame:
     """Return slices.csv: text, and six probabilities."""
     path = predictions / "slices.csv"
     try:
@@ -172,7 +172,7 @@ def _slices(predictions: Path) -> pd.DataFrame:
     return slices
 
 
-def _made(predictions: Path) -> dict:
+def read_record(predictions: Path) -> dict:
     """Return predictions.json."""
     path = predictions / "predictions.json"
     try:

@@ -15,7 +15,7 @@ from ich.training import inference
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CONFIG = {
     "name": "tiny",
     "data": {"sources": "archive.zip", "images": "images"},
