@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
     missing = {policy: len(ids) for policy, ids in filled.items()}
-    made = [one["command"] for one in commands.read(*arguments.results)] + [commands.told("make_submission", argv)]
+    made = [one["command"] for one in commands.read(*arguments.results)] + [
+        commands.as_shell_line("make_submission", argv)
+    ]
     how = {"missing": {"policies": policies, "filled": missing}, "commands": made}
     submission.write_submission(long, path, how | provenance)
     listed = submission.write_filled(filled, path)

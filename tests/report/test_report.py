@@ -350,7 +350,7 @@ def test_a_directory_that_does_not_tell_its_commands_says_so(workdir):
     Path("runs/one/commands.jsonl").write_text("half a li")
     script("report", "runs/one", "--folds", "images/folds.csv")
     assert (
-        "runs/one/commands.jsonl, which lists the commands given, is damaged"
+        "runs/one/commands.jsonl, which lists the commands that made a result, is damaged"
         in Page(Path("runs/one/report.html")).plain
     )
 

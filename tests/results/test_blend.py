@@ -296,7 +296,7 @@ def test_it_describes_itself_in_plain_numbers():
     [
         (
             lambda m, t: (m, t, recipe("median")),
-            "no way to blend is called 'median'; there are weights, mean, logit_me",
+            "unknown method 'median' of blending; expected one of weights, mean, logit_me",
         ),
         (
             lambda m, t: (m[:1], t, recipe(by_label=True)),
@@ -306,12 +306,12 @@ def test_it_describes_itself_in_plain_numbers():
             lambda m, t: (m, t, recipe("mean", by_label=True)),
             "weights are fitted by label, mean has none to fit; leave",
         ),
-        (lambda m, t: (m, t, recipe(calibration="isotonic")), "no calibration is called 'isotonic'"),
+        (lambda m, t: (m, t, recipe(calibration="isotonic")), "unknown calibration 'isotonic'"),
         (lambda m, t: (m[:0], t, recipe()), r"members of shape \(0, 12, 6\) for 12 slices; expected \(members, slices"),
         (lambda m, t: (m[0], t, recipe()), r"members of shape \(12, 6\) for 12 slices"),
         (lambda m, t: (m[:, 1:], t, recipe()), r"members of shape \(3, 11, 6\) for 12 slices"),
         (lambda m, t: (m[:, :0], t[:0], recipe()), r"members of shape \(3, 0, 6\) for 0 slices"),
-        (lambda m, t: (m - 1, t, recipe()), r"values outside \[0, 1\], or none; blends take probabilities"),
+        (lambda m, t: (m - 1, t, recipe()), r"NaN or values outside \[0, 1\]; blends take probabilities"),
         (lambda m, t: (m * np.nan, t, recipe()), r"values outside \[0, 1\]"),
         (
             lambda m, t: (m, t.assign(fold=np.arange(12) % 2), recipe()),
@@ -320,9 +320,12 @@ def test_it_describes_itself_in_plain_numbers():
         (lambda m, t: (m, t.assign(fold=0), recipe()), "there is one fold only; .* two at least"),
         (
             lambda m, t: (m, t.assign(fold=t["fold"] % 2), recipe(calibration="platt")),
-            "three folds at least are needed",
+            "expected three folds at least",
         ),
-        (lambda m, t: (m, t.assign(fold=t["fold"] % 2), recipe(any_at_least_max=True)), "three folds at least are nee"),
+        (
+            lambda m, t: (m, t.assign(fold=t["fold"] % 2), recipe(any_at_least_max=True)),
+            "expected three folds at least",
+        ),
     ],
 )
 def test_what_cannot_be_blended_is_refused(change, message):

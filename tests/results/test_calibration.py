@@ -92,5 +92,5 @@ def test_the_logit_is_clipped_as_the_metric_clips():
 
 
 def test_an_unknown_kind_is_refused_with_the_list():
-    with pytest.raises(IchError, match="no calibration is called 'isotonic'; there are temperature, platt"):
+    with pytest.raises(IchError, match="unknown calibration 'isotonic'; expected one of temperature, platt"):
         calibration.fit(np.full((2, 6), 0.5), np.zeros((2, 6)), "isotonic")

@@ -31,7 +31,7 @@ def test_a_command_that_did_something_is_written_down_as_it_was_given(tmp_path):
 
 def test_none_is_what_the_process_was_given(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/home/me/scripts/train.py", "a.yaml", "--fold", "0"])
-    assert commands.told("train", None) == "python scripts/train.py a.yaml --fold 0"
+    assert commands.as_shell_line("train", None) == "python scripts/train.py a.yaml --fold 0"
 
 
 def test_a_prediction_stands_as_often_as_it_was_made_and_a_training_where_it_was_first(tmp_path):
@@ -110,7 +110,9 @@ def test_of_several_files_of_folds_a_runs_own_counts_and_of_one_made_anew_the_la
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": "a"}', '{"command": "a", "made_of": 3}'])
 def test_a_damaged_file_is_told(tmp_path, text):
     (tmp_path / commands.FILE).write_text(json.dumps({"command": "a", "made_of": []}) + f"\n{text}\n")
-    with pytest.raises(IchError, match=r"commands.jsonl, which lists the commands given, is damaged; restore it, or"):
+    with pytest.raises(
+        IchError, match=r"commands.jsonl, which lists the commands that made a result, is damaged; restore it, or"
+    ):
         commands.read(tmp_path)
 
 

@@ -107,7 +107,7 @@ def test_folds_elsewhere_can_be_named(workdir):
 
 def test_a_config_that_does_not_tell_the_folds_is_refused(workdir):
     Path("runs/a/config.yaml").write_text("name: a")
-    with pytest.raises(IchError, match=r"runs/a/config.yaml does not say where the folds are; name .* --folds"):
+    with pytest.raises(IchError, match=r"runs/a/config.yaml lacks the path of the folds .*; name .* --folds"):
         compare.read_results(RUNS)
     assert len(compare.read_results(RUNS, Path("images/folds.csv")).oof) == 3
 
@@ -321,7 +321,7 @@ def test_without_a_members_test_predictions_there_are_none(workdir, capsys):
 def test_another_blends_directory_is_left_alone(workdir, options):
     script("blend", *RUNS, "--out", "runs/blend")
     before = {path: path.read_bytes() for path in Path("runs/blend").iterdir()}
-    with pytest.raises(IchError, match="runs/blend holds something else than this blend's results; name another"):
+    with pytest.raises(IchError, match="runs/blend holds other files than this blend's results; name another"):
         script("blend", *RUNS, "--out", "runs/blend", *options)
     assert {path: path.read_bytes() for path in Path("runs/blend").iterdir()} == before
 

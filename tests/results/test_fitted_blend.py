@@ -69,7 +69,8 @@ def test_a_recipe_that_is_not_whole_is_refused(change, message):
     fitted_blend.of_description("weights", content, NAMES)
     change(content)
     with pytest.raises(
-        IchError, match=f"the recipe of the blend is not whole .*{message}.*make the blend again by its"
+        IchError,
+        match=f"the description of the blend is incomplete or invalid .*{message}.*make the blend again by its",
     ):
         fitted_blend.of_description("weights", content, NAMES)
 
@@ -77,7 +78,7 @@ def test_a_recipe_that_is_not_whole_is_refused(change, message):
 def test_a_method_that_knows_no_other_scans_is_refused():
     with pytest.raises(IchError, match=r"rank_mean counts a slice's ranks among all .* by another method"):
         fitted_blend.of_description("rank_mean", told(), NAMES)
-    with pytest.raises(IchError, match="no way to blend is called 'median'"):
+    with pytest.raises(IchError, match="unknown method 'median' of blending"):
         fitted_blend.of_description("median", told(), NAMES)
 
 
@@ -96,5 +97,5 @@ def test_it_is_read_from_its_directory(tmp_path):
     with pytest.raises(IchError, match=rf"^{re.escape(str(tmp_path))}: rank_mean counts"):
         fitted_blend.read(tmp_path)
     (tmp_path / "config.yaml").write_text("name: a-run\n")
-    with pytest.raises(IchError, match=r"is no blend; give the directory that scripts/blend.py wrote"):
+    with pytest.raises(IchError, match=r"is not a blend; name a directory that scripts/blend.py wrote"):
         fitted_blend.read(tmp_path)

@@ -25,7 +25,7 @@ def test_predictions_that_are_not_there_or_no_parquet(tmp_path):
     with pytest.raises(IchError, match=r"predictions .*no.parquet does not exist; run the command that makes"):
         read_predictions(tmp_path / "no.parquet")
     (tmp_path / "p.parquet").write_bytes(b"junk")
-    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; delete it, and run"):
+    with pytest.raises(IchError, match=r"predictions .*p.parquet cannot be read .*; delete the file, and run"):
         read_predictions(tmp_path / "p.parquet")
 
 
@@ -55,7 +55,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     frame.iloc[1, 2] = np.nan
     write_predictions(frame, tmp_path / "p.parquet")
     with pytest.raises(
-        IchError, match=rf"hold NaN or infinite values of 1 slice.*, such as {frame.index[1]}; delete it"
+        IchError, match=rf"hold NaN or infinite values of 1 slice.*, such as {frame.index[1]}; delete the file"
     ):
         read_predictions(tmp_path / "p.parquet")
 

@@ -53,11 +53,11 @@ def test_a_result_tells_where_it_comes_from(folder):
         (
             "score.json",
             '{"weighted_log_loss": "x", "of_prevalence": 1}',
-            r"score.json holds scores that are no numbers",
+            r"score.json holds scores that are not numbers",
         ),
         ("score.json", "{}", r"score.json lacks of_prevalence, weighted_log_loss; score the result again"),
         ("config.yaml", None, r"has no config.yaml, as every result of .* has: restore it"),
-        ("config.yaml", "a: [", r"config.yaml, which says what made the result, cannot be read"),
+        ("config.yaml", "a: [", r"config.yaml, which holds the config of the result, cannot be read"),
         ("environment.json", "{", r"environment.json, which says what the result was made with, cannot be read"),
         ("predictions_test.parquet", None, r"predictions_test.parquet is missing; restore a, which has no config"),
         ("oof.parquet", "junk", r"oof.parquet is damaged; restore a, which has no config.yaml, then restore b"),
@@ -91,9 +91,8 @@ def test_how_to_predict_begins_with_what_a_result_is_made_of(tmp_path, monkeypat
     )
     Path("scores.csv").touch()
     write_result(Path("runs/stacked"), environment={"first_stage": ["scores.csv"]})
-    assert (
-        "of the table scores.csv, on which runs/stacked was trained, there is no test set"
-        in result_directory.how_to_predict(Path("runs/stacked"))
+    assert "runs/stacked was trained on the table scores.csv, which has no test set" in result_directory.how_to_predict(
+        Path("runs/stacked")
     )
     with pytest.raises(IchError, match=r"runs/blend/oof.parquet is missing; run scripts/predict.py runs/a, then run"):
         result_directory.check_alike(Path("runs/blend"))
@@ -197,7 +196,7 @@ def test_the_manifest_has_the_warnings(folder):
 @pytest.mark.parametrize("blend", [4, {}, {"runs": 4}])
 def test_a_blend_that_does_not_say_what_it_is_of_is_told(tmp_path, blend):
     write_result(tmp_path / "x", {"blend": blend})
-    with pytest.raises(IchError, match=r"x/config.yaml does not say what was blended; restore it, or make the blend"):
+    with pytest.raises(IchError, match=r"x/config.yaml lacks the members of the blend; restore it, or make the blend"):
         result_directory.members(tmp_path / "x")
 
 

@@ -254,7 +254,7 @@ def _commands(path: Path, folds_path: Path | None) -> list[str]:
     if not recorded:
         raise IchError(f"{path} has no {commands.FILE} with the commands; its config and environment are below")
     arguments = [str(path), *(["--folds", str(folds_path)] if folds_path else [])]
-    return [*recorded, commands.told("report", arguments)]
+    return [*recorded, commands.as_shell_line("report", arguments)]
 
 
 def _span(low: float, high: float) -> str:

@@ -1,13 +1,13 @@
-"""Blending: several models' probabilities become one, by weights that are fitted on out-of-fold predictions.
+"""Blend the probabilities of several models by ensemble weights, fitted on out-of-fold predictions.
 
-What is fitted is never judged on the patients that it was fitted on: `nested` predicts each fold by a blend fitted on
-the others; `fit` gives the blend of all folds, for the test set. One thread remains, as in all stacking of out-of-fold
-predictions: the members' models that predicted the other folds were trained on this one. A few weights cannot carry
-much along it.
+A blend is never scored on the patients that it was fitted on: `nested` predicts each fold by a blend fitted on the
+others; `fit` fits the blend on all folds, for the test set. One leakage remains, as in all stacking of out-of-fold
+predictions: the members' models that predicted the other folds were trained on this one. A few weights cannot leak
+much.
 
 The fitted weights mix probabilities, not logits. The log loss is convex in the weights either way; but a mixture's loss
-on a slice is at most a member's own plus -log of its weight, whatever the others say, while one member's unfounded
-certainty drags a mean of logits along without bound.
+on a slice is at most a member's own plus -log of its weight, whatever the others predict, while one member's wrong
+certainty shifts a mean of logits without bound.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ class Recipe:
 
     Args:
         method: `weights`, fitted on the simplex; `mean` of probabilities; `logit_mean`; `rank_mean`, the mean of the
-            ranks among the predictions that were fitted on, made a probability again by Platt's line.
-        by_label: fit weights of each label's own, rather than one set by the metric.
+            ranks among the predictions that were fitted on, mapped to a probability by Platt's line.
+        by_label: fit separate weights for each label, rather than one set by the metric.
         calibration: one of `calibration.KINDS` to try on each label, or None.
         any_at_least_max: try to raise `any` to the largest of the five.
     """
@@ -51,13 +51,12 @@ class Recipe:
 def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
     """Fit a blend on out-of-fold predictions.
 
-    A calibration is kept for the labels that it helps, and `any_at_least_max` if it helps: if its gain exceeds the
-    gain's standard error by bootstrap over patients, each fold of `table` predicted by what was fitted on the others.
+    A calibration is kept for the labels that it helps, and `any_at_least_max` if it helps: if its gain, each fold of
+    `table` predicted by what was fitted on the others, exceeds its standard error by bootstrap over patients.
 
     Args:
         members: out-of-fold probabilities, shape (members, n, 6), any float dtype.
-        table: as `ich.competition.folds.read_folds` gives it, a row for each of the n slices, in their order.
-        recipe: how.
+        table: from `ich.competition.folds.read_folds`, a row for each of the n slices, in their order.
 
     Raises:
         IchError: no members, other shapes, values outside [0, 1]; an unknown method or calibration, by_label where
@@ -81,9 +80,9 @@ def fit(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> Blend:
 
 
 def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarray:
-    """Blended probabilities of each fold, by a blend fitted on the other folds: what the blend is to be judged by.
+    """Return out-of-fold blended probabilities, each fold by a blend fitted on the others, for scoring the blend.
 
-    Whether a calibration helps is decided within the other folds too.
+    Whether a calibration helps is also decided within the other folds.
 
     Args:
         members, table, recipe: as of `fit`.
@@ -98,7 +97,9 @@ def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarr
     check_no_shared_patients(table)
     fold = table["fold"].to_numpy()
     if len(np.unique(fold)) < 2:
-        raise IchError("there is one fold only; a blend is judged on folds that it was not fitted on, two at least")
+        raise IchError(
+            "there is one fold only; expected two at least, as a blend is scored on folds that it was not fitted on"
+        )
     blended = np.empty(members.shape[1:])
     for k in tqdm(np.unique(fold), desc="blend", unit="fold"):
         rest = fold != k
@@ -108,7 +109,7 @@ def nested(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> np.ndarr
 
 def _check(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> None:
     if recipe.method not in METHODS:
-        raise IchError(f"no way to blend is called {recipe.method!r}; there are {', '.join(METHODS)}")
+        raise IchError(f"unknown method {recipe.method!r} of blending; expected one of {', '.join(METHODS)}")
     if recipe.by_label and recipe.method != "weights":
         raise IchError(f"weights are fitted by label, {recipe.method} has none to fit; leave by_label out")
     if recipe.by_label and len(members) == 1:
@@ -118,7 +119,7 @@ def _check(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> None:
             f"members of shape {members.shape} for {len(table):,} slices; expected (members, slices, {len(LABELS)})"
         )
     if not ((members >= 0) & (members <= 1)).all():  # NaN fails too
-        raise IchError("members hold values outside [0, 1], or none; blends take probabilities, not logits")
+        raise IchError("members hold NaN or values outside [0, 1]; blends take probabilities, not logits")
 
 
 def _mix(members: np.ndarray, y: np.ndarray, recipe: Recipe) -> Mixture:
@@ -135,37 +136,37 @@ def _mix(members: np.ndarray, y: np.ndarray, recipe: Recipe) -> Mixture:
 
 
 def _fit_weights(members: np.ndarray, y: np.ndarray, label_weights: np.ndarray) -> np.ndarray:
-    """The weights on the simplex with the least log loss of the mixed probabilities.
+    """Return the weights on the simplex with the least log loss of the mixed probabilities.
 
     Args:
         members: shape (members, n, labels).
         y: shape (n, labels).
-        label_weights: that add up to 1, shape (labels,).
+        label_weights: shape (labels,), sum 1.
 
     Returns:
         float64, shape (members,).
     """
     p = np.clip(members.astype(np.float64), EPSILON, 1 - EPSILON)
-    of_truth = np.where(y == 1, p, 1 - p).reshape(len(members), -1)  # what each member gave to what was the case
+    likelihood = np.where(y == 1, p, 1 - p).reshape(len(members), -1)  # each member's probability of the true label
     share = np.broadcast_to(label_weights / len(y), y.shape).reshape(-1)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = weights @ of_truth
-        return -share @ np.log(mixed), -of_truth @ (share / mixed)
+        mixed = weights @ likelihood
+        return -share @ np.log(mixed), -likelihood @ (share / mixed)
 
     return least_on_simplex(loss, len(members), jac=True, options={"ftol": 1e-12, "maxiter": 1000})
 
 
 def least_on_simplex(loss: Callable, count: int, **options) -> np.ndarray:
-    """The weights, none below 0 and 1 together, of which a convex loss is least; float64, (count,).
+    """Return the weights, non-negative with sum 1, that minimize a convex loss; float64, shape (count,).
 
     Args:
         loss: a function of weights.
-        options: more of `scipy.optimize.minimize`.
+        options: further arguments of `scipy.optimize.minimize`.
     """
-    # From the middle of the simplex no slope is steeper than the number of members: a mixture's probability is at least
-    # a share of the largest. At a corner it may be 1e15, where that member was certain and wrong.
-    found = minimize(
+    # In the middle of the simplex the gradient is at most the number of members, as a mixture's probability is at least
+    # a share of the largest. At a corner it may be 1e15, if that member was certain and wrong.
+    solution = minimize(
         loss,
         np.full(count, 1 / count),
         method="SLSQP",
@@ -173,17 +174,17 @@ def least_on_simplex(loss: Callable, count: int, **options) -> np.ndarray:
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         **options,
     )
-    weights = np.clip(found.x, 0, None)
+    weights = np.clip(solution.x, 0, None)
     return weights / weights.sum()
 
 
 def _held_out(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Each fold mixed, and mixed and calibrated, by what was fitted on the others; twice the same without a kind."""
+    """Return out-of-fold (mixed, calibrated) probabilities, fitted on the other folds; equal without a calibration."""
     fold, y = table["fold"].to_numpy(), table[list(LABELS)].to_numpy()
     if len(np.unique(fold)) < 2:
         raise IchError(
-            "a calibration, or any_at_least_max, is tried on folds of its own before it is judged: three folds at least"
-            " are needed; make more folds, or blend without"
+            "a calibration, or any_at_least_max, is tried on folds other than those that score it: expected three folds"
+            " at least; make more folds, or blend without"
         )
     mixed = np.empty(members.shape[1:])
     calibrated = np.empty_like(mixed)
@@ -198,6 +199,6 @@ def _held_out(members: np.ndarray, table: pd.DataFrame, recipe: Recipe) -> tuple
 
 
 def _gain(table: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> Estimate:
-    """How much less each label's log loss is after than before; arrays of shape (6,)."""
+    """Return the decrease of each label's log loss from before to after; arrays of shape (6,)."""
     y = table[list(LABELS)].to_numpy()
     return bootstrap.estimate(log_losses(y, before) - log_losses(y, after), table["PatientID"].to_numpy())

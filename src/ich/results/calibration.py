@@ -1,4 +1,4 @@
-"""Calibration: a straight line through the logits of each label, fitted where the truth is known."""
+"""Calibration of probabilities: a linear map of each label's logits, fitted on labeled slices."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ KINDS: tuple[str, ...] = ("temperature", "platt")
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Maps a label's probability p to expit(scale · logit(p) + offset); a scale of 1 and an offset of 0 leave it alone.
+    """Maps a label's probability p to expit(scale · logit(p) + offset); a scale of 1 and an offset of 0 change nothing.
 
     Args:
-        scale: float64, shape (6,), 0 or more, so that no order is reversed; the temperature is its inverse.
+        scale: float64, shape (6,), 0 or more, so that it keeps the order; the temperature is its inverse.
         offset: float64, shape (6,).
     """
 
@@ -27,11 +27,11 @@ class Calibration:
 
     @classmethod
     def none(cls) -> "Calibration":
-        """The one that changes nothing."""
+        """Return the calibration that changes nothing."""
         return cls(np.ones(len(LABELS)), np.zeros(len(LABELS)))
 
     def only(self, kept: np.ndarray) -> "Calibration":
-        """This one for the labels that are `kept`, shape (6,), and none for the others."""
+        """Return this calibration for the labels that are `kept`, shape (6,), and none for the others."""
         return Calibration(np.where(kept, self.scale, 1.0), np.where(kept, self.offset, 0.0))
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ class Calibration:
 
 
 def clipped_logit(probabilities: np.ndarray) -> np.ndarray:
-    """The logit in float64, of probabilities clipped as the metric clips them."""
+    """Return the logits, float64, of probabilities clipped as the metric clips them."""
     return logit(np.clip(np.asarray(probabilities, dtype=np.float64), EPSILON, 1 - EPSILON))
 
 
@@ -49,8 +49,8 @@ def fit(probabilities: np.ndarray, y_true: np.ndarray, kind: str) -> Calibration
     """Fit each label's line by its log loss.
 
     The loss is towards Platt's targets, (positives + 1) / (positives + 2) for 1 and 1 / (negatives + 2) for 0 (Platt,
-    Probabilistic Outputs for Support Vector Machines, 1999): with 0 and 1 themselves the line would grow without bound
-    where a rare label happens to be told apart without a mistake.
+    Probabilistic Outputs for Support Vector Machines, 1999): with 0 and 1 themselves the scale would grow without
+    bound for a rare label that is separated without error.
 
     Args:
         probabilities: shape (n, 6), of slices that the model was not trained on.
@@ -62,7 +62,7 @@ def fit(probabilities: np.ndarray, y_true: np.ndarray, kind: str) -> Calibration
         IchError: there is no such kind.
     """
     if kind not in KINDS:
-        raise IchError(f"no calibration is called {kind!r}; there are {', '.join(KINDS)}")
+        raise IchError(f"unknown calibration {kind!r}; expected one of {', '.join(KINDS)}")
     z, y = clipped_logit(probabilities), np.asarray(y_true, dtype=np.float64)
     lines = [fit_line(z[:, k], y[:, k], with_offset=kind == "platt") for k in range(len(LABELS))]
     return Calibration(*np.array(lines).T)
@@ -72,7 +72,7 @@ def fit_line(z: np.ndarray, y: np.ndarray, with_offset: bool) -> np.ndarray:
     """Fit the line of one label, as `fit` does.
 
     Args:
-        z: the logits, as of `clipped_logit`, shape (n,).
+        z: logits from `clipped_logit`, shape (n,).
         y: 0 or 1, shape (n,).
         with_offset: fit the offset too; else it is 0.
 

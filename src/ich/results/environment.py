@@ -1,4 +1,4 @@
-"""What a result depends on beside config, data and devices: environment.json."""
+"""Versions, commit and machine of a result, for environment.json."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ _PACKAGES = (
 
 
 def environment() -> dict:
-    """Return what a result depends on beside config, data and devices; `ich.folders.RESULT` names keys of it."""
+    """Return versions, commit and machine, which a result depends on; `ich.folders.RESULT` names some of the keys."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -36,7 +36,7 @@ def environment() -> dict:
 
 
 def _cpu() -> str:
-    """The CPU's name as Linux tells it, or what Python knows elsewhere."""
+    """Return the CPU's name from Linux, or what Python knows of it on other systems."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, name = line.partition(":")
@@ -46,7 +46,7 @@ def _cpu() -> str:
 
 
 def _gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU, of whichever backend is to use it; none without a driver."""
+    """Return name, memory and driver of each NVIDIA GPU, for any backend; none without a driver."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -55,7 +55,7 @@ def _gpus() -> list[str]:
 
 
 def _version(package: str) -> str | None:
-    """None where another package takes its place: opencv-python, another backend of Keras."""
+    """Return a package's version, None if it is not installed, such as opencv-python or another backend of Keras."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -63,15 +63,15 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with `-dirty` if it was changed since; None outside a git checkout of it."""
-    here = Path(__file__)
+    """Return the commit of the code, with `-dirty` if it was changed since; None outside its git checkout."""
+    module = Path(__file__)
     commands = (
-        ["git", "ls-files", "--error-unmatch", here.name],  # fails if installed within some other repository
+        ["git", "ls-files", "--error-unmatch", module.name],  # fails if installed inside another repository
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
     )
     try:
         for command in commands:
-            done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, cwd=module.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

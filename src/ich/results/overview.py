@@ -1,4 +1,4 @@
-"""All results at a glance: those that share their folds side by side, the others by their own scores."""
+"""Overview of results: those with common folds are compared, the others listed with their own scores."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ _FACTS = ["model", "size", "epochs", "seconds"]
 
 
 class Overview(NamedTuple):
-    """Results, the best first.
+    """Results, best first.
 
     Args:
-        compared: a row for each result that shares the folds, by its directory: the columns of
+        compared: a row for each result with the common folds, by its directory: the columns of
             `ich.results.compare.compare`, then model, size (pixels a side of its images), epochs and seconds (of the
-            training of all folds); empty where its files do not say.
+            training of all folds); empty if unknown.
         others: a row for each other result: weighted_log_loss and of_prevalence as its score.json has them, the same
-            four columns, and reason: why it is not compared.
-        results: the predictions of those compared.
+            four columns, and the reason why it is not compared.
+        results: the predictions of the compared ones.
     """
 
     compared: pd.DataFrame
@@ -36,11 +36,11 @@ class Overview(NamedTuple):
 
 
 def overview(paths: Sequence[Path], folds_path: Path | None = None) -> Overview:
-    """Compare the results that share their folds, and list the others with the reason.
+    """Compare the results with common folds, and list the others with the reason.
 
     Args:
-        folds_path: of the folds; None takes those that most of the results share. Differences are from the first named
-            result that has them.
+        folds_path: of the folds; None takes the most frequent ones. The baseline of the differences is the first named
+            result with these folds.
 
     Raises:
         IchError: a result is named twice, or there is none to compare.
@@ -54,19 +54,19 @@ def overview(paths: Sequence[Path], folds_path: Path | None = None) -> Overview:
     reference = folds_path or next(
         (path for path, row in rows.items() if row["folds_sha256"] == shared and not row["reason"]), Path()
     )
-    found = []
+    comparable = []
     for path, row in rows.items():
         if row["reason"]:
             continue
         try:
             check_folds(path, shared, reference)
-            found.append(compare.read_results([path], folds_path))
+            comparable.append(compare.read_results([path], folds_path))
         except IchError as error:
             row["reason"] = str(error)
-    if not found:
+    if not comparable:
         raise IchError("none of the results can be compared: " + "; ".join(row["reason"] for row in rows.values()))
     listed = pd.DataFrame(rows.values(), index=pd.Index(map(str, rows), name="run"))
-    results = found[0]._replace(oof={name: oof for one in found for name, oof in one.oof.items()})
+    results = comparable[0]._replace(oof={name: oof for result in comparable for name, oof in result.oof.items()})
     scores = compare.compare(results.table, results.oof, baseline=next(iter(results.oof)))
     others = listed.drop(index=[*results.oof])[["weighted_log_loss", "of_prevalence", *_FACTS, "reason"]]
     return Overview(
@@ -75,7 +75,7 @@ def overview(paths: Sequence[Path], folds_path: Path | None = None) -> Overview:
 
 
 def best(paths: Sequence[Path]) -> Path:
-    """Return the result with the lowest out-of-fold score; of one, that one.
+    """Return the result with the lowest out-of-fold score.
 
     Raises:
         IchError: one has no score, or was made with other folds than the first.
@@ -87,9 +87,9 @@ def best(paths: Sequence[Path]) -> Path:
     return min(paths, key=lambda path: read_score(path)["weighted_log_loss"])
 
 
-def as_text(found: Overview) -> dict[str, pd.DataFrame]:
-    """Return an overview as tables of text, by their titles; one without rows is left out."""
-    scores = found.compared
+def as_text(overview: Overview) -> dict[str, pd.DataFrame]:
+    """Return an overview as title -> table of text, without empty tables."""
+    scores = overview.compared
     compared = scores[["weighted_log_loss"]].map("{:.4f}".format).set_axis(["log loss"], axis=1)
     compared["95 % interval"] = [f"{row.low:.4f} to {row.high:.4f}" for row in scores.itertuples()]
     difference = [
@@ -97,13 +97,13 @@ def as_text(found: Overview) -> dict[str, pd.DataFrame]:
         for row in scores.itertuples()
     ]
     compared["difference"], compared["its interval"] = zip(*difference, strict=True)
-    compared.loc[next(iter(found.results.oof)), ["difference", "its interval"]] = "", ""  # from itself
-    others = found.others[["weighted_log_loss", "of_prevalence"]].map(or_na, form=".4f")
-    others = others.set_axis(["log loss", "prevalence"], axis=1).join(_facts_as_text(found.others))
+    compared.loc[next(iter(overview.results.oof)), ["difference", "its interval"]] = "", ""  # from itself
+    others = overview.others[["weighted_log_loss", "of_prevalence"]].map(or_na, form=".4f")
+    others = others.set_axis(["log loss", "prevalence"], axis=1).join(_facts_as_text(overview.others))
     tables = {
         "Out-of-fold weighted log loss": compared.join(_facts_as_text(scores)),
         "Log loss by label": scores[list(LABELS)].map("{:.4f}".format),
-        "Not compared": others.assign(reason=found.others["reason"]),
+        "Not compared": others.assign(reason=overview.others["reason"]),
     }
     return {title: table.rename_axis(None) for title, table in tables.items() if len(table)}
 
@@ -126,7 +126,7 @@ def _duration(seconds: float) -> str:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """What the files of a result say of it; with the reason, if it has no predictions to compare."""
+    """Return a result's row of the overview; with the reason if it has no predictions to compare."""
     row: dict[str, Any] = {"weighted_log_loss": nan, "of_prevalence": nan, "folds_sha256": None, "reason": ""}
     row |= {"model": None, "size": nan, "epochs": nan, "seconds": nan}
     try:
@@ -144,11 +144,11 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _facts(path: Path, config: dict, environment: dict) -> dict[str, Any]:
-    """Model, size, epochs and seconds, as far as a result's files say them."""
+    """Return model, size, epochs and seconds, as far as a result's files have them."""
 
     def value(section: str, key: str) -> Any:
-        found = config.get(section)
-        return found.get(key) if isinstance(found, dict) else None
+        content = config.get(section)
+        return content.get(key) if isinstance(content, dict) else None
 
     if made_of := value("blend", "runs"):
         return {"model": f"blend of {len(made_of)}"}
@@ -165,7 +165,7 @@ def _facts(path: Path, config: dict, environment: dict) -> dict[str, Any]:
 
 
 def _seconds(path: Path, folds: int | None) -> float:
-    """How long the training of all folds took; NaN if one does not say."""
+    """Return the seconds that the training of all folds took; NaN if unknown for one."""
     try:
         return sum(float(read_mapping(path / f"fold{k}/training.json")["seconds"]) for k in range(folds or 0)) or nan
     except (IchError, KeyError, TypeError, ValueError):
@@ -178,4 +178,4 @@ def _unfinished(path: Path, config: dict) -> str:
     left = [str(k) for k in range(folds) if not (path / f"fold{k}/oof.parquet").exists()]
     if left and "blend" not in config:
         return f"unfinished: of its {folds} folds, {', '.join(left)} are not trained"
-    return "it has no oof.parquet: run again the command that makes it"
+    return "it has no oof.parquet: run the command that writes it again"

@@ -1,4 +1,4 @@
-"""Files of predictions: six numbers a slice, and how they were made."""
+"""Read and write files of predictions: six numbers a slice, with their provenance."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_predictions(frame: pd.DataFrame, path: Path, provenance: dict | None =
     """Write six float32 numbers a slice, indexed by SOPInstanceUID.
 
     Args:
-        provenance: how they were made, as JSON takes it; a part of the file.
+        provenance: how they were made, plain values; stored in the file.
     """
     table = pa.Table.from_pandas(frame.astype("float32"))
     table = table.replace_schema_metadata({**table.schema.metadata, _KEY: json.dumps(provenance or {})})
@@ -28,7 +28,7 @@ def write_predictions(frame: pd.DataFrame, path: Path, provenance: dict | None =
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read what `write_predictions` wrote.
+    """Read a file of `write_predictions`.
 
     Raises:
         IchError: the file is missing, not Parquet, has other columns, or holds NaN or infinite values.
@@ -39,7 +39,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise IchError(f"predictions {not_there(path)}; run the command that makes them") from error
     except (pa.ArrowException, OSError) as error:
         raise IchError(
-            f"predictions {path} cannot be read ({one_line(error)}); delete it, and run the command again that made it"
+            f"predictions {path} cannot be read ({one_line(error)}); delete the file, and run its command again"
         ) from error
     floats = all(pd.api.types.is_float_dtype(dtype) for dtype in frame.dtypes)
     if list(frame.columns) != list(LABELS) or frame.index.name != INDEX_NAME or not floats:
@@ -51,15 +51,15 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not finite.all():
         raise IchError(
             f"predictions {path} hold NaN or infinite values of {(~finite).sum():,} slice(s), such as"
-            f" {frame.index[~finite][0]}; delete it, and run the command again that made it"
+            f" {frame.index[~finite][0]}; delete the file, and run its command again"
         )
     return frame
 
 
 def read_provenance(path: Path) -> dict | None:
-    """How the predictions of a file were made; empty if it does not tell, None if there is no whole file."""
+    """Return the provenance of a file of predictions; empty if it has none, None if there is no intact file."""
     try:
         provenance = json.loads((pq.read_schema(path).metadata or {}).get(_KEY, b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return None
-    return {"tta" if key == "test_time" else key: value for key, value in provenance.items()}  # as runs before had it
+    return {"tta" if key == "test_time" else key: value for key, value in provenance.items()}  # the key in older runs
