@@ -110,7 +110,8 @@ Image(pictures.png(figures.group_scores(groups)))
 # bleed or elsewhere, not where a bleed ends.
 
 # %%
-gallery = galleries.draw(FIRST, Path(found.data["images"]), compare.read_results([FIRST]), table, facts)
+results = compare.read_results([FIRST])
+gallery = galleries.draw(FIRST, Path(found.data["images"]), results, table, facts, pages=False)
 for title, cases in gallery["kinds"].items():
     html = f"<h3>{title}</h3>"
     for case in cases:

@@ -591,7 +591,7 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
     shutil.copytree(run.path.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     path = Path("runs/tiny-sequence")
-    with pytest.raises(IchError, match="reads predictions, and no images; set the section predict for its first stage"):
+    with pytest.raises(IchError, match=r"--set predict\.tta has no effect on a second stage, which reads predictions"):
         script("predict", path, "--set", "predict.tta=flip")
     with pytest.raises(IchError, match=r"is a second stage, whose models read no images; give a run .*: runs/tiny$"):
         script("extract_features", path)
