@@ -1,6 +1,7 @@
 """Scans predicted: as the competition's way does, whatever lies beside them, killed or run again."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from made_scans import head, write_scan
 from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.images.render import MAP_SIDE
-from ich.own_scans import predict, predictor
+from ich.own_scans import predict, predictor, tables
 from ich.own_scans.model_spec import read_model
 from ich.own_scans.options import Options
 from ich.own_scans.predict import predict_scans
@@ -85,7 +86,30 @@ def test_thin_slices_are_read_as_slabs_and_each_gets_its_slabs_probability(spec,
     np.testing.assert_allclose(slabs[::2], slices, atol=1e-6)
     np.testing.assert_array_equal(slabs[::2], slabs[1::2])
     assert np.abs(apart - slabs).max() > 1e-4
-    assert pd.read_csv(tmp_path / "a/scans.csv")["thickness_mm"].tolist() == [spec.thickness]
+    scans = pd.read_csv(tmp_path / "a/scans.csv")
+    assert scans["thickness_mm"].tolist() == [spec.thickness]
+    assert scans["slice_any"][0] == slices_in(tmp_path / "a")["any"].idxmax()  # of two, the first
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [([1], 0), ([1, 2, 2, 2, 1, 2], 2), ([2, 2, 2, 2, 1], 1), ([1, 2, 2], 1), ([3, 3, 3, 3, 3], 2), ([1, 0, 1], 0)],
+)
+def test_a_scan_names_the_middle_slice_of_its_strongest_slab(values, place):
+    assert tables._middle_of_highest(np.array(values)) == place
+
+
+def test_the_page_and_the_table_name_one_slice(spec, tmp_path):
+    spec = spec.model_copy(update={"thickness": 5.0})
+    write_scan(tmp_path / "thin", slices=24, step=1.25, pixels=[one for one in head(6, 64) for _ in range(4)])
+    run(spec, [tmp_path / "thin"], tmp_path / "out", Options(pages=True))
+    (page,) = (tmp_path / "out/scans").glob("*.html")
+    data = json.loads(re.search(r'id="scan">(.*?)</script>', page.read_text("utf-8"))[1])
+    row = pd.read_csv(tmp_path / "out/scans.csv", dtype=str).iloc[0]
+    first, last = data["slabs"][data["start"]]
+    assert last > first
+    assert data["start"] == (first + last) // 2
+    assert [data["ids"][best[0]] for best in data["strongest"]] == [row[f"slice_{label}"] for label in LABELS]
 
 
 def test_every_slice_and_file_is_accounted_for(spec, tmp_path):

@@ -243,6 +243,32 @@ def test_the_strongest_slices_of_the_chosen_label_come_first(opened):
     assert browser.js("document.querySelector('#labels input:checked').closest('tr').textContent").startswith(LABELS[4])
 
 
+@WIDTHS
+def test_a_slab_has_one_button_and_is_told_below_the_slice(opened, width):
+    slabs = np.repeat([0, 1, 2], [7, 8, 1])
+    truth = np.zeros((16, 6), int)
+    truth[14] = 1
+    view = view_of(n=16, probabilities=np.array([0.2, 0.9, 0.5])[slabs, None] * np.ones(6), groups=slabs, labels=truth)
+    browser = opened(view, width)
+    status(browser, "Slice 11 of 16")
+    told = "document.getElementById('slab').textContent"
+    assert browser.js(told) == "slab of slices 8 to 15, which the model read as one"
+    assert browser.js("[...document.querySelectorAll('#strongest button')].map(b => b.textContent)") == [
+        "8–15: 0.900 ✓",
+        "16: 0.500",
+        "1–7: 0.200",
+    ]
+    assert ("button", "slices 8 to 15, any 0.900 ✓") in names(browser)
+    current = "document.querySelector('#strongest [aria-current=true]').value"
+    for key, place, button in (("ArrowDown", 12, "10"), ("End", 16, "15"), ("Home", 1, "3")):
+        browser.key(key)
+        status(browser, f"Slice {place} of 16")
+        assert browser.js(current) == button
+        assert ("alone" in browser.js(told)) == (place == 16)
+    browser.js("document.querySelectorAll('#strongest button')[0].click()")
+    status(browser, "Slice 11 of 16")
+
+
 def test_grad_cam_lies_over_the_slice_as_the_slider_says(opened):
     heat = np.random.default_rng(1).integers(0, 256, (5, 6, 3, 4)).astype(np.uint8)
     view = view_of(heat=heat)

@@ -147,6 +147,21 @@ def test_a_scan_without_probabilities_opens_in_its_middle(tmp_path):
     assert data["strongest"] == [[]] * 6
 
 
+def test_a_slab_is_one_of_the_strongest_and_opens_in_its_middle(tmp_path):
+    slabs = [0, 0, 0, 1, 1, 1, 1, 3, 3]  # a number may be left out
+    p = np.array([0.2, 0.9, 0.5, 0.9])[slabs, None] * np.ones(6)
+    view = view_of(n=9, probabilities=p, groups=np.array(slabs))
+    thumbnail = write_scan_page(view, tmp_path / "a.html")
+    page = read(tmp_path / "a.html")
+    assert page.data()["strongest"] == [[4, 7, 1]] * 6
+    assert page.data()["slabs"] == [[0, 2]] * 3 + [[3, 6]] * 4 + [[7, 8]] * 2
+    assert page.data()["start"] == 4
+    assert thumbnail == write_scan_page(view_of(n=1, hu=view.hu[4:5]), tmp_path / "b.html")
+    assert "Strongest slabs" in page.text
+    write_scan_page(view_of(groups=np.arange(5)), tmp_path / "a.html")
+    assert "Strongest slices" in read(tmp_path / "a.html").text
+
+
 def test_pixels_keep_their_proportions(tmp_path):
     thumbnail = write_scan_page(view_of(spacing=(1.0, 0.25)), tmp_path / "a.html")
     assert "aspect-ratio: 5 / 24" in (tmp_path / "a.html").read_text(encoding="utf-8")
@@ -238,6 +253,8 @@ def test_one_slice_and_many(tmp_path, n):
         ({"labels": np.zeros((6, 6), int)}, r"labels of shape \(5, 6\), got \(6, 6\)"),
         ({"heat": np.zeros((5, 6, 4, 4))}, "Grad-CAM as uint8 .* got float64"),
         ({"heat": np.zeros((5, 5, 4, 4), np.uint8)}, r"got uint8 of \(5, 5, 4, 4\)"),
+        ({"groups": np.zeros(4, int)}, r"groups of shape \(5,\), got \(4,\)"),
+        ({"groups": np.array([0, 1, 0, 1, 1])}, "falling numbers"),
         ({"spacing": (0.5, float("nan"))}, "expected two lengths in mm"),
         ({"spacing": (0.0, 0.5)}, "expected two lengths in mm"),
     ],

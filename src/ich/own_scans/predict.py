@@ -199,7 +199,7 @@ def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Call
     def write() -> None:
         if options.pages:
             heat = None if prediction.heat is None else prediction.heat[slab_of]
-            view = view_of(files, scan, rows, probabilities, heat, facts)
+            view = view_of(files, scan, rows, probabilities, heat, slab_of, facts)
             page = files.path(series).with_suffix(".html")
             facts["thumbnail"] = base64.b64encode(scan_page.write_scan_page(view, page, "../index.html")).decode()
         files.write(series, rows, facts)

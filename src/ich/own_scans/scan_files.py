@@ -107,9 +107,10 @@ def view_of(
     rows: pd.DataFrame,
     probabilities: np.ndarray,
     heat: np.ndarray | None,
+    slab_of: np.ndarray,
     facts: dict,
 ) -> ScanView:
-    """Return what the page of a scan shows."""
+    """Return what the page of a scan shows; `slab_of` is the number of each slice's slab."""
     series, options = scan.series, files.options
     about = {
         "Study": named(series.study, options),
@@ -135,6 +136,7 @@ def view_of(
         heat=heat,
         heat_note="" if heat is None else _HEAT_NOTE,
         edges=("R", "L", "A", "P") if series.oriented else None,
+        groups=slab_of,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -131,9 +132,17 @@ def _scan_row(rows: pd.DataFrame, facts: dict) -> dict[str, Any]:
     row: dict[str, Any] = {name: rows[name].iloc[0] for name in IDS[1:]}
     row |= {"slices": len(rows), "thickness_mm": facts["thickness_mm"]}
     for label in LABELS:
-        strongest = rows[label].to_numpy().argmax()
+        strongest = _middle_of_highest(rows[label].to_numpy())
         row |= {label: rows[label].iloc[strongest], f"slice_{label}": rows["SOPInstanceUID"].iloc[strongest]}
     return row | ({"PatientID": rows["PatientID"].iloc[0]} if "PatientID" in rows else {})
+
+
+def _middle_of_highest(probabilities: np.ndarray) -> int:
+    """The middle place of the first run of the highest value: of a slab, whose slices have one probability."""
+    first = int(probabilities.argmax())
+    lower = np.flatnonzero(probabilities[first:] < probabilities[first])
+    length = int(lower[0]) if len(lower) else len(probabilities) - first
+    return first + (length - 1) // 2
 
 
 def _index_row(path: Path, series: Series, scan: dict, facts: dict, options: Options) -> IndexRow:

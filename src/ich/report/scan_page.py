@@ -35,7 +35,7 @@ _EXACT = (
     "whole units from −150 to 250; within 8 HU down to −1024 and 4 HU up to 3071; beyond, within 89 HU below and 32 HU"
     " above"
 )
-_STRONGEST = 10  # slices listed for a label
+_STRONGEST = 10  # slices, or slabs, listed for a label
 _BARS = (50, 20, 10)  # mm, lengths of the scale bar
 _BAR = 0.4  # of the picture's width, which the bar has at most
 _COLUMNS = (ANY, *range(ANY))  # labels of the index: on a phone, the first are seen
@@ -59,6 +59,7 @@ class ScanView:
         heat_note: whose Grad-CAM it is, and how it is scaled.
         edges: the patient's sides at the left, right, top and bottom edges of the slices, as ("R", "L", "A", "P"); None
             if unknown, which the page says.
+        groups: int, shape (n,), the slab that each slice was read in, never falling; None if each was read alone.
 
     Raises:
         IchError: shapes or dtypes are others.
@@ -75,6 +76,7 @@ class ScanView:
     heat: np.ndarray | None = None
     heat_note: str = ""
     edges: tuple[str, str, str, str] | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -87,9 +89,12 @@ class ScanView:
             ("z", self.z, (n,)),
             ("probabilities", self.probabilities, (n, len(LABELS))),
             ("labels", self.labels, (n, len(LABELS))),
+            ("groups", self.groups, (n,)),
         ):
             if array is not None and array.shape != shape:
                 raise IchError(f"a page of {n} slices needs {name} of shape {shape}, got {array.shape}")
+        if self.groups is not None and (np.diff(self.groups) < 0).any():
+            raise IchError("the slabs of slices in scan order have falling numbers, expected rising ones")
         heat = self.heat
         if heat is not None and (
             heat.dtype != np.uint8 or heat.ndim != 4 or heat.shape[:2] != (n, len(LABELS)) or 0 in heat.shape
@@ -133,14 +138,17 @@ def write_scan_page(view: ScanView, path: Path, index: str | None = None) -> byt
         index: address of the page that lists the scans, relative to this one; None links to none.
 
     Returns:
-        A PNG of the strongest slice (the highest probability of any) in the brain window, at most 128 pixels a side.
+        A PNG of the slice on which the page opens (the strongest, by the highest probability of any; of a slab the
+        middle one) in the brain window, at most 128 pixels a side.
 
     Raises:
         IchError: the system refuses to write.
     """
     n, rows, columns = view.hu.shape
     height, width = view.spacing or (1.0, 1.0)
-    strongest = [_strongest(column) for column in view.probabilities.T]
+    slabs = _slabs(np.arange(n) if view.groups is None else view.groups)
+    middles = slabs.sum(axis=1) // 2
+    strongest = [middles[_strongest(column)].tolist() for column in view.probabilities[middles].T]
     start = next((order[0] for order in reversed(strongest) if order), n // 2)
     context = {
         "title": view.title,
@@ -157,6 +165,7 @@ def write_scan_page(view: ScanView, path: Path, index: str | None = None) -> byt
         "heat": view.heat is not None,
         "heat_note": view.heat_note,
         "truth": view.labels is not None,
+        "slabs": len(slabs) < n,
         "slices": _slices(view),
         "data": {
             "ids": list(view.ids),
@@ -166,6 +175,7 @@ def write_scan_page(view: ScanView, path: Path, index: str | None = None) -> byt
             "probabilities": [_numbers(row, 5) for row in view.probabilities],
             "truth": None if view.labels is None else view.labels.astype(int).tolist(),
             "strongest": [order[:_STRONGEST] for order in strongest],
+            "slabs": np.repeat(slabs, slabs[:, 1] - slabs[:, 0] + 1, axis=0).tolist(),
             "start": start,
             "levels": LEVELS.tolist(),
             "presets": [
@@ -254,6 +264,12 @@ def _bar(width: float) -> tuple[int, str] | None:
 def _numbers(values: np.ndarray, digits: int) -> list[float | None]:
     """Rounded for JSON, which has no NaN."""
     return [round(float(value), digits) if math.isfinite(value) else None for value in values]
+
+
+def _slabs(groups: np.ndarray) -> np.ndarray:
+    """First and last slice of each slab, int, shape (slabs, 2)."""
+    first = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+    return np.stack([first, np.append(first[1:], len(groups)) - 1], axis=1)
 
 
 def _strongest(probabilities: np.ndarray) -> list[int]:

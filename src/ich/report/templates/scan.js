@@ -80,6 +80,11 @@ function tell() {
   const place = state.drawn.place, z = scan.z[place], p = scan.probabilities[place][state.label];
   $("status").textContent = `Slice ${place + 1} of ${n}${z === null ? "" : `, z ${z.toFixed(1)} mm`}; `
     + `level ${state.level}, width ${state.width} HU` + (p === null ? "" : `; ${scan.labels[state.label]} ${number(p)}`);
+  const [first, last] = scan.slabs[place];
+  if ($("slab")) {
+    $("slab").textContent = first === last ? "slice that the model read alone"
+      : `slab of slices ${first + 1} to ${last + 1}, which the model read as one`;
+  }
   $("id").textContent = scan.ids[place];
   $("hu").textContent = "";
   $("place").value = place + 1;
@@ -94,7 +99,9 @@ function tell() {
     $(`p${k}`).textContent = number(scan.probabilities[place][k]);
     if (scan.truth) $(`t${k}`).textContent = scan.truth[place][k] ? "yes" : "no";
   });
-  for (const button of $("strongest").children) button.setAttribute("aria-current", Number(button.value) === place);
+  for (const button of $("strongest").children) {
+    button.setAttribute("aria-current", first <= button.value && button.value <= last);
+  }
   cursor.setAttribute("x1", across(place));
   cursor.setAttribute("x2", across(place));
 }
@@ -129,12 +136,13 @@ function choose(label) {
   state.label = label;
   $("chosen").textContent = scan.labels[label];
   $("strongest").replaceChildren(...scan.strongest[label].map((place) => {
-    const button = document.createElement("button");
+    const button = document.createElement("button"), [first, last] = scan.slabs[place], p = number(scan.probabilities[place][label]);
+    const slices = first === last ? [place + 1, `slice ${place + 1}`] : [`${first + 1}–${last + 1}`, `slices ${first + 1} to ${last + 1}`];
+    const mark = scan.truth?.slice(first, last + 1).some((row) => row[label]) ? " ✓" : "";
     button.type = "button";
     button.value = place;
-    button.textContent = `${place + 1}: ${number(scan.probabilities[place][label])}`
-      + (scan.truth && scan.truth[place][label] ? " ✓" : "");
-    button.setAttribute("aria-label", `slice ${place + 1}, ${scan.labels[label]} ${button.textContent.split(": ")[1]}`);
+    button.textContent = `${slices[0]}: ${p}${mark}`;
+    button.setAttribute("aria-label", `${slices[1]}, ${scan.labels[label]} ${p}${mark}`);
     button.onclick = () => go(place);
     return button;
   }));
