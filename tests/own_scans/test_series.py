@@ -363,7 +363,7 @@ def test_a_turn_of_a_slice_that_is_not_square_turns_its_sides_and_spacing(tmp_pa
 @pytest.mark.parametrize(
     ("note", "tags"),
     [
-        ("a contrast agent was given (Iopamidol)", {"ContrastBolusAgent": "Iopamidol"}),
+        ("a contrast agent was given: ", {"ContrastBolusAgent": "Iopamidol"}),
         ("BodyPartExamined is CHEST", {"BodyPartExamined": "CHEST"}),
         ("a sharp one", {"ConvolutionKernel": "BONE"}),
         ("less than a whole head", {}),
