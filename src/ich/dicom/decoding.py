@@ -59,8 +59,8 @@ def decode(ds: Dataset, syntax: UID, signed: bool) -> tuple[np.ndarray, bool]:
         answer = _ask(_image(ds, syntax), signed) if syntax.is_compressed else _decoded(ds, signed)
     except _Ended as end:
         if end.code in _FROM_OUTSIDE:
-            raise DicomError("unreadable", f"the process that decodes it was killed ({end})") from end
-        raise DicomError("bad_pixels", f"{syntax.name} crashes the decoder ({end})") from end
+            raise DicomError("unreadable", f"the process that decodes it was killed ({one_line(end)})") from end
+        raise DicomError("bad_pixels", f"{syntax.name} crashes the decoder ({one_line(end)})") from end
     if isinstance(answer, str):
         raise DicomError("bad_pixels", f"{syntax.name} does not decode ({answer})")
     return answer
