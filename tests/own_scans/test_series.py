@@ -136,6 +136,9 @@ def test_no_series_is_skipped_for_one_that_is_skipped_itself(tmp_path):
         {"PatientID": "p2"},
         {"AcquisitionNumber": 2},
         {"AcquisitionTime": "101500"},
+        {"AcquisitionDate": "20200102"},
+        {"AcquisitionDate": "20200102", "AcquisitionTime": None},
+        {"AcquisitionDate": None, "AcquisitionTime": "101500"},
         {"ContrastBolusAgent": "Iopamidol"},
         {"first": 100.0},  # elsewhere
         {"slices": 5, "first": 10.0},  # covers three fifths of it
@@ -143,11 +146,34 @@ def test_no_series_is_skipped_for_one_that_is_skipped_itself(tmp_path):
     ids=str,
 )
 def test_a_sharp_kernel_is_read_where_the_softer_shows_other_slices(tmp_path, other):
-    write_scan(tmp_path / "a", ConvolutionKernel="BONE", AcquisitionNumber=1, AcquisitionTime="100000")
-    tags = {"AcquisitionNumber": 1, "AcquisitionTime": "100000"} | other
-    write_scan(tmp_path / "b", series="1.2.8", **tags)
+    tags = {"AcquisitionNumber": 1, "AcquisitionDate": "20200101", "AcquisitionTime": "100000"}
+    write_scan(tmp_path / "a", ConvolutionKernel="BONE", **tags)
+    write_scan(tmp_path / "b", series="1.2.8", **tags | other)
     assert outcomes(tmp_path)["1.2.7"] == "read"
     assert "sharp" in notes(tmp_path / "a")
+
+
+def test_a_scan_at_midnight_is_one(tmp_path):
+    tags = {"ConvolutionKernel": "BONE", "AcquisitionDate": "20191231", "AcquisitionTime": "235950"}
+    write_scan(tmp_path / "a", **tags)
+    write_scan(tmp_path / "b", series="1.2.8", AcquisitionDate="20200101", AcquisitionTime="000005")
+    assert outcomes(tmp_path) == {"1.2.7": "sharper_kernel", "1.2.8": "read"}
+
+
+@pytest.mark.parametrize(
+    ("slices", "broken", "outcome"), [(12, 6, "sharper_kernel"), (12, 7, "read"), (40, 40, "read")]
+)
+@pytest.mark.parametrize("cut", [300, 0.9], ids=["header", "pixels"])
+def test_no_series_is_skipped_for_one_of_which_most_is_broken(tmp_path, slices, broken, outcome, cut):
+    write_scan(tmp_path / "a", slices=slices, ConvolutionKernel="BONE")
+    soft = write_scan(tmp_path / "b", slices=slices, series="1.2.8")
+    for number in range(broken):
+        path = soft[(number * 7 + slices // 2) % slices]  # spread, so that those that are left cover the scan
+        data = path.read_bytes()
+        path.write_bytes(data[: data.index(b"\x28\0\x10\0US") if cut == 300 else int(len(data) * cut)])
+    found = outcomes(tmp_path)
+    assert found["1.2.7"] == outcome
+    assert found["1.2.8"] == ("damaged" if broken == slices and cut == 300 else "read")
 
 
 def test_unnamed_kernels_are_told_apart_by_the_noise_in_the_brain(tmp_path):

@@ -14,6 +14,8 @@ _TILTED = np.cos(np.deg2rad(2))  # between the normals of two series of the same
 _MOMENT = 60  # seconds; two scans of a patient lie farther apart, two reconstructions of one scan have one time
 _NEAR = 0.1  # mm; less than chance makes of two scans
 _MIDDLE = 3  # slices whose noise is measured
+_TRIED = 8  # slices, spread evenly; a series of which these can be read is taken to be whole
+_DAY = 86400.0  # seconds
 
 ReadSlice = Callable[[Record], np.ndarray | None]
 
@@ -22,8 +24,9 @@ def choose(parts: Iterable[Part], read: ReadSlice) -> None:
     """Mark as skipped those parts to be read that show the slices of another one with a sharper kernel.
 
     Two series show the same slices if they are of one study, have one plane, are of one patient, frame of reference
-    and acquisition and of the same contrast agent as far as these are told, and if the softer covers most of the
-    other's length. Where no kernel is named and no frame of reference, their positions must be the same as well.
+    and acquisition, of the same moment and contrast agent as far as these are told, and if the softer covers most of
+    the other's length. Where no kernel is named and no frame of reference, their positions must be the same as well.
+    No part is skipped for one of which fewer than half of the slices can be read.
 
     Args:
         parts: as `ich.own_scans.series.judge` left them.
@@ -41,11 +44,17 @@ def choose(parts: Iterable[Part], read: ReadSlice) -> None:
 
 def _choose(parts: list[Part], read: ReadSlice) -> None:
     noises: dict[int, float] = {}
+    readable: dict[int, bool] = {}
 
     def noise_of(part: Part) -> float:
         if id(part) not in noises:
             noises[id(part)] = _noise(part, read)
         return noises[id(part)]
+
+    def can_be_read(part: Part) -> bool:
+        if id(part) not in readable:
+            readable[id(part)] = _half_is_readable(part, read)
+        return readable[id(part)]
 
     softer = [
         [
@@ -59,7 +68,8 @@ def _choose(parts: list[Part], read: ReadSlice) -> None:
     open_ones = set(range(len(parts)))
     while ready := [one for one in open_ones if not any(number in open_ones for number, _ in softer[one])]:
         for one in ready:
-            told = next((told for number, told in softer[one] if parts[number].status == "read"), None)
+            there = ((parts[number], told) for number, told in softer[one])
+            told = next((told for other, told in there if other.status == "read" and can_be_read(other)), None)
             if told:
                 parts[one].status, parts[one].reason, parts[one].detail = "skipped", *told
         open_ones -= set(ready)
@@ -100,8 +110,7 @@ def _same_slices(sharper: Part, softer: Part) -> bool:
         return False
     if bool(one.contrast) != bool(other.contrast):
         return False
-    times = [_time(part) for part in (sharper, softer)]
-    if times[0] is not None and times[1] is not None and abs(times[0] - times[1]) > _MOMENT:
+    if _taken_apart(sharper, softer):
         return False
     normal = normal_of(turned_orientation(one.orientation) or ())
     if not abs(float(normal @ normal_of(turned_orientation(other.orientation) or ()))) >= _TILTED:
@@ -130,10 +139,29 @@ def _ends(part: Part, normal: np.ndarray) -> tuple[float, float]:
     return (float(along.min()), float(along.max())) if len(along) else (float("nan"), float("nan"))
 
 
-def _time(part: Part) -> float | None:
-    """When its slices were taken, seconds of the day; None where it is not told."""
-    times = [record.facts.time for record in part.slices if record.facts.time is not None]
-    return median(times) if times else None
+def _taken_apart(part: Part, other: Part) -> bool:
+    """Whether two parts tell different moments of their acquisition; by date and time, or what both have of these."""
+    for dated, timed in ((True, True), (True, False), (False, True)):
+        here, there = (_moment(one, dated, timed) for one in (part, other))
+        if here is not None and there is not None:
+            return abs(here - there) > _MOMENT
+    return False
+
+
+def _moment(part: Part, dated: bool, timed: bool) -> float | None:
+    """When its slices were taken, seconds; None where it is not told."""
+    told = [(one.facts.date if dated else 0, one.facts.time if timed else 0) for one in part.slices]
+    moments = [date * _DAY + time for date, time in told if date is not None and time is not None]
+    return median(moments) if moments else None
+
+
+def _half_is_readable(part: Part, read: ReadSlice) -> bool:
+    """Whether at least half of a part can be read; of a long one, some slices tell, unless one of them is broken."""
+    records, count = part.slices, len(part.slices)
+    tried = [read(records[place]) is not None for place in np.linspace(0, count - 1, min(count, _TRIED)).astype(int)]
+    if not all(tried):
+        tried = [read(record) is not None for record in records]
+    return bool(np.mean(tried) * count >= (count + len(part.unread)) / 2)
 
 
 def _noise(part: Part, read: ReadSlice) -> float:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from sys import intern
 from typing import Any, TypeVar
@@ -40,7 +41,8 @@ _TEXTS = (
     *("Modality", "SeriesDescription", "ContrastBolusAgent", "BodyPartExamined"),
 )
 _NUMBERS = (
-    *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "AcquisitionTime", "SliceThickness", "Rows", "Columns"),
+    *("SeriesNumber", "AcquisitionNumber", "InstanceNumber", "AcquisitionDate", "AcquisitionTime"),
+    *("SliceThickness", "Rows", "Columns"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("SamplesPerPixel", "NumberOfFrames"),
 )
@@ -77,6 +79,7 @@ class Facts:
     series_number: float | None = None
     acquisition: float | None = None
     number: float | None = None  # InstanceNumber
+    date: int | None = None  # of the acquisition, days since the year 1
     time: float | None = None  # of the acquisition, seconds of the day
     thickness: float | None = None  # mm
     position: Vector | None = None  # mm
@@ -245,6 +248,7 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         series_number=_one(numbers["SeriesNumber"]),
         acquisition=_one(numbers["AcquisitionNumber"]),
         number=_one(numbers["InstanceNumber"]),
+        date=days(_one(numbers["AcquisitionDate"])),
         time=seconds(_one(numbers["AcquisitionTime"])),
         thickness=_one(numbers["SliceThickness"]),
         position=_vector(numbers["ImagePositionPatient"], 3),
@@ -315,6 +319,14 @@ def _shared(value: _T) -> _T:
 def _whole(numbers: Vector | None) -> int | None:
     one = _one(numbers)
     return int(one) if one is not None and one.is_integer() else None
+
+
+def days(date: float | None) -> int | None:
+    """Days since the year 1, of a date that is written YYYYMMDD (PS3.5, 6.2)."""
+    with suppress(ValueError):  # no such day
+        if date is not None and date.is_integer():
+            return datetime.strptime(f"{date:08.0f}", "%Y%m%d").toordinal()
+    return None
 
 
 def seconds(clock: float | None) -> float | None:

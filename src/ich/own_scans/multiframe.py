@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage
 from ich.dicom import parsing, reader
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
-from ich.own_scans.header import Facts, kernel_of, numbers_of, seconds, text_of, texts_of
+from ich.own_scans.header import Facts, days, kernel_of, numbers_of, seconds, text_of, texts_of
 from ich.own_scans.kind import kind_of_image
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
@@ -82,6 +82,7 @@ def _frame(file: Facts, number: int, groups: list[Dataset]) -> Facts:
         image_type=kind,
         kernel=intern(kernel_of(named["CTReconstructionSequence"])) or file.kernel,
         acquisition=acquisition[0] if acquisition else file.acquisition,
+        date=days(float(clock[:8])) if _CLOCK.fullmatch(clock) else file.date,
         time=seconds(float(clock[8:])) if _CLOCK.fullmatch(clock) else file.time,
         thickness=thickness[0] if thickness else file.thickness,
         position=numbers_of(named["PlanePositionSequence"], "ImagePositionPatient", 3) or file.position,
