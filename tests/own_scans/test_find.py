@@ -254,3 +254,23 @@ def test_a_slice_that_crashes_its_decoder_stops_no_other(tmp_path):
             assert "crashes the decoder" in hu.reason
         else:
             np.testing.assert_array_equal(hu, head()[number])
+
+
+def test_a_zip_without_files_and_what_is_no_file_are_counted(tmp_path):
+    write_scan(tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "in/a.zip", "w") as file:
+        file.writestr("folder/", "")
+    zipfile.ZipFile(tmp_path / "in/b.zip", "w").close()
+    os.mkfifo(tmp_path / "in/pipe")
+    os.mkfifo(tmp_path / "in/.pipe")
+    (tmp_path / "in/null").symlink_to(os.devnull)
+    found = find_series([tmp_path / "in"])
+    assert found.others == {"empty": (2, "a.zip"), "hidden": (1, ".pipe"), "special": (2, "null")}
+    assert total(found) == len(list((tmp_path / "in").iterdir()))
+    with pytest.raises(IchError, match="is a pipe"):
+        find_series([tmp_path / "in/pipe"])
+
+
+def test_a_description_with_a_backslash_is_as_the_file_has_it(tmp_path):
+    write_scan(tmp_path, SeriesDescription=["HEAD", "n"])
+    assert the_read(find_series([tmp_path])).description == "HEAD\\n"

@@ -244,7 +244,8 @@ def files(
 
     Args:
         prefix, above: for the recursion: the folder's path within the first one, and the folders that contain it.
-        unreadable: called with the path of each folder that cannot be entered, instead of an error.
+        unreadable: called with the path of each folder that cannot be entered, instead of an error, a slash
+            behind it; and with that of each pipe, socket or device.
 
     Raises:
         IchError: a folder cannot be entered.
@@ -262,7 +263,9 @@ def files(
         if is_folder and Path(entry).resolve() not in above:
             yield from files(Path(entry), f"{prefix}{entry.name}/", above, unreadable)
         elif not is_folder and (entry.is_file() or (entry.is_symlink() and not Path(entry).exists())):
-            yield prefix + entry.name, entry  # not a pipe or device, which could be read forever
+            yield prefix + entry.name, entry
+        elif not is_folder and unreadable is not None:
+            unreadable(prefix + entry.name)  # a pipe or device, which could be read forever
 
 
 def _is_junk(name: str) -> bool:

@@ -37,9 +37,12 @@ def raw_element(ds: Dataset, keyword: str) -> RawDataElement | DataElement | Non
 
 
 def text(ds: Dataset, keyword: str) -> str | None:
+    """The element's text, with a backslash between several values; None where it is missing or empty."""
     value = _plain_text(ds, keyword) or value_of(ds, keyword)
     if value is None:
         return None
+    if isinstance(value, (MultiValue, list)):
+        value = "\\".join(map(str, value))  # as it stands in the file (PS3.5, 6.4)
     # Some character sets decode to surrogates, which no table takes.
     return str(value).encode("utf-8", "replace").decode().strip(" \0") or None  # what pads (PS3.5, 6.2) is no part
 

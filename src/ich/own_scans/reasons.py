@@ -21,7 +21,8 @@ REASONS: dict[str, str] = {
     "damaged": "no file of the series can be read",
     # A file of no series.
     "hidden": "a hidden file, or one in a hidden folder",
-    "empty": "an empty file",
+    "empty": "an empty file, or a zip without files",
+    "special": "a pipe, a socket or a device, which holds nothing",
     "not_dicom": "neither DICOM nor NIfTI",
     "unreadable": "no access to the file or folder, a link to nothing, or packed in a zip in a way that is not read",
     "damaged_zip": "a zip that is damaged",

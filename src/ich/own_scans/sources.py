@@ -21,7 +21,7 @@ class File(NamedTuple):
 
 
 def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[File]:
-    """The files of a source; hidden ones, and folders that may not be entered, are counted to the others.
+    """The files of a source; hidden ones, and what cannot be read, are counted to the others.
 
     Raises:
         IchError: it does not exist or cannot be read.
@@ -32,15 +32,18 @@ def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[File]
         raise IchError(f"{not_there(source)}; expected a folder, a zip or a file of CT slices") from error
     except OSError as error:
         raise IchError(f"{source} cannot be read: {one_line(error)}") from error
+    if not (is_folder or source.is_file()):
+        raise IchError(f"{source} is a pipe, a socket or a device; expected a folder, a zip or a file of CT slices")
     source = source.absolute()
     if not is_folder:
         yield File(Member(str(source.parent), source.name, source.name, "", size), printable(source.name), "")
         return
 
-    def unreadable(folder: str) -> None:
-        if not folder:
+    def unreadable(name: str) -> None:
+        if not name:
             raise IchError(f"{source} cannot be read; expected a folder that this user may enter")
-        count(others, "unreadable", folder)
+        special = not name.endswith("/")
+        count(others, "hidden" if special and _hidden(name) else "special" if special else "unreadable", name)
 
     for name, entry in archive.files(source, unreadable=unreadable):
         if _hidden(name):
@@ -55,13 +58,15 @@ def files_of(source: Path, others: dict[str, tuple[int, str]]) -> Iterator[File]
 
 
 def files_of_zip(file: File, others: dict[str, tuple[int, str]]) -> Iterator[File]:
-    """The files in a zip; hidden ones, and a zip that is damaged, are counted to the others."""
+    """The files in a zip; hidden ones, and a zip that is damaged or has no files, are counted to the others."""
     source = Path(file.member.source, file.member.name)
     try:
         entries = list(zip_directory.entries(source))
     except IchError:
         count(others, "damaged_zip", file.name)
         return
+    if not entries:
+        count(others, "empty", file.name)
     for entry in entries:
         name = entry["name"].replace("\\", "/")
         if _hidden(name):
