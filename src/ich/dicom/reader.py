@@ -18,8 +18,11 @@ from ich.dicom import elements, parsing, pixels
 from ich.dicom.bits import AIR
 from ich.dicom.slice_error import DicomError
 
-_STANDARD_STORAGE = "1.2.840.10008.5.1.4.1.1."
-_SECONDARY_CAPTURE = f"{_STANDARD_STORAGE}7."  # with its multi-frame kinds, 7.1 to 7.4
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+"""How the SOPClassUID of what can be stored begins, in the standard's own classes."""
+SECONDARY_CAPTURE = f"{STORAGE}7."
+"""How that of a Secondary Capture begins, with a dot behind it: of one frame, or of several, 7.1 to 7.4."""
+
 _TOP = np.iinfo(np.int16).max  # HU
 _FARTHEST = 2**16  # HU; of RescaleIntercept, as stored values are of 16 bits at most
 _WRAP = 4096  # a 12-bit pixel holds values below this
@@ -168,7 +171,7 @@ def read_parsed(ds: FileDataset) -> tuple[np.ndarray, Header]:
 def _check_kind(ds: FileDataset) -> None:
     """Refuse what is no slice of a CT in HU by what its elements say."""
     sop_class = elements.text(ds, "SOPClassUID") or ""
-    if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
+    if f"{sop_class}.".startswith(SECONDARY_CAPTURE):
         raise DicomError("secondary_capture", "SOPClassUID is that of a Secondary Capture, expected CT Image Storage")
     modality = elements.text(ds, "Modality")
     if modality is not None and modality.upper() != "CT":
@@ -177,7 +180,7 @@ def _check_kind(ds: FileDataset) -> None:
         raise DicomError(
             "unsupported", "an Enhanced CT (multi-frame) is not read here; convert it to one file a slice first"
         )
-    if sop_class != CTImageStorage and sop_class.startswith(_STANDARD_STORAGE):
+    if sop_class != CTImageStorage and sop_class.startswith(STORAGE):
         raise DicomError("not_ct", f"SOPClassUID is that of {UID(sop_class).name}, expected CT Image Storage")
     image_type = elements.texts(ds, "ImageType")
     if "LOCALIZER" in image_type:

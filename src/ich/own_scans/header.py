@@ -31,9 +31,10 @@ from pydicom.uid import (
 
 from ich.dicom import elements
 from ich.dicom.member import Member
+from ich.dicom.reader import STORAGE
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
-from ich.own_scans.kind import MONO_ENERGETIC, STORAGE, kind_of_file
+from ich.own_scans.kind import MONO_ENERGETIC, kind_of_file
 from ich.own_scans.sources import ZIP
 
 _TEXTS = (

@@ -5,11 +5,9 @@ Section numbers are those of the DICOM standard, PS3.3 (objects).
 
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-"""How the SOPClassUID of what can be stored begins."""
+from ich.dicom.reader import SECONDARY_CAPTURE, STORAGE
 
-_SECONDARY_CAPTURE = f"{STORAGE}7."
+MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _NO_IMAGE = {"SR", "KO", "PR", "DOC", "REG", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "FID", "RWV", "PLAN"}
 
 # Values of ImageType that mean a quantity computed of slices. Of the standard (C.8.2.1.1.1, C.8.15.3.1, C.8.16.1.4)
@@ -40,7 +38,7 @@ def kind_of_file(
         samples, frames: SamplesPerPixel and NumberOfFrames.
         photometric: PhotometricInterpretation.
     """
-    if f"{sop_class}.".startswith(_SECONDARY_CAPTURE):
+    if f"{sop_class}.".startswith(SECONDARY_CAPTURE):
         return "secondary_capture", "SOPClassUID is that of a Secondary Capture"
     if modality is not None and modality.upper() != "CT":  # in capitals by PS3.5, 6.2, but the meaning is plain
         return "no_image" if modality.upper() in _NO_IMAGE else "other_modality", f"Modality is {modality}"
