@@ -326,3 +326,17 @@ def test_images_that_a_model_does_not_take_fail_that_scan(spec, tmp_path):
     series = pd.read_csv(tmp_path / "out/series.csv")
     assert series[["status", "reason"]].to_numpy().tolist() == [["failed", "not_predicted"]]
     assert "32 × 32" in series["detail"][0]
+
+
+def test_slices_of_two_sizes_that_are_not_resized_fail_that_scan_alone(spec, tmp_path):
+    """Where images keep the slices' own size, they do not fit into one batch."""
+    part = spec.parts["tiny"]
+    own_size = part.preprocess.model_copy(update={"size": None, "crop": False})
+    other = spec.model_copy(update={"parts": {"tiny": part.model_copy(update={"preprocess": own_size})}})
+    mixed = [*head(8, 64)[:5], head(8, 32)[5]]
+    write_scan(tmp_path / "in/mixed", series="1.2.8", uid="1.2.8", pixels=mixed)
+    write_scan(tmp_path / "in/whole", pixels=head(8, 64))
+    summary = run(other, [tmp_path / "in"], tmp_path / "out")
+    assert summary.scans == 1
+    series = pd.read_csv(tmp_path / "out/series.csv").set_index("SeriesInstanceUID")
+    assert series["status"].to_dict() == {"1.2.8": "failed", "1.2.7": "read"}

@@ -19,7 +19,7 @@ _VECTOR = pa.list_(pa.float64())
 
 _TIE = 0.01
 """mm; below the slice distance of any scanner (0.2), above the rounding errors of positions."""
-_SAME_PLANE = np.cos(np.deg2rad(0.5))
+SAME_PLANE = np.cos(np.deg2rad(0.5))
 """Cosine between normals that count as one plane: headers have directions to 6 digits, and noise of some scanners
 changes the 4th. At half a degree, the corner of a slice of 250 mm lies 1.5 mm off the plane, less than most slices'
 thickness."""
@@ -97,7 +97,7 @@ def _along_normal(table: pd.DataFrame, series: np.ndarray) -> np.ndarray:
     shared[:-1] = _shared_normals(normal[ids], series[ids], len(shared) - 1)
     shared = shared[series]
     z = (_stack(table["ImagePositionPatient"], 3) * shared).sum(axis=1)  # NaN if either is unknown
-    z[np.abs((normal * shared).sum(axis=1)) < _SAME_PLANE] = np.nan
+    z[np.abs((normal * shared).sum(axis=1)) < SAME_PLANE] = np.nan
     return z
 
 
@@ -124,7 +124,7 @@ def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.nd
     rows = rows[np.argsort(series[rows], kind="stable")]
     for series_rows in np.split(rows, np.flatnonzero(np.diff(series[rows])) + 1):
         different, first, number = np.unique(normal[series_rows], axis=0, return_index=True, return_counts=True)
-        sharing = np.array([number[np.abs(different @ candidate) >= _SAME_PLANE].sum() for candidate in different])
+        sharing = np.array([number[np.abs(different @ candidate) >= SAME_PLANE].sum() for candidate in different])
         best = np.lexsort([first, -sharing])[:1]  # empty if no series is mixed
         shared[series[series_rows[:1]]] = different[best]
     return shared
@@ -301,9 +301,19 @@ def neighbours(table: pd.DataFrame, ids: pd.Index, offsets: Sequence[int]) -> tu
     for column, offset in enumerate(offsets):
         base = line[own[here]] - order[own[here]]
         target = base + np.clip(order[own[here]] + offset, 0, last[own[here]])
-        after = np.searchsorted(sorted_line, target).clip(0, len(sorted_line) - 1)
-        before = (after - 1).clip(0)
-        gap_after, gap_before = np.abs(sorted_line[after] - target), np.abs(sorted_line[before] - target)
-        take_before = (gap_before < gap_after) | ((gap_before == gap_after) & (offset < 0))
-        places[here, column] = sorted_places[np.where(take_before, before, after)]
+        places[here, column] = sorted_places[nearest(sorted_line, target, offset)]
     return known, places
+
+
+def nearest(line: np.ndarray, targets: np.ndarray, offset: int) -> np.ndarray:
+    """Return the index of the number nearest to each target; of two as near, the one that `offset` points to.
+
+    Args:
+        line: ascending, at least one number.
+        offset: negative takes the smaller of the two, else the larger.
+    """
+    after = np.searchsorted(line, targets).clip(0, len(line) - 1)
+    before = (after - 1).clip(0)
+    gap_after, gap_before = np.abs(line[after] - targets), np.abs(line[before] - targets)
+    take_before = (gap_before < gap_after) | ((gap_before == gap_after) & (offset < 0))
+    return np.where(take_before, before, after)

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ich.dicom.member import Member
-from ich.images.slice_table import scan_order
+from ich.images.slice_table import SAME_PLANE, scan_order
 from ich.own_scans.header import Facts
 
 _AXIAL = np.cos(np.deg2rad(45))  # of the normal with the axis of the patient: beyond, another plane is nearer
-_SAME_PLANE = np.cos(np.deg2rad(0.5))  # as `scan_order` has it
 _STACK = 5  # slices of a stack; fewer are none of their own
 _OVERLAP = 0.5  # of the shorter of two stacks, from which they are two scans and not two pieces of one
 _REPEATED = 0.25  # repeated positions for each distinct one, from which there are several stacks
@@ -173,7 +172,7 @@ def _planes(records: Sequence[Record]) -> tuple[list[list[Record]], list[Record]
         if abs(normal[2]) < _AXIAL:
             plane_of[orientation] = None
             continue
-        near = (number for number, (other, _) in enumerate(planes) if abs(float(normal @ other)) >= _SAME_PLANE)
+        near = (number for number, (other, _) in enumerate(planes) if abs(float(normal @ other)) >= SAME_PLANE)
         number = next(near, len(planes))
         if number == len(planes):
             planes.append((normal, []))

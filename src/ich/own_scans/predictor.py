@@ -11,6 +11,7 @@ from ich.competition.labels import LABELS
 from ich.data import augment
 from ich.errors import IchError
 from ich.images.render import Settings, field_of_view, over_slices, render
+from ich.images.slice_table import nearest
 from ich.models import backbones, gradcam
 from ich.own_scans.model_spec import BlendPart, ModelSpec, RunPart, SecondStagePart
 from ich.results import fitted_blend
@@ -116,36 +117,39 @@ class _Run:
 
     def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
         pictures = [render(hu, self.settings) for hu in slices.hu]
+        for picture, _ in pictures:
+            self._check(picture.shape)
         images = _with_neighbors([picture for picture, _ in pictures], slices.order, self.part.neighbours)
-        self._check(images.shape[1:])
-        total, counted = np.zeros((len(images), len(LABELS))), 0
-        by_fold, heats = [], []
-        for network, head in zip(self.networks, self.heads, strict=True):
-            logits, embeddings = [], []
-            for transform, counts in self.passes:
-                given = images if transform is None else np.stack([transform(image=one)["image"] for one in images])
-                columns = self._predict(network, given, head if transform is None else None)
+        mean = inference.MeanOfPasses(len(images), self.part.mean)
+        logits: list[list[np.ndarray]] = [[] for _ in self.networks]  # by fold and pass, as the next
+        embeddings: list[list[np.ndarray]] = [[] for _ in self.networks]
+        heats = []
+        for transform, counts in self.passes:
+            given = images if transform is None else np.stack([transform(image=one)["image"] for one in images])
+            for k, (network, head) in enumerate(zip(self.networks, self.heads, strict=True)):
+                outputs_of_pass = self._predict(network, given, head if transform is None else None)
                 if counts:
-                    logits.append(columns["logits"])
-                    embeddings += [columns["embeddings"]] if self.embeddings else []
-                    total += inference.to_mean(columns["logits"], self.part.mean)
-                    counted += 1
-                if "heat" in columns:
-                    heats.append(columns["heat"])
-            if self.embeddings:
-                embedding = np.mean([one.astype(np.float32) for one in embeddings], axis=0).astype(np.float16)
-                by_fold.append((inference.mean_logits(logits, self.part.mean), embedding))
+                    mean.add(outputs_of_pass["logits"])
+                    if self.embeddings:
+                        logits[k].append(outputs_of_pass["logits"])
+                        embeddings[k].append(outputs_of_pass["embeddings"].astype(np.float32))
+                if "heat" in outputs_of_pass:
+                    heats.append(outputs_of_pass["heat"])
+        by_fold = []
+        if self.embeddings:
+            for of_logits, of_embeddings in zip(logits, embeddings, strict=True):
+                embedding = np.mean(of_embeddings, axis=0).astype(np.float16)
+                by_fold.append((inference.mean_logits(of_logits, self.part.mean), embedding))
         heat = None
         if heats:
             boxes = [box for _, box in pictures]
             fields = [field_of_view(hu.shape, box, self.settings) for hu, box in zip(slices.hu, boxes, strict=True)]
-            mean = np.mean(heats, axis=0)
-            peak = mean.max(axis=(2, 3), keepdims=True)
-            shares = np.divide(mean, peak, out=np.zeros_like(mean), where=peak > 0)
-            heat = over_slices(shares, fields, [hu.shape for hu in slices.hu])
-        return _Output(inference.from_mean(total / counted, self.part.mean), by_fold, heat)
+            heat = over_slices(_shares(np.mean(heats, axis=0)), fields, [hu.shape for hu in slices.hu])
+        return _Output(mean.probabilities(), by_fold, heat)
 
     def _check(self, shape: tuple[int, ...]) -> None:
+        """Refuse an image, without its neighbors, that the models do not take."""
+        shape = (*shape[:2], shape[2] * len(self.part.neighbours))
         expected = self.networks[0].input_shape[1:]
         if shape != expected:
             found, takes = (
@@ -167,6 +171,12 @@ class _Run:
             for name, values in outputs.items():
                 found.setdefault(name, []).append(values)
         return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _shares(heat: np.ndarray) -> np.ndarray:
+    """Scale each map, (n, 6, height, width), so that its highest place is 1; one without any stays 0."""
+    peak = heat.max(axis=(2, 3), keepdims=True)
+    return np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
 
 
 _MULTIPLE = {"tensorflow": 1, "jax": 16, "torch": 1}
@@ -238,12 +248,5 @@ def _with_neighbors(pictures: Sequence[np.ndarray], order: np.ndarray, offsets: 
         pictures: uint8 (height, width, channels), of one shape.
         order: place of each in the series, ascending; what could not be read is missing.
     """
-    places = np.repeat(np.arange(len(order))[:, None], len(offsets), axis=1)
-    for column, offset in enumerate(offsets):
-        wanted = np.clip(order + offset, order[0], order[-1])
-        after = np.searchsorted(order, wanted).clip(0, len(order) - 1)
-        before = (after - 1).clip(0)
-        to_after, to_before = np.abs(order[after] - wanted), np.abs(order[before] - wanted)
-        farther = (to_before == to_after) & (offset < 0)
-        places[:, column] = np.where((to_before < to_after) | farther, before, after)
-    return np.stack([np.concatenate([pictures[place] for place in row], axis=-1) for row in places])
+    places = [nearest(order, np.clip(order + offset, order[0], order[-1]), offset) for offset in offsets]
+    return np.stack([np.concatenate([pictures[place] for place in row], axis=-1) for row in zip(*places, strict=True)])

@@ -162,7 +162,7 @@ def predict_test(run: Run, results: Run | None = None) -> pd.DataFrame:
 def _predict_folds(run: Run, data: RunData, test: Slices, results: Run) -> pd.DataFrame:
     """Predict by the model of each fold, as `predict_test`, in a directory that other processes are kept from."""
     section = run.config.predict
-    total, digests = np.zeros((len(test.ids), len(LABELS))), []
+    mean, digests = MeanOfPasses(len(test.ids), section.mean), []
     for k in range(run.config.folds.n):
         model = cache(partial(load_model, run, k, run.config.machine.distribute))  # read once, if at all
         for folder in (results.fold(k), results.passes(k)):
@@ -170,11 +170,11 @@ def _predict_folds(run: Run, data: RunData, test: Slices, results: Run) -> pd.Da
         predict_held_out(run, k, data, model, results)
         for tta in section.tta:
             path = results.passes(k) / f"test-{tta}.parquet"
-            total += to_mean(pass_logits(run, k, test, tta, model, path), section.mean)
+            mean.add(pass_logits(run, k, test, tta, model, path))
         digests.append(model_digest(run, k))
     if not results.score_path.exists() or read_provenance(results.oof_path) is None:
         score_run(results)
-    frame = _frame(from_mean(total / (run.config.folds.n * len(section.tta)), section.mean), test.ids)
+    frame = _frame(mean.probabilities(), test.ids)
     results.keep_predict(section)
     provenance = {"tta": section.tta, "mean": section.mean, "models": digests}
     write_predictions(frame, results.predictions_path, provenance)
@@ -207,13 +207,13 @@ def predict_held_out(
         return
     run.check_data(data.folds_digest)
     slices = Slices.held_out(run.config, data, k)
-    total = np.zeros((len(slices.ids), len(LABELS)))
+    mean = MeanOfPasses(len(slices.ids), section.mean)
     for tta in dict.fromkeys(["none", *section.tta]):
         logits = pass_logits(run, k, slices, tta, model, results.passes(k) / f"oof-{tta}.parquet")
         if tta in section.tta:
-            total += to_mean(logits, section.mean)
+            mean.add(logits)
     results.forget_results()
-    frame = _frame(from_mean(total / len(section.tta), section.mean), slices.ids)
+    frame = _frame(mean.probabilities(), slices.ids)
     write_predictions(frame, path, provenance)
 
 
@@ -270,14 +270,27 @@ def _frame(values: np.ndarray, ids: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(values.astype(np.float32, copy=False), ids.rename(INDEX_NAME), list(LABELS))
 
 
-def to_mean(logits: np.ndarray, mean: str) -> np.ndarray:
-    """Return what the mean over passes and folds is taken of: probabilities, float64, or the logits."""
-    return expit(logits, dtype=np.float64) if mean == "probability" else logits
+class MeanOfPasses:
+    """The mean over TTA passes and folds, all of one weight.
 
+    Args:
+        slices: their number.
+        mean: `predict.mean`: of the probabilities, or of the logits.
+    """
 
-def from_mean(values: np.ndarray, mean: str) -> np.ndarray:
-    """Return probabilities from the mean of what `to_mean` gave."""
-    return values if mean == "probability" else expit(values)
+    def __init__(self, slices: int, mean: str):
+        self._total, self._count = np.zeros((slices, len(LABELS))), 0
+        self._of_probabilities = mean == "probability"
+
+    def add(self, logits: np.ndarray) -> None:
+        """Add the logits of one pass of one fold's model, shape (slices, 6)."""
+        self._total += expit(logits, dtype=np.float64) if self._of_probabilities else logits
+        self._count += 1
+
+    def probabilities(self) -> np.ndarray:
+        """Return the probabilities, float64, shape (slices, 6)."""
+        mean = self._total / self._count
+        return mean if self._of_probabilities else expit(mean)
 
 
 def mean_logits(passes: Sequence[np.ndarray], mean: str) -> np.ndarray:
