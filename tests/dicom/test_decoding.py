@@ -119,7 +119,7 @@ def test_what_interrupts_the_wait_loses_no_answer_to_the_next_slice(monkeypatch,
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoding.pickle, "load", interrupt)
+    monkeypatch.setattr(decoding, "_received", interrupt)
     with pytest.raises(KeyboardInterrupt):
         reader.read(other)
     assert is_read(packed) != before

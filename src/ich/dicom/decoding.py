@@ -5,6 +5,8 @@ is no worker of multiprocessing, which a worker of Keras could not have.
 """
 
 import atexit
+import json
+import math
 import os
 import pickle
 import resource
@@ -14,7 +16,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -126,8 +128,8 @@ class _Decoder:
         try:
             pickle.dump(request, to)
             to.flush()
-            return pickle.load(back)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            return _received(back)
+        except (OSError, ValueError, LookupError, TypeError) as error:  # it ended, maybe within an answer
             code = self._process.wait(_LONGEST)
             told = os.pread(self._told.fileno(), 10_000, before).decode(errors="replace")
             raise _Ended(code, told) from error
@@ -203,8 +205,37 @@ def serve() -> None:
             signal.setitimer(signal.ITIMER_PROF, _LONGEST)
             answer = _READY if request == _READY else _decoded(*request)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
-            answers.flush()
+            _send(answers, answer)
+
+
+def _send(file: BinaryIO, answer: tuple[np.ndarray, bool] | str) -> None:
+    """Write an answer: a line of JSON, and the bytes of the array if it has one.
+
+    Not as a pickle, which would run what damaged bytes may have made of the process.
+    """
+    if isinstance(answer, str):
+        head: dict[str, Any] = {"sentence": answer}
+        data = b""
+    else:
+        words, contrary = answer
+        head = {"dtype": words.dtype.str, "shape": words.shape, "contrary": contrary}
+        data = words.tobytes()
+    file.write(json.dumps(head).encode() + b"\n" + data)
+    file.flush()
+
+
+def _received(file: BinaryIO) -> tuple[np.ndarray, bool] | str:
+    """Read what `_send` wrote.
+
+    Raises:
+        ValueError, LookupError, TypeError: there is no whole answer.
+    """
+    head = json.loads(file.readline())
+    if "sentence" in head:
+        return str(head["sentence"])
+    dtype = np.dtype(head["dtype"])
+    words = np.frombuffer(bytearray(file.read(math.prod(head["shape"]) * dtype.itemsize)), dtype)
+    return words.reshape(head["shape"]), bool(head["contrary"])
 
 
 def _decoded(image: Dataset, signed: bool) -> tuple[np.ndarray, bool] | str:
