@@ -10,7 +10,8 @@ read. Nothing of the training's data is needed. Writes into OUT:
     index.html, scans/*.html     pages to look through the scans
     predictions.json             how all that was made
 
-Stopped, the same command goes on where it was. The exit status is 3 if something could not be read.
+Stopped, the same command goes on where it was. The exit status is 3 if something could not be read, or no scan was
+predicted.
 
 For research use only: not a medical device.
 
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{summary.scans:,} scans of {summary.slices:,} slices predicted")
     for reason, count in sorted(summary.skipped.items()):
         print(f"{count:,} series not read: {REASONS[reason]}")
+    for reason, count in sorted(summary.others.items()):
+        print(f"{count:,} {'file' if count == 1 else 'files'} of no series: {REASONS[reason]}")
     pages = ", index.html and a page a scan" if options.pages else ""
     cli.wrote(
         f"{arguments.out}: slices.csv, scans.csv, series.csv{pages}",
@@ -69,6 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     if summary.unread:
         cli.warn([f"{summary.unread:,} files could not be read; {arguments.out}/series.csv says why"])
+    if not summary.scans:
+        cli.warn([f"no scan was predicted of {' '.join(map(str, arguments.sources))}; is it the right place?"])
+    if summary.unread or not summary.scans:
         sys.exit(3)
 
 

@@ -42,12 +42,14 @@ class Summary(NamedTuple):
         scans: predicted, those of an earlier run of the same command included.
         slices: predicted.
         skipped: series by the reason why they were not read.
+        others: files of no series, by the reason.
         unread: files that should have been read and could not be.
     """
 
     scans: int
     slices: int
     skipped: dict[str, int]
+    others: dict[str, int]
     unread: int
 
 
@@ -77,8 +79,9 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
             if options.pages:
                 index.append(_index_row(files.path(series), series, scan_rows[-1], facts, options))
     for reason, (count, first) in found.others.items():
-        unread += count if reason in UNREAD else 0
-        row = {"files": count, "slices": 0, "unread": count if reason in UNREAD else 0, "status": "skipped"}
+        lost = count if reason in UNREAD else 0
+        unread += lost
+        row = {"files": count, "slices": 0, "unread": lost, "status": "skipped"}
         detail = "" if options.hash_ids else f"such as {first}"
         series_rows.append(row | {"reason": reason, "detail": detail})
     _write_csv(out / "scans.csv", scan_rows, [*_SCANS, *own])
@@ -90,7 +93,8 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
         scan_page.write_index(index, told, out / "index.html")
     _discard_others(out / "scans", {files.path(one).stem for one in found.series if one.status == "read"})
     counts = {"scans": len(scan_rows), "slices": slices, "not_read": dict(skipped), "unread_files": unread}
-    return Summary(len(scan_rows), slices, dict(skipped), unread), counts
+    others_by_reason = {reason: count for reason, (count, _) in found.others.items()}
+    return Summary(len(scan_rows), slices, dict(skipped), others_by_reason, unread), counts
 
 
 def _broken(series: Series, facts: dict | None) -> list[tuple[str, str]]:
