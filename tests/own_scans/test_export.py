@@ -224,6 +224,22 @@ def test_a_failure_leaves_what_was_there(home, model, monkeypatch):
     assert [path.name for path in model.parent.iterdir()] == ["mixed"]
 
 
+def test_an_export_that_a_kill_left_aside_is_there_again(home, model, monkeypatch):
+    """Killed between its two renames, the next one fails: the earlier export must not be lost."""
+    monkeypatch.chdir(home)
+    before = sha256_of(model / MANIFEST)
+    model.rename(model.parent / f".ich-export-{model.name}.old")
+
+    def fail(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_json", fail)
+    with pytest.raises(IchError, match="No space left"):
+        export.export_model(Path("runs/mixed"), model)
+    assert sha256_of(model / MANIFEST) == before
+    assert [path.name for path in model.parent.iterdir()] == ["mixed"]
+
+
 def test_a_result_without_its_folds_is_not_exported(home, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     (home / "images/folds.csv").rename(tmp_path / "folds.csv")

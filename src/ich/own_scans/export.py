@@ -55,6 +55,8 @@ def export_model(result: Path, out: Path, onnx: bool = False) -> ModelSpec:
         spec = spec.model_copy(update={"thresholds": thresholds})
         new, old = (out.parent / f".ich-export-{out.name}.{end}" for end in ("new", "old"))
         try:
+            if old.exists() and not out.exists():  # an export was killed between the two renames below
+                old.rename(out)
             for left in (new, old):
                 if left.exists():  # by a killed export
                     shutil.rmtree(left)
