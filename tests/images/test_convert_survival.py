@@ -23,6 +23,7 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import make_dicom, plan_series
+from damage import cut, flip, hole, repeat
 from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -211,32 +212,11 @@ def elements(data):
     return found
 
 
-def flip(rng, data):
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 5, 50])):
-        data[rng.randrange(len(data))] = rng.randrange(256)
-    return bytes(data)
-
-
 def flip_header(rng, data):
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         data[rng.randrange(min(len(data), 1100))] = rng.randrange(256)
     return bytes(data)
-
-
-def cut(rng, data):
-    return data[: rng.randrange(len(data))]
-
-
-def hole(rng, data):
-    start = rng.randrange(len(data))
-    return data[:start] + data[start + rng.randrange(1, 300) :]
-
-
-def repeat(rng, data):
-    start = rng.randrange(len(data))
-    return data[:start] + data[start : start + rng.randrange(1, 300)] + data[start:]
 
 
 def lose(rng, data):

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from damage import cut, flip, hole, repeat
 from made_scans import head, write_scan
 from test_multiframe import enhanced
 from test_nifti import axial, volume
@@ -19,13 +20,6 @@ from ich.own_scans.reasons import REASONS
 HEADER = 900  # bytes of the file of a slice that come before its pixels, about
 
 
-def flip(rng, data):
-    data = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 5, 50])):
-        data[rng.randrange(len(data))] = rng.randrange(256)
-    return bytes(data)
-
-
 def flip_header(rng, data):
     return flip(rng, data[:HEADER]) + data[HEADER:]
 
@@ -35,26 +29,12 @@ def flip_a_bit(rng, data):
     return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
 
 
-def cut(rng, data):
-    return data[: rng.randrange(len(data))]
-
-
 def cut_header(rng, data):
     return data[: rng.randrange(min(len(data), HEADER))]
 
 
 def empty(rng, data):
     return b""
-
-
-def hole(rng, data):
-    start = rng.randrange(len(data))
-    return data[:start] + data[start + rng.randrange(1, 300) :]
-
-
-def repeat(rng, data):
-    start = rng.randrange(len(data))
-    return data[:start] + data[start : start + rng.randrange(1, 300)] + data[start:]
 
 
 def swap_tags(rng, data):
