@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from conftest import in_use
 
 from ich.competition.labels import LABELS
 from ich.config import Preprocess
@@ -89,6 +90,8 @@ def test_what_cannot_be_exported_is_told(phantoms, tmp_path):
     (tmp_path / "damaged/stage_2_train/ID_0.dcm").write_bytes(b"nothing")
     with pytest.raises(IchError, match="is there; name a new folder"):
         write_export(phantoms, tmp_path / "export", "test")
+    with in_use(tmp_path, name="export-other"), pytest.raises(IchError, match="in use by process"):
+        write_export(phantoms, tmp_path / "other", "test")
     with pytest.raises(IchError, match="no readable train slices"):
         write_export(tmp_path / "damaged", tmp_path / "other", "train")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "export"]

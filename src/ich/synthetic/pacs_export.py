@@ -28,10 +28,11 @@ from pydicom.uid import (
 )
 from tqdm import tqdm
 
+from ich import folders
 from ich.dicom import archive, reader
 from ich.dicom.member import Member
 from ich.dicom.reader import DicomError
-from ich.errors import IchError
+from ich.errors import IchError, one_line
 
 _ROOT = "1.2.826.0.1.3680043.8.498."  # pydicom's, for identifiers of examples
 _SHARPENED = 1.5  # times the difference to the smoothed slice is added: edges and noise as a bone kernel has them
@@ -51,10 +52,22 @@ def write_export(source: Path, out: Path, split: str, series: int | None = None)
         exported.
 
     Raises:
-        IchError: `out` is there, the source cannot be read, or it has no such series.
+        IchError: `out` is there, in use or cannot be written, the source cannot be read, or it has no such series.
     """
-    if out.exists():
-        raise IchError(f"{out} is there; name a new folder")
+
+    def check() -> None:
+        if out.exists():
+            raise IchError(f"{out} is there; name a new folder")
+
+    with folders.locked(out.parent, check, f"export-{out.name}"):
+        try:
+            return _write(_series_of(source, split, series), out)
+        except OSError as error:
+            raise IchError(f"cannot write {out}: {one_line(error)}; make room or rights for it") from error
+
+
+def _series_of(source: Path, split: str, count: int | None) -> list[list[Member]]:
+    """Return the readable slices of a split by series, of so many series, all for None."""
     found: dict[str, list[Member]] = defaultdict(list)
     for member in archive.members([source]):
         if member.split == split:
@@ -62,15 +75,18 @@ def write_export(source: Path, out: Path, split: str, series: int | None = None)
                 found[reader.read(member.read())[1].SeriesInstanceUID or ""].append(member)
             except DicomError:
                 continue  # one is cut, as in the competition
-    chosen = sorted(found)[:series]
-    if not chosen:
+    if not found:
         raise IchError(f"{source} has no readable {split} slices; name an archive that has some")
+    return [found[uid] for uid in sorted(found)[:count]]
+
+
+def _write(chosen: list[list[Member]], out: Path) -> dict[str, str]:
+    """Write the series beside `out` and rename the whole to it; return the ids by new SOPInstanceUID."""
     ids: dict[str, str] = {}
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ich-", dir=out.parent) as folder:
         files = FileSet()
-        for number, uid in enumerate(tqdm(chosen, desc="export", unit="series", disable=None)):
-            for ds, original in _exported([member.read() for member in found[uid]], number):
+        for number, members in enumerate(tqdm(chosen, desc="export", unit="series", disable=None)):
+            for ds, original in _exported([member.read() for member in members], number):
                 files.add(ds)
                 if original:
                     ids[str(ds.SOPInstanceUID)] = original
