@@ -199,7 +199,7 @@ def wait_in_a_pool(kill, tasks):
     """Wait for the results of such a pool, one of whose workers is killed once they work."""
     with (
         closing(multiprocessing.get_context("fork").Pool(2)) as pool,
-        parallel.told_of_killed_workers(lambda: [pool]),
+        parallel.guarded_pools(lambda: [pool]),
     ):
         results = [pool.apply_async(*task) for task in tasks]
         time.sleep(0.3)
@@ -247,7 +247,7 @@ wait_in_a_pool(True, [(sleep, (20,))] * 2)
 def kill_a_pool_and_the_next():
     """Of the first, when all its results have come, as between two epochs; of the second, while it works."""
     pools = []
-    with parallel.told_of_killed_workers(lambda: list(pools)):
+    with parallel.guarded_pools(lambda: list(pools)):
         for seconds in (0, 20):
             with closing(multiprocessing.get_context("fork").Pool(2)) as pool:
                 pools.append(pool)
@@ -270,7 +270,7 @@ def test_a_pool_that_follows_one_whose_worker_was_killed_is_watched_too():
 
 def test_an_error_after_a_kill_that_was_told_is_not_told_as_another():
     def work(fails):
-        with parallel.told_of_killed_workers(lambda: [pool]):
+        with parallel.guarded_pools(lambda: [pool]):
             time.sleep(0.3)
             fails()
 
@@ -287,8 +287,27 @@ def test_an_error_after_a_kill_that_was_told_is_not_told_as_another():
 
 
 def test_an_error_of_ones_own_stays_it(tmp_path):
-    with pytest.raises(ZeroDivisionError), parallel.told_of_killed_workers(list):
+    with pytest.raises(ZeroDivisionError), parallel.guarded_pools(list):
         1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_exception_ends_the_pools_that_began_within_the_block_and_no_others(error):
+    """Keras ends an epoch's workers with the epoch alone, and in a notebook the process lives on."""
+    fork = multiprocessing.get_context("fork")
+    with closing(fork.Pool(1)) as earlier:
+        pools = [earlier]
+        with pytest.raises(error), parallel.guarded_pools(lambda: pools):
+            pools.append(fork.Pool(2))
+            workers = pools[1]._pool[:]
+            result = pools[1].apply_async(sleep, (20,))
+            raise error
+        for worker in workers:
+            worker.join(10)
+            assert worker.exitcode == -signal.SIGKILL
+        with pytest.raises(IchError, match="was killed"):
+            result.get(timeout=10)
+        assert earlier.apply(square, (3,)) == (3, 9)
 
 
 # ------------------------------------------------------------------------------------------------------ conversion

@@ -134,12 +134,13 @@ def _client(scheduler: str | None) -> Any:
 
 
 @contextmanager
-def told_of_killed_workers(pools: Callable[[], Iterable[Pool]]) -> Iterator[None]:
-    """Within the block, raise an error if a worker process of multiprocessing's pools is killed.
+def guarded_pools(pools: Callable[[], Iterable[Pool]]) -> Iterator[None]:
+    """Within the block, raise an error if a worker process of multiprocessing's pools is killed; leave none behind.
 
     A pool starts another worker, but the task of the dead one is lost, and what waits for it waits for ever: Keras for
     a batch, in C, where no exception of another thread reaches it. So the pools are given up: their processes are
-    killed, and each result that somebody waits for, or will, is an error.
+    killed, and each result that somebody waits for, or will, is an error. So are the pools that began within a block
+    which an exception ends, Ctrl-C too: Keras ends an epoch's workers with the epoch alone.
 
     Args:
         pools: gives those that there are; asked again and again, by another thread.
@@ -149,19 +150,26 @@ def told_of_killed_workers(pools: Callable[[], Iterable[Pool]]) -> Iterator[None
     """
     over, killed = Event(), Event()
     watch = Thread(target=_watch, args=(pools, over, killed), daemon=True)
+    earlier = WeakSet(pools())
     watch.start()
     try:
         yield
-    except Exception as error:
-        if not killed.is_set():
-            raise
-        raise IchError(_READER_KILLED) from error
+    except BaseException as error:
+        over.set()
+        watch.join()
+        for pool in pools():
+            if pool not in earlier and pool not in _given_up:
+                _give_up(pool)
+                _given_up.add(pool)
+        if killed.is_set() and isinstance(error, Exception):
+            raise IchError(_READER_KILLED) from error
+        raise
     finally:
         over.set()
         watch.join()
 
 
-_given_up: WeakSet[Pool] = WeakSet()  # their workers were killed, which is no news to whoever watches later
+_given_up: WeakSet[Pool] = WeakSet()  # their workers were killed: no news to whoever watches later
 
 
 def _watch(pools: Callable[[], Iterable[Pool]], over: Event, killed: Event) -> None:

@@ -182,11 +182,12 @@ def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(confi
     """As in a notebook, whose kernel is not ours to end."""
     machine = config.machine.model_copy(update={"workers": 2, "processes": True})
     stop = threading.Event()
+    earlier = multiprocessing.active_children()
 
     def kill():
         while not stop.wait(0.01):
             for one in multiprocessing.active_children():
-                if "PoolWorker" in one.name:
+                if "PoolWorker" in one.name and one not in earlier:
                     one.kill()
 
     killer = threading.Thread(target=kill)
@@ -197,6 +198,7 @@ def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(confi
     finally:
         stop.set()
         killer.join()
+    assert set(multiprocessing.active_children()) <= set(earlier)
     assert made(train(config, tmp_path).fold(0)) == through
 
 

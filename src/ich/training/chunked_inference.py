@@ -161,7 +161,7 @@ def reraising_ich_errors() -> Iterator[None]:
     Also raise IchError if a process that reads for the generator is killed.
     """
     try:
-        with parallel.told_of_killed_workers(_pools):
+        with parallel.guarded_pools(_pools):
             yield
     except IchError:
         raise
