@@ -294,19 +294,24 @@ def test_an_error_of_ones_own_stays_it(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_an_exception_ends_the_pools_that_began_within_the_block_and_no_others(error):
     """Keras ends an epoch's workers with the epoch alone, and in a notebook the process lives on."""
+
+    def work():
+        with parallel.guarded_pools(lambda: pools):
+            pools.append(fork.Pool(2))
+            workers.extend(pools[1]._pool)
+            results.append(pools[1].apply_async(sleep, (20,)))
+            raise error
+
     fork = multiprocessing.get_context("fork")
     with closing(fork.Pool(1)) as earlier:
-        pools = [earlier]
-        with pytest.raises(error), parallel.guarded_pools(lambda: pools):
-            pools.append(fork.Pool(2))
-            workers = pools[1]._pool[:]
-            result = pools[1].apply_async(sleep, (20,))
-            raise error
+        pools, workers, results = [earlier], [], []
+        with pytest.raises(error):
+            work()
         for worker in workers:
             worker.join(10)
             assert worker.exitcode == -signal.SIGKILL
         with pytest.raises(IchError, match="was killed"):
-            result.get(timeout=10)
+            results[0].get(timeout=10)
         assert earlier.apply(square, (3,)) == (3, 9)
 
 
