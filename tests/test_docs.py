@@ -335,6 +335,7 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
         ((16, 16, 16, 1), (16,)),
         ((8, 16, 16, 3), (8, 6)),
         ((8, 16, 16, 1), (8, 6)),
+        ((8, 16, 16, 1), (8, 6)),
         ((8, 16, 16, 1),),
     ]
     import keras

@@ -159,6 +159,13 @@ class Train(Section):
     batch_size: int = Field(32, ge=1)
     # Name of an augmentation pipeline: none, light or heavy (ich.data.augment.PIPELINES).
     augment: str = "light"
+    # MixUp: alpha of the Beta distribution of two slices' shares in their mixture, such as 0.2; null does without. With
+    # cutmix too, each batch draws one of both. The training loss is then that of mixtures, well above the validation's.
+    mixup: float | None = Field(None, gt=0)
+    # CutMix: alpha of the area of the rectangle that another slice fills, such as 1.0; null does without.
+    cutmix: float | None = Field(None, gt=0)
+    # Share of batches that are mixed.
+    mix_share: float = Field(1.0, gt=0, le=1)
     # AdamW's learning rate after a linear warm-up; it falls to 0 on a cosine.
     learning_rate: float = Field(1e-3, gt=0)
     # Length of the warm-up, in epochs.
@@ -208,6 +215,13 @@ class Train(Section):
     def _is_focal(cls, value: float, info: ValidationInfo) -> float:
         if info.data.get("loss", "focal") != "focal":
             return _unused(cls, "focal_gamma", value, "needs train.loss=focal, which alone has a gamma", info)
+        return value
+
+    @field_validator("mix_share")
+    @classmethod
+    def _mixes(cls, value: float, info: ValidationInfo) -> float:
+        if {"mixup", "cutmix"} <= info.data.keys() and info.data["mixup"] is None and info.data["cutmix"] is None:
+            return _unused(cls, "mix_share", value, "needs train.mixup or train.cutmix", info)
         return value
 
     @field_validator("centre_weighted")

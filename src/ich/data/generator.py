@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ich.data import arguments, batch, frames, targets, user_code
+from ich.data import arguments, batch, frames, mixing, targets, user_code
 from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
@@ -31,6 +31,7 @@ class DataGenerator(EpochDataset):
     What a sample looks like depends on (seed, epoch, id) alone: not on the number of workers, threads or processes, on
     the batch size, or on the other samples. Each epoch has an order and augmentations of its own; every sample appears
     in it once, or as often as `sampling` says, and the last batch holds what is left. `len()` is the epoch's length.
+    With `mix`, a batch depends on (seed, epoch, number of the batch), and so on the batch size.
 
     Args:
         ids: the samples, each once; predictions are in their order. The file of one is `image_dir/<id><suffix>`.
@@ -54,6 +55,9 @@ class DataGenerator(EpochDataset):
             sample to sample and differs from run to run. A generator object of your own, such as a module's
             `np.random.default_rng(5)`, is out of reach: each forked worker repeats the same numbers.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
+        mix: `ich.data.mixing.Mix(cutmix=1.0)` for MixUp and CutMix, or a function of a finished batch (images, labels,
+            weights or None, numpy.random.Generator) that gives the first three, in their shapes. In training alone:
+            with labels, and a shuffle or sampling.
         weights: of the samples in the loss, indexed by id; a third item of each batch, float32.
         extra: inputs beside the image, indexed by id: images become the input "image" of a dict, and each column one by
             its name, float32, shape (batch, 1). Standardize them: they are taken as they are.
@@ -106,6 +110,7 @@ class DataGenerator(EpochDataset):
         num_classes: int | None = None,
         augment: Callable | None = None,
         sampling: Callable[[np.random.Generator], np.ndarray] | None = None,
+        mix: Callable | None = None,
         weights: pd.Series | Mapping[str, float] | None = None,
         extra: pd.DataFrame | None = None,
         neighbours: Sequence[int] = (0,),
@@ -142,7 +147,11 @@ class DataGenerator(EpochDataset):
         for name, given in {"shuffle": self.shuffle, "use_multiprocessing": self.use_multiprocessing}.items():
             if not isinstance(given, (bool, np.bool_)):
                 raise IchError(f"{name} is {given!r}, expected True or False")
-        functions = {"augment": augment, "sampling": sampling, "reader": reader, "preprocess": preprocess}
+        if mix is not None and (labels is None or (not self.shuffle and sampling is None)):
+            raise IchError("mix is for training, with labels and shuffle or sampling: a prediction is of one sample")
+        if mix is not None and extra is not None:
+            raise IchError("mix mixes images and labels, and extra inputs would be of one of both; give one of the two")
+        functions = {"augment": augment, "sampling": sampling, "mix": mix, "reader": reader, "preprocess": preprocess}
         for name, function in functions.items():
             if function is not None and not callable(function):
                 advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
@@ -164,7 +173,9 @@ class DataGenerator(EpochDataset):
         self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look)
         if reader is None:
             self._reader.check_files(may_lack=on_error == "skip")
-        self._augmenter, self.preprocess, self.tta = Augmenter(augment), preprocess, tta
+        if isinstance(mix, mixing.Mix) and isinstance(self.labels, np.ndarray):
+            mix.check_labels(self.labels)
+        self._augmenter, self.mix, self.preprocess, self.tta = Augmenter(augment), mix, preprocess, tta
         self.on_error, self._skips = on_error, SkipCounts(len(self.ids))
         self.batch_size, self.sampling = batch_size, sampling
         self.seed = secrets.randbits(64) if seed is None else int(seed)
@@ -212,6 +223,8 @@ class DataGenerator(EpochDataset):
                 f"{', '.join(doubled)} of from_dataframe are columns of the frame: name them by x_col=, y_col= and"
                 " weight_col="
             )
+        if class_mode == "sparse" and kwargs.get("mix") is not None:
+            raise IchError("mix mixes labels, and class_mode sparse gives numbers of classes; write categorical")
         samples, class_indices = frames.samples_of(frame, x_col, y_col, class_mode, classes, weight_col, extra)
         generator = cls(**samples, image_dir=image_dir, suffix=suffix, **kwargs)
         generator.class_indices = class_indices
@@ -261,7 +274,13 @@ class DataGenerator(EpochDataset):
         plan = self._plan
         rows, repeats = plan.batch(index)
         samples = self._samples(plan.epoch, rows, repeats, in_worker)
-        return batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker)
+        made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker)
+        if self.mix is None:
+            return made
+        seed = seed_of(self.seed, "mix", plan.epoch, index)
+        if in_worker:
+            user_code.seed_global_states(seed)
+        return mixing.mix_batch(made, self.mix, np.random.default_rng(seed), f"batch {index} of epoch {plan.epoch}")
 
     def ids_of(self, index: int) -> pd.Index:
         """Return the ids of batch `index` of the epoch, in its order: not that of `ids` if it is shuffled or sampled.
@@ -306,13 +325,13 @@ class DataGenerator(EpochDataset):
             passes = 0 if self.tta is None else "any number of" if callable(self.tta) else len(self.tta)
             raise IchError(f"there is no pass {k}: tta gives {passes} passes, counted from 0")
         other = copy.copy(self)
-        other._pass, other.on_error = k, "raise"
+        other._pass, other.on_error, other.mix = k, "raise", None
         other._first = {}  # a pass may have a size of its own
         other._augmenter = Augmenter(self.tta if callable(self.tta) else self.tta[k])
         return other
 
     def preview(self, n: int = 8):
-        """Draw the first n samples of the epoch: as they are in the files above, as the network sees them below.
+        """Draw the first n samples of the epoch: as in the files above, as the network sees them, unmixed, below.
 
         Returns:
             A matplotlib Figure, with each sample's id and positive labels (or label) as title.

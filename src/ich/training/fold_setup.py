@@ -8,7 +8,7 @@ import pandas as pd
 
 from ich.competition.labels import LABELS
 from ich.config import Config, Train
-from ich.data import augment, sampling
+from ich.data import augment, mixing, sampling
 from ich.data.generator import DataGenerator
 from ich.images import slice_table
 from ich.models import backbones, devices, prior
@@ -44,6 +44,7 @@ def generators(
         shuffle=True,
         augment=augment.pipeline(config.train.augment, height, width),
         sampling=sample,
+        mix=mixing.build(config.train.mixup, config.train.cutmix, config.train.mix_share),
         seed=config.train.seed,
         **options,
     )
