@@ -32,8 +32,14 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument(
         "--bleed-factor",
         type=float,
-        default=4.0,
-        help="how many times as many bleeds as in the competition; of epidural ones its square (default: %(default)s)",
+        help="how many times as many bleeds as in the competition; of epidural ones its square (default: 4, or 1 with"
+        " --hard)",
+    )
+    options.add_argument(
+        "--hard",
+        action="store_true",
+        help="as hard to read as real scans: faint and isodense bleeds, calcifications and scars that look like bleeds,"
+        " partial volume, beam hardening, motion, more noise",
     )
     options.add_argument("--size", type=int, default=512, help="rows and columns of a slice (default: %(default)s)")
     options.add_argument("--min-slices", type=int, default=20, help="in a series (default: %(default)s)")
@@ -42,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--force", action="store_true", help="replace an archive made with other settings")
     arguments = options.parse_args(argv)
 
+    if arguments.bleed_factor is None:
+        arguments.bleed_factor = 1.0 if arguments.hard else 4.0
     settings = vars(arguments).copy()
     path, jobs, force = (settings.pop(name) for name in ("archive", "jobs", "force"))
     if path.suffix != ".zip" or path.is_dir():
@@ -86,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 _RECORD = {"settings", "slices", "prevalence", "oddities"}
 _UNFINISHED = "unfinished"  # the key of the settings in a record while its archive is written
+_BEFORE_HARD = {"hard": False}  # what a record says by silence that was written before there was --hard
 
 
 def _content(settings: dict, summary: "Summary") -> dict:
@@ -102,9 +111,9 @@ def _settings_in(record: Path) -> dict | None:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         if content.keys() == {_UNFINISHED}:
-            return content
-        return content["settings"] if content.keys() == _RECORD else None
-    except (OSError, ValueError, AttributeError):
+            return {_UNFINISHED: _BEFORE_HARD | content[_UNFINISHED]}
+        return _BEFORE_HARD | content["settings"] if content.keys() == _RECORD else None
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
 
 

@@ -374,6 +374,26 @@ def test_the_slices_cover_the_head_from_the_base_to_above_the_vertex():
 # --- the script ---------------------------------------------------------------------------------------------------
 
 
+def test_the_script_writes_hard_scans_with_as_many_bleeds_as_in_the_competition(script, tmp_path, capsys):
+    path = tmp_path / "hard.zip"
+    usual = [str(path), "--patients=1", "--test-patients=0", "--size=32", "--min-slices=2", "--max-slices=2"]
+    script.main([*usual, "--jobs=1", "--hard"])
+    settings = json.loads(path.with_suffix(".json").read_text())["settings"]
+    assert (settings["hard"], settings["bleed_factor"]) == (True, 1.0)
+    easy = tmp_path / "easy.zip"
+    easy_usual = [str(easy), *usual[1:], "--jobs=1"]
+    script.main(easy_usual)
+    assert easy.read_bytes() != path.read_bytes()
+    record = json.loads(easy.with_suffix(".json").read_text())
+    assert (record["settings"].pop("hard"), record["settings"]["bleed_factor"]) == (False, 4.0)
+    easy.with_suffix(".json").write_text(json.dumps(record))  # as versions without --hard wrote it
+    capsys.readouterr()
+    script.main(easy_usual)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(IchError, match=r"bleed_factor 4\.0, not 1\.0, hard False, not True"):
+        script.main([*easy_usual, "--hard"])
+
+
 @pytest.fixture(scope="module")
 def script():
     path = Path(__file__).parents[2] / "scripts" / "make_demo_data.py"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ich.competition.labels import INDEX_NAME, LABELS, to_long
 from ich.errors import IchError
 from ich.files import replacing
+from ich.synthetic import artifacts, mimics
 from ich.synthetic.bleeds import pour, reaches, visible
 from ich.synthetic.dicom_file import to_dicom
 from ich.synthetic.head import Head
@@ -49,13 +50,15 @@ def render_series(series: SeriesPlan) -> Iterator[PhantomSlice]:
     head = Head.draw(np.random.default_rng(series.anatomy))
     shift = series.shift
     for index, s in enumerate(series.slices):
-        plane = series.plane(s)
         labels = _labels_of(head, series, s, shift)
         scale = min(1.0, _RASTER / max(s.rows, s.columns))
-        tissue = render(head, plane, (round(s.rows * scale), round(s.columns * scale)), shift)
-        hu, _ = pour(tissue, series.bleeds)
-        hu = cv2.resize(hu, (s.columns, s.rows), interpolation=cv2.INTER_CUBIC)
+        hu, _ = _paint(head, series, s, (round(s.rows * scale), round(s.columns * scale)), shift)
         rng = np.random.default_rng([series.noise, index])
+        if series.hard is not None:
+            artifacts.harden(hu, series.plane(s), series.hard.beam_hardening, rng)
+            if index in series.hard.motion:
+                hu = artifacts.move(hu, series.hard.motion[index], s.spacing / scale)
+        hu = cv2.resize(hu, (s.columns, s.rows), interpolation=cv2.INTER_CUBIC)
         _add_scanner(hu, series, s, rng)
         low, high = s.stored_as.hu_range
         np.clip(np.rint(hu, out=hu), max(low, -1024), min(high, 3071), out=hu)
@@ -72,8 +75,26 @@ def _labels_of(head: Head, series: SeriesPlan, s: SlicePlan, shift: tuple | None
     if not any(reaches(bleed, float(heights.min()), float(heights.max())) for bleed in series.bleeds):
         return np.zeros(len(LABELS), np.int8)
     rows, columns = (max(8, round(n * s.spacing / _LABEL_SPACING)) for n in (s.rows, s.columns))
-    _, brighter = pour(render(head, plane, (rows, columns), shift), series.bleeds)
+    _, brighter = _paint(head, series, s, (rows, columns), shift)
     return visible(brighter, s.rows * s.columns * s.spacing**2 / (rows * columns))
+
+
+def _paint(
+    head: Head, series: SeriesPlan, s: SlicePlan, shape: tuple[int, int], shift: tuple | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Paint a slice with its findings and bleeds: what `pour` returns, averaged over the slice's thickness."""
+    parts = []
+    for plane in series.planes(s):
+        tissue = render(head, plane, shape, shift)
+        if series.hard is not None:
+            mimics.paint(tissue, series.hard.mimics)
+        parts.append(pour(tissue, series.bleeds))
+    if len(parts) == 1:
+        return parts[0]
+    hu = np.stack([hu for hu, _ in parts]).mean(axis=0)
+    none = np.zeros(shape, np.float32)
+    kinds = {kind for _, brighter in parts for kind in brighter}
+    return hu, {kind: np.mean([brighter.get(kind, none) for _, brighter in parts], axis=0) for kind in kinds}
 
 
 def write_archive(path: Path, plan: Sequence[SeriesPlan], jobs: int = 1, progress: bool = False) -> Summary:

@@ -11,6 +11,7 @@ from ich.synthetic.tissue import Tissue
 
 # A slice is labeled with a kind where blood of that kind brightens at least VISIBLE_AREA of it, not necessarily in one
 # piece, by at least VISIBLE_CONTRAST over the same slice without blood and without noise. The noise is 4 to 6 HU.
+# Isodense blood brightens nothing; readers know it by its place: it counts where it fills half of a pixel.
 VISIBLE_CONTRAST = 10.0  # HU
 VISIBLE_AREA = 50.0  # mm²
 
@@ -28,6 +29,7 @@ class Bleed:
         size: half its extent along x, y and z; along the bone for those that lie on it.
         thickness: of a layer on the bone or the falx; how far blood swells a sulcus or a ventricle.
         hu: of its middle; clotted blood has 50 to 80.
+        isodense: days old, as bright as the brain; it takes the place of what is brighter, too.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Bleed:
     size: tuple[float, float, float]
     thickness: float
     hu: float
+    isodense: bool = False
 
     def aged(self) -> "Bleed":
         """The same bleed in a later scan: smaller, and paler as hemoglobin is broken down."""
@@ -47,6 +50,12 @@ class Bleed:
         if self.form == "blob":
             return 0.25 * max(self.size[0] - 9, 0)
         return {"lens": 0.3, "crescent": 0.45}.get(self.form, 0.0) * self.thickness
+
+    def faint(self, rng: np.random.Generator) -> "Bleed":
+        """The same bleed in a patient with little hemoglobin, and a third of the crescents isodense."""
+        if self.form == "crescent" and rng.random() < 0.35:
+            return replace(self, hu=rng.uniform(37, 47), isodense=True)
+        return replace(self, hu=self.hu - rng.uniform(0, 14))
 
 
 def _ends(t: Tissue, b: Bleed) -> np.ndarray:
@@ -118,7 +127,8 @@ def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str,
     """Paint bleeds into a slice.
 
     Returns:
-        HU, float32, and for each kind the HU by which its blood brightens each pixel.
+        HU, float32, and for each kind the HU by which its blood brightens each pixel; of isodense blood, its share of
+        the pixel times twice `VISIBLE_CONTRAST`.
     """
     hu = tissue.hu.copy()
     brighter: dict[str, np.ndarray] = {}
@@ -137,9 +147,9 @@ def pour(tissue: Tissue, bleeds: Sequence[Bleed]) -> tuple[np.ndarray, dict[str,
             )
             hu -= 11 * rim * _ends(tissue, bleed)
         blood = np.float32(bleed.hu) + 2.5 * tissue.grain
-        gain = share * np.maximum(blood - tissue.hu, 0)
+        gain = share * (2 * VISIBLE_CONTRAST if bleed.isodense else np.maximum(blood - tissue.hu, 0))
         brighter[bleed.kind] = np.maximum(gain, brighter.get(bleed.kind, 0))
-        hu += share * np.maximum(blood - hu, 0)
+        hu += share * (blood - hu if bleed.isodense else np.maximum(blood - hu, 0))
     return hu, brighter
 
 

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from ich.errors import IchError
+from ich.synthetic import artifacts, mimics
+from ich.synthetic.artifacts import Motion
 from ich.synthetic.bleeds import CAUSES, Bleed, Cause
 from ich.synthetic.head import LOWEST_Z, WIDEST_Z, Head, Plane
+from ich.synthetic.mimics import Mimic
 from ich.synthetic.pixel_format import COMMON_FORMATS, RARE_FORMATS, PixelFormat
 
 # Irregularities of the real archive that a reader must handle. All occur in an archive of at least 8 train patients; a
@@ -48,6 +51,23 @@ class SlicePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Hard:
+    """What makes a series as hard to read as real ones.
+
+    Args:
+        thickness: of a slice, mm; what lies within it is averaged (the partial volume effect).
+        mimics: findings that look like bleeds.
+        beam_hardening: HU of the bars between the petrous bones.
+        motion: by the place of a slice in the series, how the patient moved meanwhile.
+    """
+
+    thickness: float
+    mimics: tuple[Mimic, ...]
+    beam_hardening: float
+    motion: dict[int, Motion]
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesPlan:
     """A series before it is rendered."""
 
@@ -68,6 +88,7 @@ class SeriesPlan:
     padded: bool
     explicit: bool
     window: tuple[str, ...]
+    hard: Hard | None = None
 
     @property
     def orientation(self) -> tuple[float, ...]:
@@ -95,6 +116,15 @@ class SeriesPlan:
             (corner - np.array(self.origin)) @ rotation, s.columns * right @ rotation, s.rows * down @ rotation
         )
 
+    def planes(self, s: SlicePlan) -> list[Plane]:
+        """The planes whose mean a slice shows: one, or several within its thickness."""
+        plane = self.plane(s)
+        if self.hard is None:
+            return [plane]
+        normal = np.cross(plane.along_rows, plane.along_columns)
+        normal *= self.hard.thickness / np.linalg.norm(normal)
+        return [replace(plane, corner=plane.corner + share * normal) for share in (-1 / 3, 0, 1 / 3)]
+
 
 def draw_plan(
     *,
@@ -105,6 +135,7 @@ def draw_plan(
     size: int = 512,
     min_slices: int = 20,
     max_slices: int = 40,
+    hard: bool = False,
 ) -> list[SeriesPlan]:
     """Draw patients, scanner settings and bleeds of an archive.
 
@@ -115,6 +146,8 @@ def draw_plan(
             so rare that a small archive would have none: theirs grow with the factor's square.
         size: rows and columns of an ordinary slice.
         min_slices, max_slices: in a series. All series reach from the skull base to above the vertex.
+        hard: the same patients, as hard to read as real ones: faint and isodense bleeds, findings that look like
+            bleeds (`ich.synthetic.mimics`), partial volume, beam hardening, motion, more noise.
 
     Raises:
         IchError: an argument is out of range.
@@ -146,6 +179,8 @@ def draw_plan(
             slices = round(min_slices + (max_slices - min_slices) * rng.triangular(0, 0.35, 1))
             series.append(_draw_series(rng, key, split, patient, anatomy, head, bleeds, slices, size, i == study == 0))
             bleeds = tuple(b.aged() for b in bleeds)
+    if hard:
+        series = _made_hard(series, seed)
     return _with_oddities(series, size, np.random.default_rng([seed, 2]))
 
 
@@ -239,6 +274,29 @@ def _draw_series(
         if signed
         else [("40", "80"), ("00036", "00080") * 2, ("00040", "00080") * 2][rng.integers(3)],
     )
+
+
+def _made_hard(plan: list[SeriesPlan], seed: int) -> list[SeriesPlan]:
+    """Make series hard to read; a patient's findings are the same in each study."""
+    made = []
+    for series in plan:
+        rng = np.random.default_rng([seed, 3, series.anatomy])
+        head = Head.draw(np.random.default_rng(series.anatomy), noise=False)
+        findings = mimics.draw(head, rng)
+        bleeds = tuple(bleed.faint(rng) for bleed in series.bleeds)
+        rng = np.random.default_rng([seed, 4, series.noise])
+        count = int(rng.integers(1, 5)) if rng.random() < 0.2 else 0
+        first = int(rng.integers(len(series.slices)))
+        moved = range(first, min(first + count, len(series.slices)))
+        hard = Hard(
+            thickness=(series.slices[-1].table - series.slices[0].table) / (len(series.slices) - 1),
+            mimics=findings,
+            beam_hardening=float(rng.uniform(6, 16)),
+            motion={k: artifacts.draw_motion(rng) for k in moved},
+        )
+        noise = float(rng.uniform(4.5, 8.5))
+        made.append(replace(series, bleeds=bleeds, noise_level=noise, hard=hard))
+    return made
 
 
 def _with_oddities(plan: list[SeriesPlan], size: int, rng: np.random.Generator) -> list[SeriesPlan]:
