@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich.data.sample_reader import SampleReader, SkipCounts
+from ich.data.sample_reader import SampleReader, SkipCounts, folders_of
 from ich.errors import IchError
 from ich.images.slice_table import to_frame
 
@@ -62,6 +62,24 @@ def test_files_of_the_samples_and_their_neighbours_are_looked_for(folder):
         reader.check_files(may_lack=False)
     with pytest.warns(UserWarning, match=r"1 of 2 samples lack .*: ID_3; others will be shown in their place"):
         reader.check_files(may_lack=True)
+
+
+def test_each_slice_lies_in_its_own_folder(folder, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    (folder / "ID_3.npy").rename(others / "ID_3.npy")
+    named = {id: str(others if id == "ID_3" else folder) for id in IDS}
+    for image_dir in (named, pd.Series(named)):
+        reader = SampleReader(IDS, folders_of(image_dir), (".npy",), (0, 1), TABLE)
+        reader.check_files(may_lack=False)
+        assert [pixels(reader, row) for row in (2, 3)] == [[2, 3], [3, 4]]
+    (others / "ID_3.npy").unlink()
+    with pytest.raises(IchError, match=r"1 of 6 samples lack .*others/<id>\.npy: ID_3"):
+        reader.check_files(may_lack=False)
+    with pytest.raises(IchError, match="names no folder of 1 slices: ID_3"):
+        SampleReader(IDS[2:3], folders_of({"ID_2": folder}), (".npy",), (0, 1), TABLE)
+    with pytest.raises(IchError, match="image_dir lists ID_2 twice"):
+        folders_of(pd.Series(["a", "b"], ["ID_2", "ID_2"]))
 
 
 def test_the_first_replacement_that_can_be_read_is_taken(folder):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ich.data import arguments, batch, frames, mixing, targets, user_code
+from ich.data import arguments, batch, frames, mixing, sample_reader, targets, user_code
 from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
@@ -40,7 +40,8 @@ class DataGenerator(EpochDataset):
             which id; pd.Series(values, index=ids) does. Masks, which a function gives as (height, width[, channels]) in
             the image's size, are augmented with their images, by an albumentations transform only; flattened ones are
             refused.
-        image_dir: the images' folder; None if ids are paths.
+        image_dir: the images' folder; a dict or Series of each id's folder, with `neighbours` of every readable slice
+            of their scans; None if ids are paths.
         suffix: of the files, one of `ich.images.reading.SUFFIXES`; empty if ids are names of files. Several, such as
             (".brain.png", ".bone.png"), are files whose channels are put one after the other.
         batch_size: samples in a batch.
@@ -103,7 +104,7 @@ class DataGenerator(EpochDataset):
         ids: Sequence[str] | pd.Index,
         labels: pd.DataFrame | pd.Series | Mapping[str, Any] | Callable[[str], Any] | None = None,
         *,
-        image_dir: str | Path | None = ".",
+        image_dir: str | Path | Mapping[str, str | Path] | pd.Series | None = ".",
         suffix: str | Sequence[str] = ".png",
         batch_size: int = 32,
         shuffle: bool | None = None,
@@ -168,7 +169,7 @@ class DataGenerator(EpochDataset):
         self.weights = None if weights is None else targets.weights_of(self.ids, weights)
         self.extra = None if extra is None else targets.extra_of(self.ids, extra)
         self.class_indices: dict[Hashable, int] | None = None
-        folder, suffixes = Path(image_dir or ""), (suffix,) if isinstance(suffix, str) else tuple(suffix)
+        folder, suffixes = sample_reader.folders_of(image_dir), (suffix,) if isinstance(suffix, str) else tuple(suffix)
         look = (color_mode, target_size, interpolation, None if window is None else windows_of(window), reader)
         self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look)
         if reader is None:
@@ -191,7 +192,7 @@ class DataGenerator(EpochDataset):
         x_col: str = "filename",
         y_col: str | Sequence[str] | None = "class",
         *,
-        image_dir: str | Path | None = ".",
+        image_dir: str | Path | Mapping[str, str | Path] | pd.Series | None = ".",
         class_mode: str | None = "categorical",
         classes: Sequence[Hashable] | None = None,
         weight_col: str | None = None,

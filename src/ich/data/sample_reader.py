@@ -29,11 +29,12 @@ class SampleReader:
     """Reads the image of a sample. Arguments are those of `DataGenerator`; a sample's row is its place in `ids`.
 
     Raises:
-        IchError: neighbours without a slice table or not in it, or an unknown color_mode, size or interpolation.
+        IchError: neighbours without a slice table or not in it, folders that lack a slice, or an unknown color_mode,
+            size or interpolation.
     """
 
     ids: pd.Index
-    image_dir: Path
+    image_dir: Path | dict[str, Path]  # as `folders_of` gives it
     suffixes: Sequence[str] = (".png",)
     neighbours: Sequence[int] = (0,)
     slices: InitVar[pd.DataFrame | None] = None
@@ -53,6 +54,17 @@ class SampleReader:
             if slices is None:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
             self._known, self._places = neighbours_in(slices, self.ids, offsets)
+        if isinstance(self.image_dir, dict):
+            lacking = [id for id in self._needed() if id not in self.image_dir]
+            if lacking:
+                raise IchError(f"image_dir names no folder of {len(lacking):,} slices: {name_some(lacking)}")
+
+    def _folder(self, id: str) -> Path:
+        return self.image_dir[id] if isinstance(self.image_dir, dict) else self.image_dir
+
+    def _needed(self) -> list:
+        """Return the ids of all images: of the samples and their neighbours."""
+        return (self.ids if self._places is None else self._known[np.unique(self._places)]).tolist()
 
     def check_files(self, may_lack: bool) -> None:
         """Check before the first epoch that all files are there and have a reader.
@@ -63,7 +75,7 @@ class SampleReader:
         Raises:
             IchError: a suffix without a reader, DICOM files without a window, or missing files.
         """
-        ids = (self.ids if self._places is None else self._known[np.unique(self._places)]).tolist()
+        ids = self._needed()
         readable = ", ".join(reading.SUFFIXES)
         names = [*self.suffixes, *(ids if "" in self.suffixes else [])]
         if self.windows is None and any(str(name).lower().endswith(".dcm") for name in names):
@@ -77,9 +89,15 @@ class SampleReader:
                     f"{len(unreadable):,} of {len(ids):,} names of files end in none of {readable}, of which there are"
                     f" readers: {name_some(unreadable)}; say suffix='.png' if the names lack it, or give reader="
                 )
-        lost = _missing(self.image_dir, ids, self.suffixes)
+        of_folder: dict[Path, list] = {}
+        for id in ids:
+            of_folder.setdefault(self._folder(id), []).append(id)
+        lost, folder = [], Path()
+        for one, in_it in of_folder.items():
+            lost += (lacking := _missing(one, in_it, self.suffixes))
+            folder = one if lacking else folder
         if lost:
-            files = " or ".join(f"{self.image_dir}/<id>{suffix}" for suffix in self.suffixes)
+            files = " or ".join(f"{folder}/<id>{suffix}" for suffix in self.suffixes)
             message = f"{len(lost):,} of {len(ids):,} samples lack {files}: {name_some(lost)}"
             if not may_lack:
                 raise IchError(f"{message}; were they converted? Leave them out, or correct image_dir and suffix")
@@ -132,8 +150,9 @@ class SampleReader:
     def _image(self, id: str) -> np.ndarray:
         """Read a slice in the color and size asked for; of several files, join the channels."""
         images = []
+        folder = self._folder(id)
         for suffix in self.suffixes:
-            path = self.image_dir / f"{id}{suffix}"
+            path = folder / f"{id}{suffix}"
             if self.reader is None:
                 image = reading.read(path, self.windows)
             else:
@@ -149,6 +168,20 @@ class SampleReader:
                 raise IchError(f"{path}: {error}") from error
             images.append(image)
         return images[0] if len(images) == 1 else _join_channels(images, id)
+
+
+def folders_of(image_dir: str | Path | Mapping[str, str | Path] | pd.Series | None) -> Path | dict[str, Path]:
+    """Return the folder of images, or that of each id; None stands before ids that are paths.
+
+    Raises:
+        IchError: a Series that lists an id twice.
+    """
+    if not isinstance(image_dir, (Mapping, pd.Series)):
+        return Path(image_dir or "")
+    if isinstance(image_dir, pd.Series) and not image_dir.index.is_unique:
+        raise IchError(f"image_dir lists {name_some(image_dir.index[image_dir.index.duplicated()].unique())} twice")
+    paths: dict[str | Path, Path] = {}  # one for all ids of a folder
+    return {id: paths.setdefault(folder, Path(folder)) for id, folder in image_dir.items()}
 
 
 def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
