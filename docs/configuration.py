@@ -7,6 +7,9 @@ import ast
 import inspect
 import json
 from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
 
 from ich import config, files
 
@@ -38,16 +41,17 @@ def meanings(section: type) -> dict[str, str]:
     return found
 
 
-def values(schema: dict) -> str:
+def values(schema: dict, definitions: dict) -> str:
     """The values that a key takes, of its JSON schema."""
-    if "$ref" in schema or schema.get("type") == "object":
-        return "{center, width}"
+    if "$ref" in schema:
+        keys = definitions[schema["$ref"].rpartition("/")[2]]["properties"]
+        return f"{{{', '.join(keys)}}}"
     for union in schema.keys() & {"anyOf", "oneOf"}:
-        return " or ".join(map(values, schema[union]))
+        return " or ".join(values(one, definitions) for one in schema[union])
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema["type"] == "array":
-        return f"list of {values(schema['items'])}"
+        return f"list of {values(schema['items'], definitions)}"
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limit = ", ".join(f"{sign} {schema[key]}" for key, sign in limits.items() if key in schema)
     kind = "path" if schema.get("format") == "path" else TYPES[schema["type"]]
@@ -56,23 +60,32 @@ def values(schema: dict) -> str:
 
 def table(section: type) -> str:
     rows = ["| key | values | default | meaning |", "|---|---|---|---|"]
-    meaning, schemas = meanings(section), section.model_json_schema()["properties"]
+    meaning, schema = meanings(section), section.model_json_schema()
     for key, field in section.model_fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-        rows.append(f"| `{key}` | {values(schemas[key])} | {default} | {meaning[key]} |")
+        takes = values(schema["properties"][key], schema.get("$defs", {}))
+        rows.append(f"| `{key}` | {takes} | {default} | {meaning[key]} |")
     return "\n".join(rows)
+
+
+def described(title: str, section: type) -> list[str]:
+    """A section's heading, introduction and table, and those of the sections that are the values of its keys."""
+    intro = f"{inspect.cleandoc(section.__doc__)}\n\n" if section.__dict__.get("__doc__") else ""
+    parts = [f"## {title}\n\n{intro}{table(section)}\n"]
+    for key, field in section.model_fields.items():
+        inner = [one for one in get_args(field.annotation) if inspect.isclass(one) and issubclass(one, BaseModel)]
+        parts += [part for one in inner for part in described(f"{title}.{key}", one)]
+    return parts
 
 
 def page() -> str:
     """The page as Markdown."""
     sections = [HEAD]
     for name, field in config.Config.model_fields.items():
-        section = field.annotation
         if name == "name":
             sections.append(f"## name\n\n{meanings(config.Config)['name']}\n")
-            continue
-        intro = f"{inspect.cleandoc(section.__doc__)}\n\n" if section.__dict__.get("__doc__") else ""
-        sections.append(f"## {name}\n\n{intro}{table(section)}\n")
+        else:
+            sections += described(name, field.annotation)
     return "\n".join(sections)
 
 

@@ -29,6 +29,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts/train.py"
 ALL_OF_IT = {"augment": "light", "ema_momentum": 0.9, "keep": "best", "slices_per_series": 3}
 
 
+OF_SCANS = {"augment": "heavy", "ema_momentum": 0.9, "mixup": 0.4}
+
+
 class Stop(Exception):
     """In place of a kill, where another process would take too long."""
 
@@ -74,9 +77,17 @@ def stop_after_an_epoch(patch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("options", [ALL_OF_IT, {}], ids=["all", "plain"])
-def test_stopped_after_any_epoch_a_fold_ends_as_one_that_ran_through(data, tmp_path, precision, options):
-    config = tiny_config(data, train={"epochs": 3, "batch_size": 5, "precision": precision, **options})
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [
+        pytest.param(ALL_OF_IT, {}, id="all"),
+        pytest.param({}, {}, id="plain"),
+        pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "gru", "units": 8}}, id="scans by a GRU"),
+        pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "attention", "units": 8}}, id="scans by attention"),
+    ],
+)
+def test_stopped_after_any_epoch_a_fold_ends_as_one_that_ran_through(data, tmp_path, precision, options, model):
+    config = tiny_config(data, model=model, train={"epochs": 3, "batch_size": 5, "precision": precision, **options})
     before = keras.config.dtype_policy()
     try:
         through = made(train(config, tmp_path / "through").fold(0))

@@ -27,7 +27,7 @@ from ich.images.render import render
 from ich.models import backbones, devices
 from ich.results.predictions import read_predictions
 from ich.second_stage import boosting, inputs, rnn, scan_features, train
-from ich.training import fold, inference, trackers
+from ich.training import fold, fold_setup, inference, trackers
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
@@ -105,7 +105,7 @@ def training_of(config, patch, path):
         seen.optimizer, seen.loss = model.optimizer.get_config(), model.loss
         seen.schedule = model.optimizer._learning_rate.get_config()
         seen.callbacks = {type(one).__name__: one for one in options["callbacks"]}
-        seen.images = [train[batch][0].tobytes() for batch in range(len(train))]
+        seen.images = [fold_setup.images_of(train[batch][0]).tobytes() for batch in range(len(train))]
         seen.ids = [id for batch in range(len(train)) for id in train.ids_of(batch)]
         seen.first = [keras.ops.convert_to_numpy(one).tobytes() for one in model.trainable_variables]
         raise Captured
@@ -134,6 +134,17 @@ TRAINING = {
     "model.weights": arrives("WEIGHTS", lambda seen: seen.backbone_weights),
     "model.dropout": arrives(0.35, dropout, 0.35),
     "model.neighbours": arrives([-1, 0, 1], lambda seen: seen.train[0][0].shape[-1], 3),
+    "model.scan": arrives(
+        {"slices": 3, "kind": "attention", "units": 12, "depth": 2, "slice_loss": 0.25},
+        lambda seen: (
+            seen.train[0][0]["mask"].shape[1] if seen.train.scan else None,
+            seen.model.name,
+            sum(isinstance(layer, keras.layers.MultiHeadAttention) for layer in seen.model.layers),
+            seen.layers["logits"].input.shape[-1],
+            getattr(seen.loss, "weight", None),
+        ),
+        (3, "scan_attention", 2, 12, 0.25),
+    ),
     "train.seed": arrives(1, lambda seen: (seen.first, seen.ids, seen.images)),
     "train.epochs": arrives(3, lambda seen: (seen.fit["epochs"], seen.schedule["decay_steps"]), (3, 6)),
     "train.batch_size": arrives(4, lambda seen: len(seen.train[0][0]), 4),

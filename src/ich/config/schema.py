@@ -131,6 +131,31 @@ class Folds(Section):
     allow_unmatched: bool = False
 
 
+class ScanModel(Section):
+    """A network that reads consecutive slices of a scan at once, trained end to end."""
+
+    # Consecutive slices that the network reads at once; train.batch_size and predict.batch_size count such windows.
+    slices: int = Field(32, ge=1)
+    # Layers over the slices: gru (bidirectional) or attention (a transformer encoder, positions in mm).
+    kind: Literal["gru", "attention"] = "gru"
+    # Units of a GRU in each direction; width of the encoder, a multiple of 4.
+    units: int = Field(128, ge=4)
+    # GRUs, or blocks of the encoder, one after the other.
+    depth: int = Field(1, ge=1)
+    # Weight of the loss of the slice classifier's own logits, beside that of the scan's; 0 trains the scan's alone.
+    slice_loss: float = Field(0.5, ge=0)
+    # Compute the slice classifier's activations again in the backward pass, in place of keeping them, which takes less
+    # memory and more time (JAX and PyTorch only).
+    remat: bool = False
+
+    @field_validator("units")
+    @classmethod
+    def _has_heads(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("kind") == "attention" and value % 4:
+            raise ValueError("attention has 4 heads; set it to a multiple of 4")
+        return value
+
+
 class Model(Section):
     # small_cnn, or the name of a model of keras.applications.
     name: str = "EfficientNetV2B0"
@@ -140,6 +165,8 @@ class Model(Section):
     dropout: float = Field(0.2, ge=0, lt=1)
     # Offsets in the scan of the slices that the network reads, their windows as channels; [-1, 0, 1] is 2.5-D.
     neighbours: list[int] = Field([0], min_length=1)
+    # Layers over the slices of a scan, trained together with the network; null trains a classifier of slices alone.
+    scan: ScanModel | None = None
 
 
 def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> float:
@@ -402,6 +429,15 @@ class Config(Section):
     machine: Machine = Machine()
 
     _unused: dict[str, str] = {}
+
+    @field_validator("train")
+    @classmethod
+    def _scans_are_whole(cls, value: Train, info: ValidationInfo) -> Train:
+        model = info.data.get("model")
+        for key in ("slices_per_series", "positive_share"):
+            if model is not None and model.scan is not None and getattr(value, key) is not None:
+                raise ValueError(f"model.scan shows whole scans, each slice once an epoch; set train.{key}=null")
+        return value
 
     @property
     def unused(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ich.data import shared_memory
+from ich.data.scan_windows import PADDING
 from ich.errors import IchError
 
 _MAPPED = 2**17  # bytes of an array from which on glibc maps it anew, unless set otherwise
@@ -68,6 +69,40 @@ def make_batch(
         return x
     y = np.stack(own_labels) if callable(labels) else labels[rows]
     return (x, y) if weights is None else (x, y, weights[rows])
+
+
+def make_scan_batch(
+    images: Iterable[np.ndarray],
+    rows: np.ndarray,
+    inputs: dict[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    in_worker: bool = False,
+) -> Any:
+    """Make a batch of windows of slices.
+
+    Args:
+        images: of the slices of all windows, one after the other.
+        rows: of the slices in the list of ids, `scan_windows.PADDING` for what windows lack; shape (windows, n).
+        inputs: further inputs, as `ScanWindows.inputs` gives them.
+        labels, weights, in_worker: as for `make_batch`.
+
+    Returns:
+        x, or (x, labels, weights). x is `inputs` and "image", shape (windows, n, *image.shape), all 0 for padding, as
+        labels and weights are, of shape (windows, n, …).
+    """
+    shown = rows != PADDING
+    for first, (window, place, image) in enumerate(zip(*np.nonzero(shown), images, strict=True)):
+        if first == 0:
+            stacked = _empty_images((*rows.shape, *image.shape), image.dtype, in_worker)
+        stacked[window, place] = image
+    stacked[~shown] = 0
+    x = {"image": stacked} | inputs
+    if labels is None:
+        return x
+    y = labels[rows]
+    y[~shown] = 0
+    return x, y, shown.astype(np.float32) if weights is None else np.where(shown, weights[rows], np.float32(0))
 
 
 def _empty_images(shape: tuple[int, ...], dtype: np.dtype, in_worker: bool) -> np.ndarray:

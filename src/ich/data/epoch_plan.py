@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
 import numpy as np
@@ -22,6 +22,8 @@ class EpochPlan:
     batch_size: int
     shuffled: bool
     sampled: bool  # a sampling has chosen the samples
+    windows: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """Of samples that are windows: the rows of their slices in the list of ids, as shown; shape (n, slices)."""
 
     @property
     def is_in_order(self) -> bool:
@@ -37,10 +39,20 @@ class EpochPlan:
         Raises:
             IndexError: there is no such batch.
         """
+        places = self._places(index)
+        return self.rows[places], self.repeats[places]
+
+    def slices(self, index: int) -> np.ndarray:
+        """Return the rows of a batch's slices in the list of ids, `scan_windows.PADDING` for none; shape (batch, n).
+
+        Of samples that are windows. Raises IndexError as `batch`.
+        """
+        return self.windows[self._places(index)]
+
+    def _places(self, index: int) -> slice:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        places = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        return self.rows[places], self.repeats[places]
+        return slice(index * self.batch_size, (index + 1) * self.batch_size)
 
 
 def plan_epoch(

@@ -1,10 +1,12 @@
 """DataGenerator: images and labels in batches, for Keras.
 
 It composes the steps from a list of ids to a batch, each a module of its own: `epoch_plan` (which samples in which
-order), `sample_reader` (files → image), `augmenter`, `targets` (labels, weights, extra inputs) and `batch`.
+order), `sample_reader` (files → image), `augmenter`, `targets` (labels, weights, extra inputs) and `batch`; of samples
+that are windows of a scan, `scan_windows`.
 """
 
 import copy
+import dataclasses
 import secrets
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -19,6 +21,7 @@ from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
 from ich.data.sample_reader import SampleReader, SkipCounts
+from ich.data.scan_windows import PADDING, Scans, ScanWindows, mean_over_windows
 from ich.dicom.windows import Window, windows_of
 from ich.errors import IchError, name_some
 
@@ -64,7 +67,13 @@ class DataGenerator(EpochDataset):
             its name, float32, shape (batch, 1). Standardize them: they are taken as they are.
         neighbours: offsets in the scan, such as (-1, 0, 1): the channels of these slices one after the other. Edges
             repeat the last slice; one that cannot be read is replaced by the nearest that can.
-        slices: the slice table, which `neighbours` need.
+        slices: the slice table, which `neighbours` and `scan` need.
+        scan: makes a sample of this many consecutive slices of a series, in scan order. x is a dict: "image", (batch,
+            scan, height, width, channels); "mask", (batch, scan), 1 for slices and 0 for what a short scan lacks behind
+            them; "z", (batch, scan), mm from the sample's first slice. Labels are (batch, scan, n), and weights (batch,
+            scan) are given too, 0 where mask is. With labels each slice is shown once an epoch, with a shuffle in a
+            window drawn anew; without labels windows overlap by half, and `mean_over_windows` gives predictions of
+            slices. `augment` works on each slice with the same random numbers. `sampling` chooses windows.
         color_mode, target_size, interpolation: as Keras has them, to the pixel, but for the gray of colors, which may
             differ by one level; None keeps a file's own. See `ich.images.reading`, which has one interpolation more.
         window: for .dcm files, a `Window` or the name of a preset, such as "brain"; several give a channel each.
@@ -116,6 +125,7 @@ class DataGenerator(EpochDataset):
         extra: pd.DataFrame | None = None,
         neighbours: Sequence[int] = (0,),
         slices: pd.DataFrame | None = None,
+        scan: int | None = None,
         color_mode: str | None = None,
         target_size: tuple[int, int] | None = None,
         interpolation: str = "nearest",
@@ -157,8 +167,15 @@ class DataGenerator(EpochDataset):
             if function is not None and not callable(function):
                 advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
                 raise IchError(f"{name} is a {type(function).__name__}, expected a function{advice}")
-        if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != len(self.ids):
-            raise IchError(f"the sampling is of {len(sampling):,} samples, the ids are {len(self.ids):,}")
+        self.scan = scan
+        self._windows = None if scan is None else ScanWindows(Scans.of(self.ids, slices), scan, labels is None)
+        if scan is not None and (extra is not None or callable(labels) or on_error == "skip"):
+            raise IchError(
+                "scan takes labels from a table, no extra inputs, and on_error='raise': no slice of a scan is replaced"
+            )
+        if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != self.sample_count:
+            samples = "ids" if scan is None else "windows of scans"
+            raise IchError(f"the sampling is of {len(sampling):,} samples, the {samples} are {self.sample_count:,}")
         if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
             raise IchError(f"seed is {seed!r}, expected a whole number from 0, or None to draw one")
 
@@ -171,7 +188,8 @@ class DataGenerator(EpochDataset):
         self.class_indices: dict[Hashable, int] | None = None
         folder, suffixes = sample_reader.folders_of(image_dir), (suffix,) if isinstance(suffix, str) else tuple(suffix)
         look = (color_mode, target_size, interpolation, None if window is None else windows_of(window), reader)
-        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look)
+        overlapping = scan is not None and labels is None
+        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look, shared=overlapping)
         if reader is None:
             self._reader.check_files(may_lack=on_error == "skip")
         if isinstance(mix, mixing.Mix) and isinstance(self.labels, np.ndarray):
@@ -274,8 +292,15 @@ class DataGenerator(EpochDataset):
         in_worker = batch.enter_process(parallel=self.workers > 1 or self.use_multiprocessing)
         plan = self._plan
         rows, repeats = plan.batch(index)
-        samples = self._samples(plan.epoch, rows, repeats, in_worker)
-        made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker)
+        if self._windows is None:
+            samples = self._samples(plan.epoch, rows, repeats, in_worker)
+            made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker)
+        else:
+            slices = plan.slices(index)
+            images = self._images_of_windows(plan.epoch, slices, repeats, in_worker)
+            labels = self.labels if isinstance(self.labels, np.ndarray) else None  # there are no functions of scans
+            inputs = self._windows.inputs(slices)
+            made = batch.make_scan_batch(images, slices, inputs, labels, self.weights, in_worker)
         if self.mix is None:
             return made
         seed = seed_of(self.seed, "mix", plan.epoch, index)
@@ -285,6 +310,8 @@ class DataGenerator(EpochDataset):
 
     def ids_of(self, index: int) -> pd.Index:
         """Return the ids of batch `index` of the epoch, in its order: not that of `ids` if it is shuffled or sampled.
+
+        With `scan` these are the ids of all its slices.
 
         In callbacks `index` is the batch's number. After `fit`, and in a callback's `on_epoch_end`, the epoch is the
         next one, after `evaluate` the one that was shown. With on_error="skip" the ids are those of the samples that
@@ -297,6 +324,9 @@ class DataGenerator(EpochDataset):
         self.check_batches_in_order()
         plan = self._plan
         rows, repeats = plan.batch(index)
+        if self._windows is not None:
+            slices = plan.slices(index)
+            return self.ids[slices[slices != PADDING]]
         if self.on_error == "skip":
             samples = zip(rows, self.ids[rows], repeats, strict=True)
             rows = np.array([self._read(row, id, plan.epoch, repeat)[0] for row, id, repeat in samples], np.int64)
@@ -304,7 +334,26 @@ class DataGenerator(EpochDataset):
 
     def plan_of(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch."""
-        return plan_epoch(epoch, len(self.ids), self.batch_size, self.seed, self.shuffle, self.sampling)
+        plan = plan_epoch(epoch, self.sample_count, self.batch_size, self.seed, self.shuffle, self.sampling)
+        if self._windows is None:
+            return plan
+        rng = np.random.default_rng([self.seed, plan.epoch, 1]) if self.shuffle else None
+        return dataclasses.replace(plan, windows=self._windows.layout(rng)[plan.rows])
+
+    @property
+    def sample_count(self) -> int:
+        """The number of samples: slices, or with `scan` windows of them."""
+        return len(self.ids) if self._windows is None else len(self._windows)
+
+    def mean_over_windows(self, outputs: np.ndarray) -> np.ndarray:
+        """Return a model's outputs for the slices, in the order of `ids`, of its outputs for all samples.
+
+        Args:
+            outputs: shape (samples, …), or with `scan` (samples, scan, …): a slice gets the mean over its windows.
+        """
+        if self._windows is None:
+            return outputs
+        return mean_over_windows(outputs, self._plan.windows, len(self.ids))
 
     @property
     def augment(self) -> Callable | None:
@@ -334,6 +383,8 @@ class DataGenerator(EpochDataset):
     def preview(self, n: int = 8):
         """Draw the first n samples of the epoch: as in the files above, as the network sees them, unmixed, below.
 
+        With `scan` the first n slices.
+
         Returns:
             A matplotlib Figure, with each sample's id and positive labels (or label) as title.
         """
@@ -343,7 +394,12 @@ class DataGenerator(EpochDataset):
         n = max(1, n)
         looking = copy.copy(self)
         looking._skips = SkipCounts(len(self.ids))  # nothing is shown to a network
-        for sample in looking._samples(plan.epoch, plan.rows[:n], plan.repeats[:n]):
+        samples = looking._samples(plan.epoch, plan.rows[:n], plan.repeats[:n])
+        if self._windows is not None:
+            rows = plan.windows[:n][plan.windows[:n] != PADDING][:n]
+            images = looking._images_of_windows(plan.epoch, plan.windows[:n], plan.repeats[:n])
+            samples = (batch.Sample(row, self.ids[row], image) for row, image in zip(rows, images, strict=False))
+        for sample in samples:
             label = self.labels[sample.row] if isinstance(self.labels, np.ndarray) else sample.label
             text = preview.label_text(label, self.label_names, self.class_indices)
             drawn.append(((str(sample.id), text), self._reader.read(sample.row, sample.id), sample.image))
@@ -368,6 +424,22 @@ class DataGenerator(EpochDataset):
             if callable(self.labels):
                 label = targets.label_of(user_code.call("labels", id, self.labels, id), id)
             yield batch.Sample(shown, id, *self._finish(image, label, id, self._seed_of(id, epoch, repeat)))
+
+    def _images_of_windows(
+        self, epoch: int, windows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield the images of the slices of windows, each as a batch holds it; those of a window by the same seed."""
+        seeds_states = in_worker and any(
+            map(user_code.has_user_code, (self._reader.reader, self.augment, self.preprocess))
+        )
+        for rows, repeat in zip(windows, repeats.tolist(), strict=True):
+            rows = rows[rows != PADDING]
+            ids = self.ids[rows].tolist()
+            seed = self._seed_of(ids[0], epoch, repeat)
+            for row, id in zip(rows.tolist(), ids, strict=True):
+                if seeds_states:
+                    user_code.seed_global_states(seed)
+                yield self._finish(self._reader.read(row, id), None, id, seed)[0]
 
     def _read(self, row: int, id: str, epoch: int, repeat: int) -> tuple[int, np.ndarray, list[int]]:
         """Read a sample, or with on_error="skip" another one: its row, its image, the rows that cannot be read."""

@@ -43,6 +43,7 @@ class SampleReader:
     interpolation: str = "nearest"
     windows: Sequence[Window] | None = None
     reader: Callable[[Path], np.ndarray] | None = None
+    shared: bool = False  # whether slices are read again soon, and decoded ones are kept
 
     def __post_init__(self, slices: pd.DataFrame | None) -> None:
         reading.check(self.color_mode, self.target_size, self.interpolation)
@@ -50,6 +51,8 @@ class SampleReader:
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
             raise IchError(f"neighbours is {self.neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
         self._known, self._places = self.ids, None  # all slices; of these the sample's and its neighbours' places
+        if offsets == (0,) and self.shared:
+            self._places = np.arange(len(self.ids), dtype=np.int32)[:, None]
         if offsets != (0,):
             if slices is None:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
@@ -117,6 +120,8 @@ class SampleReader:
         try:
             images = [self._cached_slice(place) for place in self._places[row].tolist()]
         except IchError as error:
+            if len(self.neighbours) == 1:
+                raise
             raise IchError(f"{id} with its neighbours: {error}") from error
         return _join_channels(images, id)
 

@@ -138,19 +138,20 @@ def with_features(model: keras.Model) -> keras.Model:
     Returns:
         A model of two outputs: logits of shape (batch, 6), and features of shape (batch, n), in the model's compute
         dtype: the global average of the last maps (ConvNeXt normalizes it), for small_cnn the average and the maximum.
+        Of a scan model both have an axis of slices, and features are those of the layers over the slices.
 
     Raises:
         IchError: the model has no layer called logits that reads features.
     """
     last = next((layer for layer in model.layers if layer.name == "logits"), None)
-    if last is None or len(last.input.shape) != 2:
+    if last is None or len(last.input.shape) not in (2, 3):
         raise IchError(
             f"the model {model.name} has no layer called logits that reads pooled features, by which they are found;"
             " expected one of ich.models.backbones.build_model"
         )
     # Behind the dropout, which lets all through when predicting.
     with devices.scope_of(model):
-        return keras.Model(model.inputs, [model.outputs[0], last.input], name=f"{model.name}_with_features")
+        return keras.Model(model.input, [model.outputs[0], last.input], name=f"{model.name}_with_features")
 
 
 def _transplant(donor: keras.Model, model: keras.Model, gain: float) -> None:

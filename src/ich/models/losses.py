@@ -114,6 +114,28 @@ class WeightedFocalLoss(WeightedBinaryCrossentropy):
         return {**super().get_config(), "gamma": self.gamma}
 
 
+class SliceHeadLoss(keras.losses.Loss):
+    """The loss of a scan model's logits, and that of its slice classifier's behind them, times a weight.
+
+    Deep supervision (Lee et al., AISTATS 2015), so that the slice classifier learns from each slice's own labels too.
+
+    Args:
+        loss: of logits (batch, slices, 6); the mean is over slices with a sample weight above 0.
+        weight: of the slice classifier's.
+
+    Call:
+        y_true: (batch, slices, 6). y_pred: (batch, slices, 12), as `ich.models.scan.with_slice_head` gives it.
+    """
+
+    def __init__(self, loss: keras.losses.Loss, weight: float):
+        super().__init__(name=loss.name, reduction="mean_with_sample_weight")
+        self.loss, self.weight = loss, weight
+
+    def call(self, y_true, y_pred):
+        of_scan, of_slices = y_pred[..., : len(LABELS)], y_pred[..., len(LABELS) :]
+        return self.loss.call(y_true, of_scan) + self.weight * self.loss.call(y_true, of_slices)
+
+
 LOSSES: dict[str, Callable[[Sequence[float] | None, float, float], keras.losses.Loss]] = {
     "weighted_bce": lambda weights, smoothing, gamma: WeightedBinaryCrossentropy(weights, smoothing),
     "focal": lambda weights, smoothing, gamma: WeightedFocalLoss(gamma, weights, smoothing),
@@ -138,7 +160,8 @@ def build_loss(
 class WeightedLogLoss(keras.metrics.Metric):
     """The competition's score over all samples since the last reset, whatever the batches.
 
-    It takes logits, as probabilities near 0 and 1 are rounded, and weights as `WeightedBinaryCrossentropy` does.
+    It takes logits, as probabilities near 0 and 1 are rounded, and weights as `WeightedBinaryCrossentropy` does. Axes
+    before that of the labels are samples; of more than six outputs, the first six are the logits.
     """
 
     def __init__(self, weights: Sequence[float] | None = None, name: str = "weighted_log_loss", **kwargs):
@@ -148,8 +171,9 @@ class WeightedLogLoss(keras.metrics.Metric):
         self.count = self.add_weight(shape=(), initializer="zeros", name="count")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        logits = ops.cast(y_pred, self.dtype)
+        logits = ops.cast(y_pred[..., : len(LABELS)], self.dtype)
         losses = _log_loss(ops.cast(y_true, self.dtype), logits)
+        losses = ops.reshape(losses, (-1, len(LABELS)))
         if sample_weight is None:
             sample_weight = ops.ones(ops.shape(losses)[:1], dtype=self.dtype)
         sample_weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
@@ -188,7 +212,10 @@ class LabelAUC(keras.metrics.AUC):
         if self.paused:
             return
         place = LABELS.index(self.label)
-        super().update_state(y_true[:, place], ops.cast(y_pred[:, place], self.dtype), sample_weight)
+        if sample_weight is not None:
+            sample_weight = ops.reshape(sample_weight, (-1,))
+        labels, logits = (ops.reshape(values[..., place], (-1,)) for values in (y_true, y_pred))
+        super().update_state(labels, ops.cast(logits, self.dtype), sample_weight)
 
     def result(self):
         if self.paused:

@@ -14,7 +14,7 @@ layer reads, see `ich.models.backbones.with_features`. Both are the mean over th
 Features of slices that a model was trained on are better than those of new patients: it has memorized them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError, name_some
 from ich.files import remove, replacing, sha256_of, sweep
-from ich.models import backbones
+from ich.models import backbones, scan
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.second_stage import scans
 from ich.training import inference
@@ -225,7 +225,7 @@ class _Part:
         dtype = np.dtype([("logits", np.float32, len(LABELS)), ("embedding", np.float16, numbers)])
 
         def merge(outputs: list) -> np.ndarray:
-            merged = np.empty(len(outputs[0][0]), dtype)
+            merged = np.empty(outputs[0][0].shape[:-1], dtype)  # of samples, or of windows and their slices
             merged["logits"] = inference.mean_logits([logits for logits, _ in outputs], config.predict.mean)
             with np.errstate(over="ignore"):  # checked below
                 merged["embedding"] = np.mean([embedding.astype(np.float32) for _, embedding in outputs], axis=0)
@@ -236,21 +236,31 @@ class _Part:
                 )
             return merged
 
-        transforms = augment.passes(config.predict.tta, *network.input_shape[1:3])
+        transforms = augment.passes(config.predict.tta, *scan.image_shape(network)[:2])
         options = inference.generator_options(config, "test" if self.name == "test" else "train", self.data.slices)
         samples = DataGenerator(self.rows.index, batch_size=config.predict.batch_size, tta=transforms, **options)
         passes = [samples.at_pass(number) for number in range(len(transforms))]
         folder = parts_folder(self.path, provenance, config.predict.batch_size)
         saved = predict_parts(network, passes, folder, merge, f"fold {self.k}, {self.name}, features")
+        parts: Iterable[np.ndarray] = map(read_part, saved)
+        if config.model.scan is not None:
+            parts = [_mean_over_windows(samples, np.concatenate([*parts]))]
         logits = []
         # Not through a memory map: on a full disk, writing to one kills the process.
         with replacing(file) as temporary:
             with temporary.open("wb") as opened:
                 header = {"descr": "<f2", "fortran_order": False, "shape": (len(self.rows), numbers)}
                 np.lib.format.write_array_header_1_0(opened, header)
-                for path in saved:
-                    part = read_part(path)
+                for part in parts:
                     opened.write(part["embedding"].tobytes())
                     logits.append(part["logits"].copy())
             digest = sha256_of(temporary)
         return np.concatenate(logits), {"numbers": numbers, "sha256": digest}
+
+
+def _mean_over_windows(samples: DataGenerator, windows: np.ndarray) -> np.ndarray:
+    """Return logits and embeddings of slices from those of windows, as their means; structured as `windows`."""
+    merged = np.empty(len(samples.ids), windows.dtype)
+    for name in windows.dtype.names or ():
+        merged[name] = samples.mean_over_windows(windows[name])
+    return merged

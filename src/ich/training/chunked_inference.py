@@ -1,5 +1,6 @@
 """Resumable inference in chunks: predictions of many slices, saved in parts on the way."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,14 @@ def predict_logits(model: keras.Model, samples: DataGenerator, parts: Path, titl
     """Return the model's output for all samples, saved in parts on the way as by `predict_parts`.
 
     Returns:
-        float32, shape (samples, 6), in the samples' order.
+        float32, shape (slices, 6), in the order of the samples' ids; of a scan model, each slice's mean over the
+        windows that show it.
 
     Raises:
         IchError: an image cannot be read, or a part not be written.
     """
     saved = predict_parts(model, [samples], parts, lambda outputs: outputs[0].astype(np.float32, copy=False), title)
-    return np.concatenate([read_part(part) for part in saved])
+    return samples.mean_over_windows(np.concatenate([read_part(part) for part in saved]))
 
 
 def predict_parts(
@@ -70,11 +72,12 @@ def predict_parts(
     """
     samples = passes[0]
     saving = _Saving(parts, len(passes), merge, samples)
-    if saving.count < len(samples.ids):
-        values = sum(output.shape[-1] for output in model.outputs)
+    if saving.count < samples.sample_count:
+        values = sum(math.prod(output.shape[1:]) for output in model.outputs)
         batch_bytes = 4 * values * samples.batch_size * len(passes)
         at_once = min(_AT_ONCE, max(1, _KEPT // batch_bytes))
-        with tqdm(total=len(samples.ids), initial=saving.count, unit="slice", desc=title) as bar:
+        unit = "slice" if samples.scan is None else "window"
+        with tqdm(total=samples.sample_count, initial=saving.count, unit=unit, desc=title) as bar:
             saving.bar = bar
             try:
                 for first in range(saving.count // samples.batch_size, len(samples), at_once):
@@ -103,9 +106,11 @@ class _Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         batch, number = divmod(index, len(self.passes))
-        images = self.passes[number][self.first + batch]
-        short = -len(images) % self.multiple
-        return np.concatenate([images, np.repeat(images[-1:], short, axis=0)]) if short else images
+        x = self.passes[number][self.first + batch]
+        short = -len(x["image"] if isinstance(x, dict) else x) % self.multiple
+        if not short:
+            return x
+        return keras.tree.map_structure(lambda values: np.concatenate([values, np.repeat(values[-1:], short, 0)]), x)
 
 
 class _Saving(keras.callbacks.Callback):
@@ -127,7 +132,7 @@ class _Saving(keras.callbacks.Callback):
         self.when = time.monotonic()
 
     def on_predict_batch_end(self, batch: int, logs: dict) -> None:
-        left = len(self.samples.ids) - self.count - sum(map(len, self.unsaved))
+        left = self.samples.sample_count - self.count - sum(map(len, self.unsaved))
         size = min(self.samples.batch_size, left)  # without what was repeated
         self.outputs.append(
             keras.tree.map_structure(lambda tensor: keras.ops.convert_to_numpy(tensor)[:size], logs["outputs"])

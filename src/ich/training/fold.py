@@ -18,7 +18,7 @@ from ich.config import Config
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
 from ich.files import remove, replacing, sweep, write_json
-from ich.models import devices
+from ich.models import devices, scan
 from ich.models.losses import LabelAUC
 from ich.results.predictions import read_predictions
 from ich.training import curves, fold_setup, trackers
@@ -158,7 +158,7 @@ def _train(run: Run, k: int, data: RunData) -> None:
     with strategy.scope() if strategy else nullcontext():
         history, seconds = _fit(run, k, model, train, held_out, aucs)
     with replacing(run.fold(k) / "model.keras") as temporary:
-        model.save(temporary)
+        scan.without_slice_head(model).save(temporary)
     with replacing(run.fold(k) / "history.csv") as temporary:
         history.to_csv(temporary)
     write_json(run.fold(k) / "training.json", {"epochs": len(history), "seconds": round(seconds, 1)})

@@ -1,18 +1,19 @@
 """Set up the training of a fold: generators of training and validation, and the compiled model."""
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
 import pandas as pd
 
 from ich.competition.labels import LABELS
-from ich.config import Config, Train
+from ich.config import Config, Model, ScanModel, Train
 from ich.data import augment, mixing, sampling
 from ich.data.generator import DataGenerator
 from ich.images import slice_table
-from ich.models import backbones, devices, prior
-from ich.models.losses import LabelAUC, WeightedLogLoss, build_loss
+from ich.models import backbones, devices, prior, scan
+from ich.models.losses import LabelAUC, SliceHeadLoss, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.training.inference import generator_options
 
@@ -30,13 +31,12 @@ def generators(
     labels = table[list(LABELS)]
     options = generator_options(config, "train", slices)
     of_fold = table.index[table["fold"] == k]
-    size = devices.validation_batch_size(len(of_fold), config.predict.batch_size, multiple)
-    held_out = DataGenerator(of_fold, labels, batch_size=size, shuffle=False, **options)
-    height, width = held_out[0][0].shape[1:3]
+    held_out = DataGenerator(of_fold, labels, shuffle=False, **options)
+    held_out.batch_size = devices.validation_batch_size(held_out.sample_count, config.predict.batch_size, multiple)
+    held_out.set_epoch(0)
+    height, width = images_of(held_out[0][0]).shape[-3:-1]
     augment.passes(config.predict.tta, height, width)  # refuses an unknown pass before the training
     ids, sample = _sampling(config, table[table["fold"] != k], slices)
-    if multiple > 1:
-        sample = sampling.Multiple(multiple, len(ids), sample)
     train = DataGenerator(
         ids,
         labels,
@@ -48,7 +48,15 @@ def generators(
         seed=config.train.seed,
         **options,
     )
+    if multiple > 1:
+        train.sampling = sampling.Multiple(multiple, train.sample_count, sample)
+        train.set_epoch(0)
     return train, held_out
+
+
+def images_of(x: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    """Return the images of a batch's input, which of scans is a dict."""
+    return x["image"] if isinstance(x, dict) else x
 
 
 def _sampling(
@@ -69,15 +77,13 @@ def _sampling(
 def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -> keras.Model:
     """Build and compile the untrained model, for the images of the generator."""
     first = train[0]
-    model = backbones.build_model(
-        config.model.name, first[0].shape[1:], weights=config.model.weights, dropout=config.model.dropout
-    )
+    model = _untrained(config.model, images_of(first[0]).shape[-3:])
     sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple) else train.sampling
     if isinstance(sample, sampling.PositiveShare):
         model = prior.corrected(model, sample.oversampling)
     model.compile(
         optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
-        loss=_loss(config.train),
+        loss=_loss(config.train, config.model.scan),
         metrics=[WeightedLogLoss(), *aucs],
         steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
     )
@@ -87,6 +93,24 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     model.test_on_batch(*first)
     model.reset_metrics()
     return model
+
+
+def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model:
+    build = partial(backbones.build_model, section.name, weights=section.weights, dropout=section.dropout)
+    window = section.scan
+    if window is None:
+        return build(image_shape)
+    model = scan.build_scan_model(
+        build,
+        window.slices,
+        image_shape,
+        kind=window.kind,
+        units=window.units,
+        depth=window.depth,
+        dropout=section.dropout,
+        remat=window.remat,
+    )
+    return scan.with_slice_head(model) if window.slice_loss else model
 
 
 def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -102,5 +126,11 @@ def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimiz
     )
 
 
-def _loss(section: Train) -> keras.losses.Loss:
-    return build_loss(section.loss, section.label_weights, section.label_smoothing, section.focal_gamma)
+def _loss(section: Train, window: ScanModel | None) -> keras.losses.Loss:
+    loss = build_loss(section.loss, section.label_weights, section.label_smoothing, section.focal_gamma)
+    if window is None:
+        return loss
+    if window.slice_loss:
+        return SliceHeadLoss(loss, window.slice_loss)
+    loss.reduction = "mean_with_sample_weight"  # the mean would count the padding as slices of loss 0
+    return loss

@@ -20,7 +20,7 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError, one_line
 from ich.files import sha256_of, sweep
-from ich.models import devices
+from ich.models import devices, scan
 from ich.models.prior import PriorCorrection
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.training.chunked_inference import predict_logits
@@ -28,6 +28,18 @@ from ich.training.parts import discard_parts, parts_folder
 from ich.training.run_data import RunData, read_slices, slices_digest
 from ich.training.run_directory import Run
 from ich.training.run_score import score_run
+
+_LAYERS = {
+    f"ich>{layer.__name__}": layer
+    for layer in (
+        PriorCorrection,
+        scan.FoldSlices,
+        scan.UnfoldSlices,
+        scan.NeighborDifferences,
+        scan.PositionsInMillimeters,
+    )
+}
+"""Our own layers in models, by the names that files have."""
 
 
 def load_model(run: Run, k: int, distribute: str | None = None) -> keras.Model:
@@ -54,8 +66,7 @@ def read_model(path: Path, advice: str) -> keras.Model:
         IchError: it cannot be read, such as one written by another version of Keras.
     """
     try:
-        layers = {"ich>PriorCorrection": PriorCorrection}
-        return keras.saving.load_model(path, layers, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, _LAYERS, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
         writer = metadata_of(path).get("keras_version")
         if writer not in (None, keras.__version__):  # arguments of layers change from version to version
@@ -111,15 +122,17 @@ def generator_options(config: Config, split: str, slices: pd.DataFrame | None = 
 
     Args:
         split: train or test.
-        slices: the slice table; None reads it if the model reads neighboring slices.
+        slices: the slice table; None reads it if the model reads several slices of a scan.
     """
-    is_alone = config.model.neighbours == [0]
+    window = config.model.scan
+    is_alone = config.model.neighbours == [0] and window is None
     if not is_alone and slices is None:
         slices = read_slices(config)
     return {
         "image_dir": config.data.images / split,
         "neighbours": config.model.neighbours,
         "slices": None if is_alone else slices,
+        "scan": None if window is None else window.slices,
         "workers": config.machine.workers,
         "use_multiprocessing": config.machine.processes,
         "max_queue_size": 16,
@@ -233,7 +246,7 @@ def pass_logits(run: Run, k: int, slices: Slices, tta: str, model: Callable[[], 
         discard_parts(path)  # they are there if a kill came before their removal
         return read_predictions(path).to_numpy()
     network, batch_size = model(), run.config.predict.batch_size
-    transforms = augment.passes([tta], *network.input_shape[1:3])
+    transforms = augment.passes([tta], *scan.image_shape(network)[:2])
     samples = DataGenerator(slices.ids, batch_size=batch_size, tta=transforms, **slices.options).at_pass(0)
     folder = parts_folder(path, provenance, batch_size)
     logits = predict_logits(network, samples, folder, f"fold {k}, {slices.part}, {tta}")

@@ -47,8 +47,11 @@ class RunData:
     def slices(self) -> pd.DataFrame:
         """The slice table; raises as `read_slices`."""
         columns = [*DIGESTED, *self._columns]
-        if self._config.model.neighbours != [0] or self._config.train.slices_per_series is not None:
+        model, train = self._config.model, self._config.train
+        if model.neighbours != [0] or model.scan is not None or train.slices_per_series is not None:
             columns += ["SeriesInstanceUID", "order"]
+        if model.scan is not None:
+            columns.append("z")
         return read_slices(self._config, list(dict.fromkeys(columns)))
 
     @cached_property
