@@ -161,6 +161,13 @@ def test_several_devices_take_tensorflow(data, tmp_path, monkeypatch):
     assert not run.path.exists()
 
 
+def test_several_devices_do_not_accumulate(data, tmp_path):
+    run = Run.begin(tiny_config(data, train={"accumulate": 2}, machine={"distribute": "mirrored"}), tmp_path)
+    with pytest.raises(IchError, match=r"train.accumulate works on one device, machine.distribute shares batches"):
+        fold.train_fold(run, 0)
+    assert not run.path.exists()
+
+
 def test_pytorch_takes_one_step_at_a_time(data, tmp_path, monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
     run = Run.begin(tiny_config(data, machine={"steps_per_execution": 8}), tmp_path)

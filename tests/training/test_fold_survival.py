@@ -26,7 +26,14 @@ from ich.training import callbacks, fold
 from ich.training.run_directory import Run
 
 SCRIPT = Path(__file__).parents[2] / "scripts/train.py"
-ALL_OF_IT = {"augment": "light", "ema_momentum": 0.9, "keep": "best", "slices_per_series": 3}
+ALL_OF_IT = {
+    "augment": "light",
+    "ema_momentum": 0.9,
+    "keep": "best",
+    "slices_per_series": 3,
+    "accumulate": 2,  # three batches an epoch of these, so that an epoch ends between two updates
+    "backbone_rate": 0.5,
+}
 
 
 OF_SCANS = {"augment": "heavy", "ema_momentum": 0.9, "mixup": 0.4}

@@ -95,7 +95,7 @@ def training_of(config, patch, path):
     def builder(name):
         def build(images, weights):
             seen.name, seen.backbone_weights = name, weights
-            return keras.layers.GlobalAveragePooling2D()(images)
+            return keras.layers.GlobalAveragePooling2D()(keras.layers.Dense(2)(images))
 
         return build
 
@@ -148,12 +148,14 @@ TRAINING = {
     "train.seed": arrives(1, lambda seen: (seen.first, seen.ids, seen.images)),
     "train.epochs": arrives(3, lambda seen: (seen.fit["epochs"], seen.schedule["decay_steps"]), (3, 6)),
     "train.batch_size": arrives(4, lambda seen: len(seen.train[0][0]), 4),
+    "train.accumulate": arrives(2, lambda seen: seen.optimizer["gradient_accumulation_steps"], 2),
     "train.augment": arrives("none", lambda seen: seen.images),
     "train.mixup": arrives(0.4, lambda seen: seen.train.mix.mixup, 0.4, train__cutmix=1.0),
     "train.cutmix": arrives(0.7, lambda seen: (seen.train.mix.cutmix, seen.images), train__mixup=0.4),
     "train.mix_share": arrives(0.5, lambda seen: seen.train.mix.share, 0.5, train__cutmix=1.0),
     "train.learning_rate": arrives(0.02, lambda seen: seen.schedule["warmup_target"], 0.02),
     "train.warmup_epochs": arrives(0.5, lambda seen: seen.schedule["warmup_steps"], 2, train__epochs=2),
+    "train.backbone_rate": arrives(0.1, lambda seen: seen.optimizer.get("factors"), [0.1, 0.1, 1, 1]),
     "train.weight_decay": arrives(0.03, lambda seen: seen.optimizer["weight_decay"], 0.03),
     "train.clip_norm": arrives(0.7, lambda seen: seen.optimizer["global_clipnorm"], 0.7),
     "train.loss": arrives("focal", lambda seen: type(seen.loss).__name__, "WeightedFocalLoss"),

@@ -184,6 +184,9 @@ class Train(Section):
     epochs: int = Field(6, ge=1)
     # Samples in a batch, of all devices together.
     batch_size: int = Field(32, ge=1)
+    # Batches whose mean gradient makes an update, each of the same weight: as one batch so many times as large, in the
+    # memory of one (batch normalization sees the small ones).
+    accumulate: int = Field(1, ge=1)
     # Name of an augmentation pipeline: none, light or heavy (ich.data.augment.PIPELINES).
     augment: str = "light"
     # MixUp: alpha of the Beta distribution of two slices' shares in their mixture, such as 0.2; null does without. With
@@ -197,6 +200,8 @@ class Train(Section):
     learning_rate: float = Field(1e-3, gt=0)
     # Length of the warm-up, in epochs.
     warmup_epochs: float = Field(1.0, ge=0)
+    # The backbone's learning rate, as a factor of that of the layers behind it.
+    backbone_rate: float = Field(1.0, gt=0)
     # AdamW's weight decay.
     weight_decay: float = Field(0.01, ge=0)
     # Largest norm of the gradient over all weights.

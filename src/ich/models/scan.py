@@ -199,6 +199,11 @@ def slice_model(model: keras.Model) -> keras.Model:
         return keras.Model(inner.inputs, inner.outputs[0], name=SLICE_MODEL)
 
 
+def backbone(model: keras.Model) -> list[layers.Layer]:
+    """Return the layers of the backbone of a slice classifier or a scan model: what the slice's own logits read."""
+    return [layer for layer in slice_model(model).layers if layer.name != "logits"]
+
+
 def image_shape(model: keras.Model) -> tuple[int, int, int]:
     """Return (height, width, channels) of the images that a scan model or a slice classifier takes."""
     return tuple(_image(model).shape[-3:])

@@ -145,6 +145,11 @@ def _train(run: Run, k: int, data: RunData) -> None:
     keras.config.set_dtype_policy(config.train.precision)
     strategy = None
     if config.machine.distribute is not None:
+        if config.train.accumulate > 1:  # Keras's condition on the step merges replicas where TensorFlow cannot
+            raise IchError(
+                "train.accumulate works on one device, machine.distribute shares batches among several; set one of both"
+                " to its default"
+            )
         strategy = devices.mirrored(train=config.train.batch_size, predict=config.predict.batch_size)
     multiple = strategy.num_replicas_in_sync if strategy else 1
     train, held_out = fold_setup.generators(config, data.folds, data.slices, k, multiple)

@@ -82,7 +82,7 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     if isinstance(sample, sampling.PositiveShare):
         model = prior.corrected(model, sample.oversampling)
     model.compile(
-        optimizer=_optimizer(config.train, steps_per_epoch=len(train)),
+        optimizer=_optimizer(config.train, model, steps_per_epoch=len(train)),
         loss=_loss(config.train, config.model.scan),
         metrics=[WeightedLogLoss(), *aucs],
         steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
@@ -113,7 +113,11 @@ def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model
     return scan.with_slice_head(model) if window.slice_loss else model
 
 
-def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def _optimizer(section: Train, model: keras.Model, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    factors = None
+    if section.backbone_rate != 1:
+        slow = {id(variable) for layer in scan.backbone(model) for variable in layer.trainable_variables}
+        factors = [section.backbone_rate if id(one) in slow else 1.0 for one in model.trainable_variables]
     averaging = {} if section.ema_momentum is None else {"use_ema": True, "ema_momentum": section.ema_momentum}
     return adamw(
         steps_per_epoch,
@@ -122,6 +126,8 @@ def _optimizer(section: Train, steps_per_epoch: int) -> keras.optimizers.Optimiz
         warmup_epochs=section.warmup_epochs,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
+        accumulate=section.accumulate,
+        factors=factors,
         **averaging,
     )
 
