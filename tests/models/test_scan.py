@@ -152,3 +152,12 @@ def test_metrics_are_of_real_slices_and_the_scans_logits():
 def test_what_cannot_be_built_is_refused(options, message):
     with pytest.raises(IchError, match=message):
         scan.build_scan_model(BUILD, N, SHAPE, **options)
+
+
+def test_the_backbone_is_that_of_the_slice_classifier():
+    alone = BUILD(SHAPE)
+    model = scan.with_slice_head(build())
+    for whole in (alone, model):
+        found = [one for layer in scan.backbone(whole) for one in layer.weights]
+        assert len(found) == len(alone.weights) - 2
+        assert {id(one) for one in found} < {id(one) for one in whole.weights}
