@@ -1,0 +1,403 @@
+"""Two ways to read a scan in the same training time: two stages, or one network trained end to end. Which is better?
+
+    python benchmarks/bench_recipe.py --seeds 0 1 2
+
+120 simulated patients at 128 × 128, as hard to read as real ones (make_demo_data --hard) and with as many bleeds;
+three folds. A seed makes other folds, first weights and orders. The two-stage way, whose slice model trains for
+--slice-epochs epochs, sets the training time of each seed; all others have as much, by the number of their epochs:
+
+    two_stage               slice model; second stage on its out-of-fold predictions
+    scan_model              scan model, that begins with a slice model of --start-epochs, whose time counts
+    scan_plus_second_stage  the same, shorter by the second stage's time; second stage on its predictions
+    blend                   second stage on that slice model, and that shorter scan model: weights fitted on other folds
+    pseudo                  that slice model predicts the test set; another slice model learns from it too; second stage
+    mix                     slice model with MixUp and CutMix; second stage
+
+How many epochs fill a time is computed from two short trainings of one fold, of 1 and 3 epochs. The table shows each
+variant's time as a share of the two-stage way's: where it is far from 1, the machine had something else to do.
+Validation in training counts, the start of processes and the blend's fit do not.
+
+Losses are out of fold, on all train slices. Errors are standard errors by bootstrap over patients, of the mean over the
+seeds; the spread over seeds is beside it. A variant whose keys this version lacks is n/a, with the reason.
+
+Each training is kept in --folder, under a name that has the digest of its config: the same command goes on where it
+was, and other settings (--slice, --scan, --second) train only what they change. Times are kept with them, so that a
+folder is of one machine.
+
+Prints a line a training, a table and, as the last line, JSON: the losses; `scan_vs_two_stage` (at most 1.0 is aimed
+at) and `best_vs_two_stage`, the smaller of scan_plus_second_stage's and blend's (at most 0.93), as mean ratios of the
+seeds; `pseudo_gain` and `mix_gain`, by how much less the loss is than two_stage's.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from shutil import rmtree
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ich.config import Config, load
+from ich.errors import IchError
+from ich.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDS = 3
+VARIANTS = ("two_stage", "scan_model", "scan_plus_second_stage", "blend", "pseudo", "mix")
+
+# What the sides differ in from configs/demo.yaml, as overrides.
+SCAN = [
+    "model.scan={slices: 16, kind: gru, units: 48, slice_loss: 0.5}",
+    "train.batch_size=4",
+    "predict.batch_size=8",
+    "train.learning_rate=1.0e-3",
+]
+SECOND = ["sequence.epochs=60"]  # 80 scans to learn from, where the demo has 30
+MIX = ["train.mixup=0.2", "train.cutmix=1.0", "train.mix_share=0.5"]
+
+
+class Result(NamedTuple):
+    """The out-of-fold predictions of a variant and the seconds of all its training."""
+
+    path: Path
+    seconds: float
+
+
+class Pace(NamedTuple):
+    """Seconds that one fold takes: to start, and for each epoch."""
+
+    start: float
+    epoch: float
+
+    def epochs(self, seconds: float) -> int:
+        """Return how many epochs of all folds fit into so many seconds."""
+        count = int((seconds / FOLDS - self.start) / self.epoch)
+        if count < 1:
+            raise IchError(
+                f"no epoch of {self.epoch:.1f} s fits into {seconds:.0f} s for {FOLDS} folds, which start in"
+                f" {self.start:.1f} s each; give the two-stage way more --slice-epochs"
+            )
+        return count
+
+
+class Seed:
+    """All trainings of one seed, each trained when it is first asked for."""
+
+    def __init__(self, seed: int, folder: Path, options: argparse.Namespace):
+        self.seed = seed
+        self.folder = folder / f"seed-{seed}"
+        self.data = folder
+        self.options = options
+        self.folder.mkdir(exist_ok=True)
+        self._make_folds()
+
+    def result(self, variant: str) -> Result:
+        return getattr(self, f"_{variant}")
+
+    @cached_property
+    def time(self) -> float:
+        """Seconds that each variant may train: the two-stage way's."""
+        return self._two_stage.seconds
+
+    @cached_property
+    def _second_time(self) -> float:
+        return self._two_stage.seconds - self._slice.seconds
+
+    @cached_property
+    def _slice(self) -> Result:
+        return self._train("slice", self.options.slice, self.options.slice_epochs)
+
+    @cached_property
+    def _start(self) -> Result:
+        return self._train("start", self.options.slice, self.options.start_epochs)
+
+    @cached_property
+    def _two_stage(self) -> Result:
+        return self._second(self._slice)
+
+    @cached_property
+    def _scan_model(self) -> Result:
+        return self._train_scan(self.time)
+
+    @cached_property
+    def _short_scan(self) -> Result:
+        return self._train_scan(self.time - self._second_time)
+
+    @cached_property
+    def _scan_plus_second_stage(self) -> Result:
+        return self._second(self._short_scan)
+
+    @cached_property
+    def _blend(self) -> Result:
+        from ich.results import blend, compare
+        from ich.results.predictions import write_predictions
+
+        stages, scan = self._second(self._start), self._short_scan
+        found = compare.read_results([stages.path, scan.path])
+        recipe = blend.Recipe("weights", by_label=False, calibration=None, any_at_least_max=False)
+        mixed = blend.nested(np.stack(list(found.oof.values())), found.table, recipe)
+        path = self.folder / "blend"
+        path.mkdir(exist_ok=True)
+        write_predictions(compare.frame(found.table.index, mixed), path / "oof.parquet")
+        return Result(path, stages.seconds + scan.seconds)
+
+    @cached_property
+    def _pseudo(self) -> Result:
+        self._config("pseudo", [*self.options.slice, f"train.pseudo={self.folder}"], 1)  # refused before any training
+        start = self._start
+        script(self.folder, "predict", start.path)
+        overrides = [*self.options.slice, f"train.pseudo={start.path}"]
+        return self._second(self._train_for("pseudo", overrides, self.time - self._second_time, start.seconds))
+
+    @cached_property
+    def _mix(self) -> Result:
+        overrides = [*self.options.slice, *MIX]
+        return self._second(self._train_for("mix", overrides, self.time - self._second_time))
+
+    def _train_scan(self, seconds: float) -> Result:
+        self._config("scan", [*self.options.scan, f"train.init_from={self.folder}"], 1)
+        start = self._start
+        overrides = [*self.options.scan, f"train.init_from={start.path}"]
+        return self._train_for("scan", overrides, seconds, start.seconds)
+
+    def _train_for(self, name: str, overrides: list[str], seconds: float, before: float = 0.0) -> Result:
+        """Train for as many epochs as fit into `seconds` with the `before` that were trained already."""
+        epochs = self._pace(name, overrides).epochs(seconds - before)
+        run = self._train(name, overrides, epochs)
+        return Result(run.path, before + run.seconds)
+
+    def _config(self, name: str, overrides: list[str], epochs: int) -> Config:
+        values = {
+            "name": name,
+            "data.sources": archive_in(self.data),
+            "data.images": self.data / "images",
+            "data.folds": self.folder / "folds.csv",
+            "folds.n": FOLDS,
+            "folds.seed": self.seed,
+            "train.seed": 1000 * self.seed,
+            "train.epochs": epochs,
+            "train.warmup_epochs": min(1.0, epochs),
+        }
+        own = [f"{key}={value}" for key, value in values.items()]
+        return load(ROOT / "configs" / "demo.yaml", [*own, *overrides])
+
+    def _written(self, name: str, overrides: list[str], epochs: int) -> tuple[Path, Path]:
+        """Write a run's config, named by its digest; the paths of the config and of the run."""
+        name = f"{name}-{_digest(self._config(name, overrides, epochs).resolved())}"
+        path = self.folder / f"{name}.yaml"
+        path.write_text(self._config(name, overrides, epochs).resolved())
+        return path, self.folder / "runs" / name
+
+    def _train(self, name: str, overrides: list[str], epochs: int) -> Result:
+        config, run = self._written(name, overrides, epochs)
+        script(self.folder, "train_kfold", config)
+        seconds = sum(_json(run / f"fold{k}" / "training.json")["seconds"] for k in range(FOLDS))
+        loss = _json(run / "score.json")["weighted_log_loss"]
+        print(f"seed {self.seed}: {name}, {epochs} epochs, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
+        return Result(run, seconds)
+
+    def _pace(self, name: str, overrides: list[str]) -> Pace:
+        """Measure the first fold's time with 1 and with 3 epochs."""
+        seconds = {}
+        for epochs in (1, 3):
+            config, run = self._written(f"pace-{name}", overrides, epochs)
+            script(self.folder, "train", config, "--fold", 0)
+            seconds[epochs] = _json(run / "fold0" / "training.json")["seconds"]
+        epoch = (seconds[3] - seconds[1]) / 2
+        if epoch <= 0:
+            raise IchError(
+                f"{name}: 3 epochs took {seconds[3]} s and 1 took {seconds[1]}; run this on a machine at rest"
+            )
+        return Pace(seconds[1] - epoch, epoch)
+
+    def _second(self, first: Result) -> Result:
+        """Train the second stage on a run, in this process, so that no start of Python is in its time."""
+        from ich.second_stage import inputs, train
+
+        name = f"{first.path.name}-second-{_digest(json.dumps(self.options.second))}"
+        timed = self.folder / f"{name}.json"
+        path = self.folder / "runs" / name
+        if not timed.exists():
+            if path.exists():
+                rmtree(path)  # it was stopped, and nothing has kept its time until then
+            seed = [f"sequence.seed={1000 * self.seed}"]
+            stage = inputs.inputs_from_runs([first.path], name, [*seed, *self.options.second])
+            start = time.perf_counter()
+            with redirect_stdout(StringIO()):
+                train.train(stage, path.parent)
+            write_json(timed, {"seconds": time.perf_counter() - start})
+        seconds = _json(timed)["seconds"]
+        loss = _json(path / "score.json")["weighted_log_loss"]
+        print(f"seed {self.seed}: second stage on {first.path.name}, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
+        return Result(path, first.seconds + seconds)
+
+    def _make_folds(self) -> None:
+        if not (self.folder / "folds.csv").exists():
+            config = self.folder / "folds.yaml"
+            config.write_text(self._config("folds", [], 1).resolved())
+            script(self.folder, "make_folds", config)
+
+
+def script(folder: Path, name: str, *arguments) -> None:
+    """Run a script in a process of its own; its error is raised as ours."""
+    command = list(map(str, [sys.executable, ROOT / "scripts" / f"{name}.py", *arguments]))
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        _, told, message = done.stderr.rpartition("error: ")
+        if not told:
+            raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr}")
+        raise IchError(message.strip())
+
+
+def archive_in(folder: Path) -> Path:
+    return folder / "rsna-intracranial-hemorrhage-detection.zip"
+
+
+def make_data(folder: Path, patients: int) -> None:
+    """Make the archive and its images, unless they are there; a third as many test patients, for pseudo-labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = ["--patients", patients, "--test-patients", max(1, patients // 3)]
+    script(folder, "make_demo_data", archive_in(folder), *counts, "--size", 128, "--hard")
+    config = folder / "images.yaml"
+    values = [f"data.sources={archive_in(folder)}", f"data.images={folder / 'images'}", "name=images"]
+    config.write_text(load(ROOT / "configs" / "demo.yaml", values).resolved())
+    script(folder, "preprocess", config, "--max-failures", 1)
+
+
+def losses_of(results: dict[str, dict[int, Result]], folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return each slice's weighted log loss, columns (variant, seed), and the slices' patients."""
+    from ich.competition.folds import read_folds
+    from ich.competition.labels import LABELS, METRIC_WEIGHTS
+    from ich.competition.metrics import log_losses
+    from ich.results.predictions import read_predictions
+
+    columns = {}
+    table = None
+    for variant, of_seed in results.items():
+        for seed, result in of_seed.items():
+            folds = read_folds(folder / f"seed-{seed}" / "folds.csv")
+            table = folds if table is None else table
+            told = read_predictions(result.path / "oof.parquet").loc[table.index].to_numpy()
+            of_label = log_losses(table[list(LABELS)].to_numpy(), told)
+            columns[variant, seed] = np.average(of_label, axis=1, weights=list(METRIC_WEIGHTS.values()))
+    assert table is not None
+    return pd.DataFrame(columns), table["PatientID"].to_numpy()
+
+
+def summary(losses: pd.DataFrame, patients: np.ndarray, seconds: dict[str, float]) -> pd.DataFrame:
+    """Return a row a variant: the seeds' mean loss, its ratio to and difference from two_stage's, their errors."""
+    from ich.results.bootstrap import resampled_means
+
+    drawn = dict(zip(losses.columns, resampled_means(losses.to_numpy(), patients).T, strict=True))
+    rows = {}
+    for variant in losses.columns.unique(0):
+        seeds = losses[variant].columns
+        own, base = (losses[name].mean() for name in (variant, "two_stage"))
+        of_draws = [(drawn[variant, seed], drawn["two_stage", seed]) for seed in seeds]
+        ratios = own / base[seeds]
+        rows[variant] = {
+            "loss": own.mean(),
+            "error": _deviation(np.mean([one for one, _ in of_draws], axis=0)),
+            "difference": (own - base[seeds]).mean(),
+            "difference_error": _deviation(np.mean([one - other for one, other in of_draws], axis=0)),
+            "ratio": ratios.mean(),
+            "ratio_error": _deviation(np.mean([one / other for one, other in of_draws], axis=0)),
+            "ratio_spread": ratios.std() if len(seeds) > 1 else np.nan,
+            "time": seconds[variant],
+            "ratios": " ".join(f"{ratio:.3f}" for ratio in ratios),
+        }
+    return pd.DataFrame.from_dict(rows, "index")
+
+
+def _deviation(draws: np.ndarray) -> float:
+    return float(np.std(draws, ddof=1))
+
+
+def figures(table: pd.DataFrame, lacking: dict[str, str], seeds: list[int]) -> dict:
+    """Return the last line: what a variant that is n/a would give is null, and its reason is told."""
+    numbers: dict[str, float | None] = {}
+    errors: dict[str, float] = {}
+
+    def put(key: str, variant: str, column: str, error: str, sign: int = 1) -> None:
+        numbers[key] = None
+        if variant in table.index:
+            numbers[key] = round(sign * float(table.loc[variant, column]), 4)
+            errors[key] = round(float(table.loc[variant, error]), 4)
+
+    for variant in VARIANTS[:4]:
+        put(variant, variant, "loss", "error")
+    put("scan_vs_two_stage", "scan_model", "ratio", "ratio_error")
+    both = [variant for variant in ("scan_plus_second_stage", "blend") if variant in table.index]
+    best = min(both, key=lambda variant: table.loc[variant, "ratio"], default="")
+    put("best_vs_two_stage", best, "ratio", "ratio_error")
+    put("pseudo_gain", "pseudo", "difference", "difference_error", sign=-1)
+    put("mix_gain", "mix", "difference", "difference_error", sign=-1)
+    return numbers | {"best": best or None, "errors": errors, "not_available": lacking, "seeds": seeds}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _of_seeds(seeds: list[Seed], variant: str) -> dict[int, Result]:
+    return {one.seed: one.result(variant) for one in seeds}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="two_stage is always among them"
+    )
+    parser.add_argument("--patients", type=int, default=120, help="(default: %(default)s)")
+    parser.add_argument("--slice-epochs", type=int, default=30, help="of two_stage (default: %(default)s)")
+    parser.add_argument("--start-epochs", type=int, default=12, help="of the slice model that a scan model begins with")
+    parser.add_argument("--folder", type=Path, default=ROOT / "data" / "bench_recipe", help="(default: %(default)s)")
+    for name, of in (("slice", "slice models"), ("scan", "scan models"), ("second", "the second stage")):
+        help_text = f"set a key of {of}; may be repeated"
+        parser.add_argument(f"--{name}", action="append", default=[], metavar="SECTION.KEY=VALUE", help=help_text)
+    options = parser.parse_args(argv)
+    options.scan, options.second = [*SCAN, *options.scan], [*SECOND, *options.second]
+
+    from ich.startup import import_keras
+
+    import_keras()
+    folder = (options.folder / f"{options.patients}-patients").resolve()
+    make_data(folder, options.patients)
+    seeds = [Seed(seed, folder, options) for seed in options.seeds]
+    results = {"two_stage": _of_seeds(seeds, "two_stage")}
+    lacking: dict[str, str] = {}
+    for variant in VARIANTS[1:]:
+        if variant in options.variants:
+            try:
+                results[variant] = _of_seeds(seeds, variant)
+            except IchError as error:
+                lacking[variant] = str(error).partition("; there are")[0]  # the list of all keys
+                print(f"{variant} is n/a: {lacking[variant]}", flush=True)
+        else:
+            lacking[variant] = "not among --variants"
+    seconds = {
+        variant: float(
+            np.mean([result.seconds / results["two_stage"][seed].seconds for seed, result in of_seed.items()])
+        )
+        for variant, of_seed in results.items()
+    }
+    table = summary(*losses_of(results, folder), seconds)
+    print(table.round(4).to_string())
+    print(json.dumps(figures(table, lacking, options.seeds)))
+
+
+if __name__ == "__main__":
+    main()
