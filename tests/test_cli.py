@@ -170,14 +170,14 @@ MACHINE |= {"machine.steps_per_execution", "machine.distribute", "machine.log_to
 # The schema, key by key: a new key belongs in here and, if a script is to take it, in PLACED below and in cli.USES.
 KEYS = {
     "name": "",
-    "data": "sources split labels sample_submission images folds",
+    "data": "sources split labels sample_submission images folds external",
     "preprocess": "windows size fit crop files",
     "folds": "n seed allow_unmatched",
-    "model": "name weights dropout neighbours",
+    "model": "name weights dropout neighbours scan",
     "train": (
-        "seed epochs batch_size augment learning_rate warmup_epochs weight_decay clip_norm loss focal_gamma "
-        "label_weights label_smoothing ema_momentum slices_per_series centre_weighted positive_share keep "
-        "precision"
+        "seed epochs batch_size accumulate augment mixup cutmix mix_share learning_rate warmup_epochs backbone_rate "
+        "weight_decay clip_norm loss focal_gamma label_weights label_smoothing ema_momentum slices_per_series "
+        "centre_weighted positive_share keep precision"
     ),
     "predict": "batch_size tta mean",
     "sequence": (
@@ -195,7 +195,8 @@ def keys_of(*sections):
 
 
 SETTINGS = set(keys_of("preprocess", "folds"))
-TRAINING = {"name", *PLACES, *SETTINGS, *keys_of("model", "train", "predict")} | MACHINE - {"machine.jobs"}
+TRAINING = {"name", *PLACES, "data.external", *SETTINGS, *keys_of("model", "train", "predict")}
+TRAINING |= MACHINE - {"machine.jobs"}
 # What each script's --set takes.
 PLACED = {
     "preprocess": {*FIRST, "data.images", *keys_of("preprocess")}

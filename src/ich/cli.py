@@ -15,7 +15,7 @@ from typing import NoReturn
 from ich.errors import IchError, names_in_utf8
 
 _TRAINING = (
-    *("name", "data.images", "data.folds", "preprocess", "folds", "model", "train", "predict"),
+    *("name", "data.images", "data.folds", "data.external", "preprocess", "folds", "model", "train", "predict"),
     *("machine.workers", "machine.processes", "machine.steps_per_execution", "machine.distribute"),
     "machine.log_to",
 )

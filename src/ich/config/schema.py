@@ -72,6 +72,17 @@ _AnyWindow = Annotated[
 ]
 
 
+class External(Section):
+    """Labeled scans beside the competition's."""
+
+    # A folder of scripts/preprocess.py, by a config of its own with data.split=train and the same section preprocess.
+    images: Path
+    # A CSV like the competition's, or one with the columns SOPInstanceUID and the six labels.
+    labels: Path
+    # Weight of their slices in the loss, where the competition's have 1.
+    weight: float = Field(1.0, gt=0)
+
+
 class Data(Section):
     # Folders and zips of DICOM slices: a path, or a list of them.
     sources: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
@@ -85,6 +96,9 @@ class Data(Section):
     images: Path
     # The file of folds; null takes folds.csv in the images' folder.
     folds: Path | None = None
+
+    # Further scans with labels of their own: in the training set of every fold, never held out nor predicted.
+    external: list[External] = []
 
     @property
     def folds_path(self) -> Path:

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import cache, partial
 from signal import SIGKILL
@@ -25,6 +26,7 @@ from ich.training import curves, fold_setup, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
 from ich.training.chunked_inference import reraising_ich_errors
 from ich.training.inference import load_model, predict_held_out
+from ich.training.joined import Joined
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
@@ -152,14 +154,14 @@ def _train(run: Run, k: int, data: RunData) -> None:
             )
         strategy = devices.mirrored(train=config.train.batch_size, predict=config.predict.batch_size)
     multiple = strategy.num_replicas_in_sync if strategy else 1
-    train, held_out = fold_setup.generators(config, data.folds, data.slices, k, multiple)
+    train, held_out = fold_setup.generators(config, data.folds, data.slices, k, multiple, data.external)
     with strategy.scope() if strategy else nullcontext():
         aucs = [LabelAUC(label) for label in LABELS]
         model = fold_setup.compiled_model(config, train, aucs)
     run.claim(keras.backend.backend(), devices.names(), data.facts)
     run.restart(k)
     sweep(run.fold(k))
-    _print_start(config, k, train, held_out, data.folds)
+    _print_start(config, k, train, held_out, data.folds, data.external)
     with strategy.scope() if strategy else nullcontext():
         history, seconds = _fit(run, k, model, train, held_out, aucs)
     with replacing(run.fold(k) / "model.keras") as temporary:
@@ -171,10 +173,21 @@ def _train(run: Run, k: int, data: RunData) -> None:
         curves.learning_curves({k: history}).savefig(temporary, dpi=110)
 
 
-def _print_start(config: Config, k: int, train: DataGenerator, held_out: DataGenerator, table: pd.DataFrame) -> None:
+def _print_start(
+    config: Config,
+    k: int,
+    train: DataGenerator,
+    held_out: DataGenerator,
+    table: pd.DataFrame,
+    joined: Sequence[Joined],
+) -> None:
     """Print what is trained on which devices, and which scores or settings will disappoint."""
     names = devices.names()
     print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(names)}")
+    for one in joined:
+        print(f"fold {k}: of these to train on, {one}")
+        for sentence in one.left_out:
+            print(f"fold {k}: {sentence}")
     constant = [label for label in LABELS if table.loc[held_out.ids, label].nunique() == 1]
     if constant:
         print(f"fold {k}: the AUC of {', '.join(constant)} is n/a: all slices held out have the label, or none has it")

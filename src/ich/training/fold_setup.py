@@ -1,6 +1,6 @@
 """Set up the training of a fold: generators of training and validation, and the compiled model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import keras
@@ -11,15 +11,20 @@ from ich.competition.labels import LABELS
 from ich.config import Config, Model, ScanModel, Train
 from ich.data import augment, mixing, sampling
 from ich.data.generator import DataGenerator
-from ich.images import slice_table
 from ich.models import backbones, devices, prior, scan
 from ich.models.losses import LabelAUC, SliceHeadLoss, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.training.inference import generator_options
+from ich.training.joined import Joined, training_set
 
 
 def generators(
-    config: Config, table: pd.DataFrame, slices: pd.DataFrame, k: int, multiple: int
+    config: Config,
+    table: pd.DataFrame,
+    slices: pd.DataFrame,
+    k: int,
+    multiple: int,
+    joined: Sequence[Joined] = (),
 ) -> tuple[DataGenerator, DataGenerator]:
     """Return the generators of training and validation.
 
@@ -27,6 +32,7 @@ def generators(
         table: the folds.
         slices: the slice table.
         multiple: each training batch holds a multiple of so many samples.
+        joined: further slices to train on.
     """
     labels = table[list(LABELS)]
     options = generator_options(config, "train", slices)
@@ -36,7 +42,8 @@ def generators(
     held_out.set_epoch(0)
     height, width = images_of(held_out[0][0]).shape[-3:-1]
     augment.passes(config.predict.tta, height, width)  # refuses an unknown pass before the training
-    ids, sample = _sampling(config, table[table["fold"] != k], slices)
+    labels, slices, options = training_set(labels[table["fold"] != k], slices, options, joined)
+    ids, sample = _sampling(config, labels, slices)
     train = DataGenerator(
         ids,
         labels,
@@ -65,7 +72,7 @@ def _sampling(
     """Return the samples to train on, and what draws those of an epoch; None shows all."""
     section = config.train
     if section.slices_per_series is not None:
-        rows = slice_table.readable(slices, "train").loc[table.index]
+        rows = slices.set_index("SOPInstanceUID").loc[table.index]
         rows = rows.sort_values(["SeriesInstanceUID", "order"])
         series = rows["SeriesInstanceUID"]
         return rows.index, sampling.PerSeries(series, section.slices_per_series, section.centre_weighted)

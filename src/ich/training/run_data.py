@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ich.competition import folds
 from ich.config import Config
 from ich.images import convert, slice_table
 from ich.images.render import Settings
+from ich.training import external
+from ich.training.joined import Joined
 
 DIGESTED = ("SOPInstanceUID", "split", "status", "size", "crc")
 """Columns of the slice table that tell which slices there are, and which DICOM files they were made of."""
@@ -52,7 +56,14 @@ class RunData:
             columns += ["SeriesInstanceUID", "order"]
         if model.scan is not None:
             columns.append("z")
+        if self._config.data.external:
+            columns += [*external.IDS, "order"]
         return read_slices(self._config, list(dict.fromkeys(columns)))
+
+    @cached_property
+    def external(self) -> list[Joined]:
+        """The scans of data.external; raises as `ich.training.external.read`."""
+        return external.read(self._config, self.slices)
 
     @cached_property
     def folds(self) -> pd.DataFrame:
@@ -73,10 +84,22 @@ class RunData:
         """SHA-256 of the file of folds, and of which DICOM files the train images were made of."""
         return self.folds_digest | {"images_sha256": split_digest(self.slices, "train")}
 
+    @cached_property
+    def trained_on(self) -> dict[str, Any]:
+        """What cannot change once a training began: `digests`, and number and digest of the external slices."""
+        if not self.external:
+            return self.digests | {"external": None}
+        digest = sha256()
+        for one in self.external:
+            rows = slice_table.readable(one.slices, "train").loc[one.labels.index]
+            digest.update(f"{slices_digest(rows)} {one.weight}\n".encode() + one.labels.to_numpy(np.int8).tobytes())
+        count = sum(len(one.labels) for one in self.external)
+        return self.digests | {"external": {"slices": count, "sha256": digest.hexdigest()}}
+
     @property
-    def facts(self) -> dict[str, str | float | None]:
-        """What environment.json records of the data: the digests, and the distance of the slices in mm."""
-        return self.digests | {"slice_distance_mm": slice_table.slice_distance(self.slices)}
+    def facts(self) -> dict[str, Any]:
+        """What environment.json records of the data: `trained_on`, and the distance of the slices in mm."""
+        return self.trained_on | {"slice_distance_mm": slice_table.slice_distance(self.slices)}
 
     def readable(self, split: str) -> pd.DataFrame:
         """Return size and crc of the readable slices of a split, in the table's order, by SOPInstanceUID."""

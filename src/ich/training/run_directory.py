@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ich import folders
 from ich.config import Config, Predict, differences, load, overrides_of
@@ -37,7 +38,7 @@ class Run:
         """
         run = cls(root / config.name, config)
         run.check_place()
-        run._check_owner(RunData(config).digests)
+        run._check_owner(RunData(config).trained_on)
         return run
 
     @classmethod
@@ -75,7 +76,7 @@ class Run:
             run.check_data(RunData(config).folds_digest)
         return run
 
-    def claim(self, backend: str, devices: Sequence[str], data: Mapping[str, str | float | None]) -> None:
+    def claim(self, backend: str, devices: Sequence[str], data: Mapping[str, Any]) -> None:
         """Make the directory this config's own, once all that could be wrong with the config was checked.
 
         Earlier, a mistake would leave a directory that then refuses the corrected config.
@@ -130,7 +131,7 @@ class Run:
                 " name another directory"
             )
 
-    def _check_owner(self, digests: Mapping[str, str | float | None]) -> None:
+    def _check_owner(self, digests: Mapping[str, Any]) -> None:
         self.check_place()
         if not self.config_path.exists():
             return
@@ -147,23 +148,27 @@ class Run:
             )
         self.check_data(digests)
 
-    def check_data(self, digests: Mapping[str, str | float | None]) -> None:
+    def check_data(self, digests: Mapping[str, Any]) -> None:
         """Refuse folds or images that are others than those that the run was trained on.
 
         Its models may have seen patients that other folds hold out.
 
         Args:
-            digests: of the data now: `RunData.digests`, or `folds_digest` alone.
+            digests: of the data now: `RunData.trained_on`, or a part of it.
 
         Raises:
             IchError: they are, or nothing records which those were.
         """
         recorded = self.environment()
-        for key, what in (("folds_sha256", "folds"), ("images_sha256", "images")):
+        of_competition = f"{self.config.data.images} and {self.config.data.folds_path} now hold"
+        for key, what, now in (
+            ("folds_sha256", "folds", of_competition),
+            ("images_sha256", "images", of_competition),
+            ("external", "external scans, labels or weights", "data.external now names"),
+        ):
             if key in digests and recorded.get(key) != digests[key]:
                 raise IchError(
-                    f"{self.path} was trained on other {what} than {self.config.data.images} and"
-                    f" {self.config.data.folds_path} now hold; restore them, or give the run another name"
+                    f"{self.path} was trained on other {what} than {now}; restore them, or give the run another name"
                 )
 
     def check_same_slices(self) -> None:
