@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from ich.errors import IchError
-from ich.models.prior import PriorCorrection, corrected
+from ich.models.losses import WeightedFocalLoss
+from ich.models.prior import LossCorrection, PriorCorrection, corrected
+from ich.training.inference import read_model
 
 
 def called(logits, oversampling, training=False):
@@ -77,3 +79,61 @@ def test_it_is_a_part_of_the_saved_model(tmp_path):
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(one, called(bare, 4.0), rtol=1e-5)
     np.testing.assert_allclose(one[:, 5], bare[:, 5] - np.log(4), rtol=1e-5)
+
+
+def loss_corrected(logits, *settings, training=False):
+    layer = LossCorrection(*settings)
+    return keras.ops.convert_to_numpy(layer(np.asarray(logits, np.float32), training=training))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.02, 0.3])
+def test_what_minimizes_the_loss_comes_back_as_the_probability(gamma, smoothing):
+    """Beside the minimum of the expected loss, by trying 100,001 logits."""
+    tried = np.linspace(-9, 9, 100_001, dtype=np.float32)
+    loss = WeightedFocalLoss(gamma, label_smoothing=smoothing)
+    of_one, of_zero = (np.asarray(loss.of_labels(np.float32(label), tried), np.float64) for label in (1, 0))
+    probabilities = np.array([0.004, 0.03, 0.3, 0.5, 0.9, 0.996])
+    shown = probabilities * (1 - smoothing) + smoothing / 2
+    found = tried[[np.argmin(p * of_one + (1 - p) * of_zero) for p in shown]]
+    # Labels smoothed by s leave an error of the order of s / 20 where one of both is unlikely.
+    np.testing.assert_allclose(expit(loss_corrected(found, gamma, smoothing)), probabilities, 2e-3, smoothing / 20)
+    if gamma == smoothing == 0:
+        np.testing.assert_array_equal(loss_corrected(found), found)
+    elif smoothing == 0:
+        assert (np.abs(loss_corrected(found, gamma)) > np.abs(found))[found != 0].all()
+
+
+@pytest.mark.parametrize("settings", [(2.0, 0.0), (0.0, 0.1), (1.5, 0.02)])
+def test_the_order_stays_and_no_logit_overflows(settings):
+    order = loss_corrected(np.linspace(-4, 4, 300), *settings)
+    assert (np.diff(order) > 0).all()
+    far = loss_corrected([-1e30, -300, -30, 0, 30, 300, 1e30], *settings)
+    assert np.isfinite(far).all()
+    assert far[3] == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(far, -far[::-1], rtol=1e-3, atol=1e-5)
+    assert (np.diff(far) > -1e-5).all()  # float32 does not tell them apart
+
+
+def test_training_learns_without_the_correction_of_the_loss():
+    logits = np.random.default_rng(0).normal(0, 3, (4, 12)).astype(np.float32)
+    np.testing.assert_array_equal(loss_corrected(logits, 2.0, 0.1, training=True), logits)
+
+
+@pytest.mark.parametrize("settings", [(-1.0, 0.0), (float("nan"), 0.0), (0.0, 1.0), (0.0, -0.1)])
+def test_a_loss_that_is_none_is_refused(settings):
+    with pytest.raises(IchError, match=r"gamma is .* and label_smoothing .*, expected"):
+        LossCorrection(*settings)
+
+
+def test_the_loss_is_corrected_before_the_prior(tmp_path):
+    images = keras.Input((6,))
+    model = keras.Model(images, keras.layers.Dense(6, name="logits")(images))
+    ours = corrected(model, 4.0, gamma=2.0, label_smoothing=0.1)
+    ours.save(tmp_path / "model.keras")
+    again = read_model(tmp_path / "model.keras", "")
+    x = np.random.default_rng(0).normal(0, 1, (3, 6)).astype(np.float32)
+    bare, one, other = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, called(loss_corrected(bare, 2.0, 0.1), 4.0), rtol=1e-4, atol=1e-5)
+    assert corrected(model) is model

@@ -52,6 +52,17 @@ def test_an_auc_that_does_not_exist_is_n_a():
     assert legend(learning_curves({0: history(3), 1: one}), 2) == ["fold 0", "fold 1: n/a"]
 
 
+def test_epochs_without_validation_are_left_out_of_the_curves():
+    one = history(4)
+    held_out = [name for name in one if name.startswith("val_")]
+    one.loc[[0, 2], held_out] = np.nan
+    figure = learning_curves({0: one})
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if line.get_marker() == "." and len(line.get_xdata())]
+        assert all(list(line.get_xdata()) == [2, 4] for line in lines)
+        assert lines
+
+
 def test_folds_have_a_color_each():
     figure = learning_curves({0: history(2), 3: history(2)})
     assert legend(figure, 0) == ["fold 0", "fold 3", "training, during the epoch", "held out, after the epoch"]

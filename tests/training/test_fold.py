@@ -250,20 +250,29 @@ def test_a_share_of_positives_is_taken_out_of_what_is_predicted(data, tmp_path, 
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_loss_that_shifts_probabilities_tells_by_how_much(data, tmp_path, finished, capsys):
-    table = folds.read_folds(data / "folds.csv")
-    fold._warn_of_shift(finished, 1, table)
-    gamma_0 = Run(finished.path, tiny_config(data, train={"loss": "focal", "focal_gamma": 0}))
-    fold._warn_of_shift(gamma_0, 1, table)
-    assert capsys.readouterr().err == ""
-    shifting = Run(finished.path, tiny_config(data, train={"loss": "focal", "label_smoothing": 0.1}))
-    fold._warn_of_shift(shifting, 1, table)
-    told = read_predictions(finished.fold(1) / "oof.parquet")["epidural"].mean()
-    found = table.loc[table["fold"] == 1, "epidural"].mean()
-    assert capsys.readouterr().err.startswith(
-        "warning: train.loss=focal and train.label_smoothing: probabilities are shifted, which costs log loss; the"
-        f" held-out slices' means are epidural {told:.4f} (labels: {found:.4f}), intraparenchymal "
-    )
+def test_batches_of_one_size_show_every_slice(data):
+    train, _ = generators(tiny_config(data, train={"fixed_batches": True}), folds.read_folds(data / "folds.csv"))
+    filled = set()
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        shown = ids_of_an_epoch(train)
+        assert {len(train.ids_of(index)) for index in range(len(train))} == {5}
+        assert set(shown) == set(train.ids)
+        filled.add(tuple(sorted(one for one in set(shown) if shown.count(one) > 1)))
+    assert {len(twice) for twice in filled} == {3}
+    assert len(filled) > 1  # others each time
+
+
+def test_epochs_without_validation_are_n_a_and_the_last_is_validated(data, tmp_path, capsys):
+    run = trained(data, tmp_path, 0, train={"epochs": 3, "validate_every": 2})
+    history = pd.read_csv(run.fold(0) / "history.csv")
+    validated = [name for name in history.columns if name.startswith("val_")]
+    assert len(validated) == 8
+    for name in validated:
+        assert history[name].notna().tolist() == [False, True, True]
+    assert history["loss"].notna().all()
+    lines = [line for line in capsys.readouterr().out.splitlines() if ", epoch " in line]
+    assert ["validation loss n/a, AUC of any n/a" in line for line in lines] == [True, False, False]
 
 
 def test_devices_that_share_batches_have_as_many_samples_each(data):
@@ -280,10 +289,10 @@ def test_devices_that_share_batches_have_as_many_samples_each(data):
 
 def test_the_loss_is_the_configs(data):
     focal = fold_setup._loss(
-        tiny_config(data, train={"loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}).train
+        tiny_config(data, train={"loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}).train, None
     )
     assert (type(focal), focal.gamma, focal.label_smoothing) == (WeightedFocalLoss, 1.5, 0.1)
-    plain = fold_setup._loss(tiny_config(data, train={"label_weights": [1, 2, 3, 4, 5, 6]}).train)
+    plain = fold_setup._loss(tiny_config(data, train={"label_weights": [1, 2, 3, 4, 5, 6]}).train, None)
     assert (type(plain), plain.weights) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6])
 
 

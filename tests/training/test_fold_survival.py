@@ -33,6 +33,8 @@ ALL_OF_IT = {
     "slices_per_series": 3,
     "accumulate": 2,  # three batches an epoch of these, so that an epoch ends between two updates
     "backbone_rate": 0.5,
+    "validate_every": 3,
+    "fixed_batches": True,
 }
 
 

@@ -129,6 +129,11 @@ def dropout(seen):
     return next(layer.rate for layer in seen.model.layers if isinstance(layer, keras.layers.Dropout))
 
 
+def correction(seen):
+    last = seen.layers.get("loss_correction")
+    return last and (last.gamma, last.label_smoothing)
+
+
 TRAINING = {
     "model.name": arrives("other", lambda seen: seen.name, "other"),
     "model.weights": arrives("WEIGHTS", lambda seen: seen.backbone_weights),
@@ -148,6 +153,7 @@ TRAINING = {
     "train.seed": arrives(1, lambda seen: (seen.first, seen.ids, seen.images)),
     "train.epochs": arrives(3, lambda seen: (seen.fit["epochs"], seen.schedule["decay_steps"]), (3, 6)),
     "train.batch_size": arrives(4, lambda seen: len(seen.train[0][0]), 4),
+    "train.fixed_batches": arrives(True, lambda seen: len(seen.ids), 15),
     "train.accumulate": arrives(2, lambda seen: seen.optimizer["gradient_accumulation_steps"], 2),
     "train.augment": arrives("none", lambda seen: seen.images),
     "train.mixup": arrives(0.4, lambda seen: seen.train.mix.mixup, 0.4, train__cutmix=1.0),
@@ -158,10 +164,16 @@ TRAINING = {
     "train.backbone_rate": arrives(0.1, lambda seen: seen.optimizer.get("factors"), [0.1, 0.1, 1, 1]),
     "train.weight_decay": arrives(0.03, lambda seen: seen.optimizer["weight_decay"], 0.03),
     "train.clip_norm": arrives(0.7, lambda seen: seen.optimizer["global_clipnorm"], 0.7),
-    "train.loss": arrives("focal", lambda seen: type(seen.loss).__name__, "WeightedFocalLoss"),
-    "train.focal_gamma": arrives(1.5, lambda seen: seen.loss.gamma, 1.5, train__loss="focal"),
+    "train.loss": arrives(
+        "focal", lambda seen: (type(seen.loss).__name__, correction(seen)), ("WeightedFocalLoss", (2.0, 0.0))
+    ),
+    "train.focal_gamma": arrives(
+        1.5, lambda seen: (seen.loss.gamma, correction(seen)), (1.5, (1.5, 0.0)), train__loss="focal"
+    ),
     "train.label_weights": arrives([6, 5, 4, 3, 2, 1], lambda seen: seen.loss.weights, [6, 5, 4, 3, 2, 1]),
-    "train.label_smoothing": arrives(0.1, lambda seen: seen.loss.label_smoothing, 0.1),
+    "train.label_smoothing": arrives(
+        0.1, lambda seen: (seen.loss.label_smoothing, correction(seen)), (0.1, (0.0, 0.1))
+    ),
     "train.ema_momentum": arrives(
         0.9,
         lambda seen: (seen.optimizer["use_ema"], seen.optimizer["ema_momentum"], "SwapEMAWeights" in seen.callbacks),
@@ -176,12 +188,14 @@ TRAINING = {
         lambda seen: (len(seen.ids), seen.model.layers[-1].get_config().get("oversampling")),
         (8, 3.0),
     ),
+    "train.validate_every": arrives(2, lambda seen: seen.fit["validation_freq"], [2, 3], train__epochs=3),
     "train.keep": arrives("best", lambda seen: "KeepBest" in seen.callbacks, True),
     "train.precision": arrives("mixed_bfloat16", lambda seen: seen.model.get_layer("logits").input.dtype, "bfloat16"),
     "predict.batch_size": arrives(6, lambda seen: len(seen.held_out[0][0]), 6),
     "machine.workers": arrives(3, lambda seen: (seen.train.workers, seen.held_out.workers), (3, 3)),
     "machine.processes": arrives(True, lambda seen: seen.train.use_multiprocessing, True),
     "machine.steps_per_execution": arrives(2, lambda seen: seen.model.steps_per_execution, 2),
+    "machine.jit_compile": arrives(True, lambda seen: seen.model.jit_compile, True),
     "machine.distribute": arrives(
         "mirrored", lambda seen: type(seen.model.distribute_strategy).__name__, "MirroredStrategy"
     ),

@@ -198,6 +198,9 @@ class Train(Section):
     epochs: int = Field(6, ge=1)
     # Samples in a batch, of all devices together.
     batch_size: int = Field(32, ge=1)
+    # Fill the last batch of an epoch, which is smaller, by samples of the epoch drawn anew: none is left out, and a
+    # network that is compiled for a batch's shape (machine.jit_compile) is compiled once.
+    fixed_batches: bool = False
     # Batches whose mean gradient makes an update, each of the same weight: as one batch so many times as large, in the
     # memory of one (batch normalization sees the small ones).
     accumulate: int = Field(1, ge=1)
@@ -221,13 +224,13 @@ class Train(Section):
     # Largest norm of the gradient over all weights.
     clip_norm: float = Field(1.0, gt=0)
     # Name of a loss (ich.models.losses.LOSSES): weighted_bce is the metric's; focal gives well predicted slices less
-    # weight and shifts probabilities towards 1/2 (scripts/blend.py --calibrate corrects that).
+    # weight, and the shift of its probabilities towards 1/2 is corrected in the saved model (ich.models.prior).
     loss: str = "weighted_bce"
     # Exponent of the focal loss.
     focal_gamma: float = Field(2.0, ge=0)
     # Weights of the six labels in the loss; null takes the metric's.
     label_weights: list[float] | None = None
-    # Label smoothing: 0.02 trains on 0.01 and 0.99.
+    # Label smoothing: 0.02 trains on 0.01 and 0.99, which is taken out of the saved model's probabilities.
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     # Momentum of an exponential moving average of the weights, such as 0.999, which is evaluated, saved and used to
     # predict; null trains without.
@@ -239,6 +242,8 @@ class Train(Section):
     # Share of slices with a bleed in an epoch: all of them, and as many others as give this share. The shift of the
     # probabilities is corrected in the saved model (ich.models.prior).
     positive_share: float | None = Field(None, gt=0, lt=1)
+    # Validate after every so many epochs, and after the last.
+    validate_every: int = Field(1, ge=1)
     # Weights to save: those of the last epoch, or of the best on the held-out fold. best is chosen on the patients
     # whose predictions are then scored, so the out-of-fold score is better than new patients will give.
     keep: Literal["last", "best"] = "last"
@@ -247,10 +252,7 @@ class Train(Section):
 
     @property
     def shifting(self) -> list[str]:
-        """The settings that shift probabilities: the loss's minimum is not at the labels' probabilities.
-
-        Of the focal loss: Charoenphakdee et al., CVPR 2021.
-        """
+        """The settings that shift what the network learns, which `ich.models.prior.LossCorrection` takes out."""
         focal = ["train.loss=focal"] if self.loss == "focal" and self.focal_gamma else []
         return focal + (["train.label_smoothing"] if self.label_smoothing else [])
 
@@ -412,6 +414,8 @@ class Machine(Section):
     # Batches for each call of the backend, as in Keras's `compile` (not with PyTorch): above 1 the GPU waits less,
     # because Keras syncs on the loss once a call.
     steps_per_execution: int = Field(1, ge=1)
+    # Compile by XLA (with PyTorch: torch.compile), as in Keras's `compile`: auto does so on a GPU, not with PyTorch.
+    jit_compile: Literal["auto"] | bool = "auto"
     # mirrored: divide each batch among all GPUs of the machine (TensorFlow only).
     distribute: Literal["mirrored"] | None = None
     # Where each fold's training is logged: tensorboard (into the fold's directory), wandb (Weights & Biases), mlflow;
@@ -430,6 +434,8 @@ class Machine(Section):
     def _one_step_each(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("steps_per_execution", 1) > 1:
             raise ValueError("needs machine.steps_per_execution=1: TensorFlow fails in Keras's loop over several steps")
+        if value is not None and info.data.get("jit_compile") is True:
+            raise ValueError("needs machine.jit_compile=auto or false: XLA compiles nothing that several devices share")
         return value
 
 

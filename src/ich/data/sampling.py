@@ -128,6 +128,31 @@ class Weighted:
 
 
 @dataclass(eq=False)
+class Filled:
+    """Add up to n - 1 samples of another sampling's, drawn anew each epoch, so that n divides their number.
+
+    All batches of n samples are then full, and no sample is left out.
+
+    Args:
+        n: at least 1.
+        samples: how many there are to choose from.
+        of: the other sampling; None takes all.
+    """
+
+    n: int
+    samples: int
+    of: Callable[[np.random.Generator], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        order = np.arange(self.samples) if self.of is None else self.of(rng)
+        missing = -len(order) % self.n
+        return np.concatenate([order, rng.choice(order, missing, replace=missing > len(order))])
+
+
+@dataclass(eq=False)
 class Multiple:
     """Drop up to n - 1 samples of another sampling, drawn anew each epoch, so that n divides their number.
 

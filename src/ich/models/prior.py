@@ -1,4 +1,4 @@
-"""Correct the predictions of a network that was trained on oversampled positives to the true prevalence."""
+"""Correct what a network learns from oversampled positives, a focal loss or smoothed labels to true probabilities."""
 
 import math
 
@@ -53,6 +53,72 @@ class PriorCorrection(keras.layers.Layer):
         return {**super().get_config(), "oversampling": self.oversampling}
 
 
-def corrected(model: keras.Model, oversampling: float) -> keras.Model:
-    """Return the classifier with a `PriorCorrection` behind it."""
-    return keras.Model(model.inputs, PriorCorrection(oversampling)(model.outputs[0]), name=model.name)
+@keras.saving.register_keras_serializable("ich")
+class LossCorrection(keras.layers.Layer):
+    """Turn logits that minimize a focal loss of smoothed labels into those of probabilities; not in training.
+
+    The focal loss -(1 - q)^gamma log q is smallest at a q nearer to 1/2 than the probability p (Charoenphakdee et al.,
+    CVPR 2021): p / (1 - p) = h(q) / h(1 - q) with h(q) = q / ((1 - q)^gamma - gamma (1 - q)^(gamma - 1)
+    q log q). With z = logit q and g(z) = exp(z) log(1 + exp(-z)), which is between 0 and 1, this is
+
+        logit p = (1 + gamma) z + log(1 + gamma g(-z)) - log(1 + gamma g(z)).
+
+    Of labels smoothed by s it is the p of p (1 - s) + s / 2. What the network gives below s / 2 and above 1 - s / 2, by
+    its errors alone, would be no probability: v = p and v = 1 - p are replaced by v / 2 + sqrt(v² / 4 + e²), which is
+    more than 0, keeps the order, and is next to v where that is large against e = s / 20. In simulations with errors of
+    0.05 to 0.5 in the logit, e between s / 60 and s / 10 cost the least log loss.
+
+    Args:
+        gamma: of the focal loss, at least 0; 0 for the log loss.
+        label_smoothing: s, at least 0 and less than 1.
+
+    Call:
+        logits: of any shape. Returns float32 of the same shape.
+
+    Raises:
+        IchError: a gamma or a label smoothing that is out of range.
+    """
+
+    def __init__(self, gamma: float = 0.0, label_smoothing: float = 0.0, name: str = "loss_correction", **kwargs):
+        super().__init__(name=name, **{"dtype": "float32"} | kwargs)
+        if not 0 <= gamma < math.inf or not 0 <= label_smoothing < 1:
+            raise IchError(
+                f"gamma is {gamma} and label_smoothing {label_smoothing}, expected a finite number of at least 0, and"
+                " one of at least 0 and less than 1"
+            )
+        self.gamma, self.label_smoothing = float(gamma), float(label_smoothing)
+
+    def call(self, logits, training=None):
+        if training:
+            return logits
+        if self.gamma:
+            logits = (1 + self.gamma) * logits + self._log_of_g(-logits) - self._log_of_g(logits)
+        if self.label_smoothing:
+            logits = ops.log(self._unsmoothed(logits)) - ops.log(self._unsmoothed(-logits))
+        return logits
+
+    def _log_of_g(self, z):
+        z = ops.minimum(z, 30.0)  # beyond, g is 1 in float32
+        return ops.log1p(self.gamma * ops.exp(z) * ops.softplus(-z))
+
+    def _unsmoothed(self, z):
+        v = (ops.sigmoid(z) - self.label_smoothing / 2) / (1 - self.label_smoothing)
+        return v / 2 + ops.sqrt(v * v / 4 + (self.label_smoothing / 20) ** 2)
+
+    def compute_output_spec(self, logits, training=None):
+        return keras.KerasTensor(logits.shape, "float32")
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "gamma": self.gamma, "label_smoothing": self.label_smoothing}
+
+
+def corrected(
+    model: keras.Model, oversampling: float = 1.0, gamma: float = 0.0, label_smoothing: float = 0.0
+) -> keras.Model:
+    """Return the classifier with a `LossCorrection` and then a `PriorCorrection` behind it, where they do something."""
+    logits = model.outputs[0]
+    if gamma or label_smoothing:
+        logits = LossCorrection(gamma, label_smoothing)(logits)
+    if oversampling != 1:
+        logits = PriorCorrection(oversampling)(logits)
+    return model if logits is model.outputs[0] else keras.Model(model.input, logits, name=model.name)

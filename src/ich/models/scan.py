@@ -19,6 +19,7 @@ from ich.models import backbones, devices
 SLICE_MODEL = "slice_model"
 """Name of the layer that is a whole slice classifier."""
 
+_BOTH_HEADS = "scan_and_slice_logits"
 _GAP = 10.0  # mm that count as 1: the order of a slice distance
 _SHORTEST, _LONGEST = 4.0, 800.0  # wavelengths of positions in mm: below a slice distance, above a head
 _HEADS = 4
@@ -218,16 +219,17 @@ def with_slice_head(model: keras.Model) -> keras.Model:
     """Return the scan model with its slice classifier's logits behind its own, (batch, n, 12), to train both."""
     of_slices = model.get_layer("scan_logits").input[0]
     with devices.scope_of(model):
-        both = layers.Concatenate(dtype="float32")([model.outputs[0], of_slices])
+        both = layers.Concatenate(dtype="float32", name=_BOTH_HEADS)([model.outputs[0], of_slices])
         return keras.Model(model.input, both, name=model.name)
 
 
 def without_slice_head(model: keras.Model) -> keras.Model:
-    """Invert `with_slice_head`; a slice classifier is returned as it is."""
-    if not is_scan_model(model):
+    """Invert `with_slice_head`; another model is returned as it is."""
+    last = next((layer for layer in model.layers if layer.name == _BOTH_HEADS), None)
+    if last is None:
         return model
     with devices.scope_of(model):
-        return keras.Model(model.input, model.get_layer("scan_logits").output, name=model.name)
+        return keras.Model(model.input, last.input[0], name=model.name)
 
 
 def _image(model: keras.Model) -> keras.KerasTensor:

@@ -29,7 +29,8 @@ class Checkpoint(keras.callbacks.Callback):
         path: of the file, .npz.
 
     Attributes:
-        history: metric -> its values by epoch, including those before a restart.
+        history: metric -> its values by epoch, including those before a restart; up to its last one, NaN where an epoch
+            has none.
     """
 
     def __init__(self, path: Path):
@@ -55,7 +56,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in logs.items():
-            self.history.setdefault(name, []).append(float(value))
+            values = self.history.setdefault(name, [])
+            values += [math.nan] * (epoch - len(values))  # of epochs without validation
+            values.append(float(value))
         write_variables(self.path, _state(self.model), json.dumps(self.history))
 
 
@@ -147,8 +150,8 @@ class EpochLine(keras.callbacks.Callback):
         self.close()
         logs["seconds"] = time.perf_counter() - self._start
         print(
-            f"{self._name}: loss {logs['loss']:.4f}, validation loss {logs['val_loss']:.4f}, AUC of any"
-            f" {or_na(logs['val_auc_any'], '.4f')}, {logs['seconds']:.1f} s",
+            f"{self._name}: loss {logs['loss']:.4f}, validation loss {or_na(logs.get('val_loss', math.nan), '.4f')},"
+            f" AUC of any {or_na(logs.get('val_auc_any', math.nan), '.4f')}, {logs['seconds']:.1f} s",
             flush=True,
         )
 

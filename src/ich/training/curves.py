@@ -26,12 +26,15 @@ def learning_curves(histories: Mapping[int, pd.DataFrame]) -> Figure:
         epochs = np.arange(1, len(history) + 1)
         for axes, metric in zip(losses, ("loss", "weighted_log_loss"), strict=True):
             axes.plot(epochs, history[metric], "--", color=f"C{color}", linewidth=1)
-            axes.plot(epochs, history[f"val_{metric}"], marker=".", color=f"C{color}", label=f"fold {fold}")
+            held_out = history[f"val_{metric}"].to_numpy()
+            some = ~np.isnan(held_out)  # not every epoch is validated
+            axes.plot(epochs[some], held_out[some], marker=".", color=f"C{color}", label=f"fold {fold}")
             axes.set(title=metric.replace("_", " "))
         for label in LABELS if is_alone else ("any",):
-            values = history[f"val_auc_{label}"]
+            values = history[f"val_auc_{label}"].to_numpy()
+            some = ~np.isnan(values)
             name = label if is_alone else f"fold {fold}"
-            auc.plot(epochs, values, marker=".", label=f"{name}: n/a" if values.isna().all() else name)
+            auc.plot(epochs[some], values[some], marker=".", label=name if some.any() else f"{name}: n/a")
     for axes in losses:
         axes.plot([], [], "--", color="gray", label="training, during the epoch")
         axes.plot([], [], marker=".", color="gray", label="held out, after the epoch")

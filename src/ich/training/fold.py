@@ -21,7 +21,6 @@ from ich.errors import IchError
 from ich.files import remove, replacing, sweep, write_json
 from ich.models import devices, scan
 from ich.models.losses import LabelAUC
-from ich.results.predictions import read_predictions
 from ich.training import curves, fold_setup, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
 from ich.training.chunked_inference import reraising_ich_errors
@@ -120,7 +119,6 @@ def train_fold(run: Run, k: int) -> None:
         _train(run, k, data)
         # By the saved model, so that what is scored is what will predict.
         predict_held_out(run, k, data, cache(partial(load_model, run, k, config.machine.distribute)))
-        _warn_of_shift(run, k, data.folds)
         _remove_checkpoint(run, k)
 
 
@@ -195,22 +193,6 @@ def _print_start(
         print(f"warning: no GPU was found, and {config.train.precision} is slow on a CPU", file=sys.stderr)
 
 
-def _warn_of_shift(run: Run, k: int, table: pd.DataFrame) -> None:
-    """Warn of a loss that shifts probabilities, by how far held-out predictions are off."""
-    causes = run.config.train.shifting
-    if not causes:
-        return
-    predicted = read_predictions(run.fold(k) / "oof.parquet").mean()
-    actual = table.loc[table["fold"] == k, list(LABELS)].mean()
-    means = ", ".join(f"{label} {predicted[label]:.4f} (labels: {actual[label]:.4f})" for label in LABELS)
-    print(
-        f"warning: {' and '.join(causes)}: probabilities are shifted, which costs log loss; the held-out slices' means"
-        f" are {means}. When all folds are trained and predicted, scripts/blend.py {run.path} --calibrate platt --out"
-        f" {run.path}-calibrated corrects them",
-        file=sys.stderr,
-    )
-
-
 def _fit(
     run: Run, k: int, model: keras.Model, train: DataGenerator, held_out: DataGenerator, aucs: list[LabelAUC]
 ) -> tuple[pd.DataFrame, float]:
@@ -228,7 +210,7 @@ def _fit(
     line = EpochLine(f"fold {k}")
     watching: list[keras.callbacks.Callback] = [TerminateOnNaNLoss(train, advice), ValidationAUC(aucs), line]
     if section.keep == "best":
-        before = checkpoint.history.get("val_weighted_log_loss", ())
+        before = [one for one in checkpoint.history.get("val_weighted_log_loss", ()) if not math.isnan(one)]
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
     if section.ema_momentum is not None:
         watching.append(keras.callbacks.SwapEMAWeights())
@@ -240,6 +222,9 @@ def _fit(
         model.fit(
             train,
             validation_data=held_out,
+            validation_freq=[
+                n for n in range(1, section.epochs + 1) if n % section.validate_every == 0 or n == section.epochs
+            ],
             initial_epoch=done,
             epochs=section.epochs,
             shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state

@@ -55,7 +55,10 @@ def generators(
         seed=config.train.seed,
         **options,
     )
-    if multiple > 1:
+    if config.train.fixed_batches:
+        train.sampling = sampling.Filled(config.train.batch_size, train.sample_count, sample)
+        train.set_epoch(0)
+    elif multiple > 1:
         train.sampling = sampling.Multiple(multiple, train.sample_count, sample)
         train.set_epoch(0)
     return train, held_out
@@ -85,14 +88,18 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     """Build and compile the untrained model, for the images of the generator."""
     first = train[0]
     model = _untrained(config.model, images_of(first[0]).shape[-3:])
-    sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple) else train.sampling
-    if isinstance(sample, sampling.PositiveShare):
-        model = prior.corrected(model, sample.oversampling)
+    sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple | sampling.Filled) else train.sampling
+    gamma = config.train.focal_gamma if config.train.loss == "focal" else 0.0
+    oversampling = sample.oversampling if isinstance(sample, sampling.PositiveShare) else 1.0
+    model = prior.corrected(model, oversampling, gamma, config.train.label_smoothing)
+    if config.model.scan is not None and config.model.scan.slice_loss:
+        model = scan.with_slice_head(model)
     model.compile(
         optimizer=_optimizer(config.train, model, steps_per_epoch=len(train)),
         loss=_loss(config.train, config.model.scan),
         metrics=[WeightedLogLoss(), *aucs],
         steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
+        jit_compile=config.machine.jit_compile,
     )
     # Otherwise `fit` builds these from a batch that it draws, and on JAX and PyTorch each epoch then begins with what
     # the workers read for the previous one.
@@ -107,7 +114,7 @@ def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model
     window = section.scan
     if window is None:
         return build(image_shape)
-    model = scan.build_scan_model(
+    return scan.build_scan_model(
         build,
         window.slices,
         image_shape,
@@ -117,7 +124,6 @@ def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model
         dropout=section.dropout,
         remat=window.remat,
     )
-    return scan.with_slice_head(model) if window.slice_loss else model
 
 
 def _optimizer(section: Train, model: keras.Model, steps_per_epoch: int) -> keras.optimizers.Optimizer:

@@ -21,7 +21,7 @@ from ich.data.generator import DataGenerator
 from ich.errors import IchError, one_line
 from ich.files import sha256_of, sweep
 from ich.models import devices, scan
-from ich.models.prior import PriorCorrection
+from ich.models.prior import LossCorrection, PriorCorrection
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.training.chunked_inference import predict_logits
 from ich.training.parts import discard_parts, parts_folder
@@ -33,6 +33,7 @@ _LAYERS = {
     f"ich>{layer.__name__}": layer
     for layer in (
         PriorCorrection,
+        LossCorrection,
         scan.FoldSlices,
         scan.UnfoldSlices,
         scan.NeighborDifferences,

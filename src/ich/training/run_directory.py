@@ -93,6 +93,9 @@ class Run:
             if self.config_path.exists():
                 return
             facts = environment.environment() | {"backend": backend, "devices": list(devices)} | dict(data)
+            facts["corrects_loss"] = (
+                True  # the models of earlier versions do not, see `ich.models.prior.LossCorrection`
+            )
             write_json(self.environment_path, facts)
             with replacing(self.config_path) as temporary:
                 temporary.write_text(self.config.resolved())

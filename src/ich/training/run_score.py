@@ -25,8 +25,9 @@ def score_run(run: Run) -> dict:
     Returns:
         What score.json holds: `ich.competition.metrics.summary`; tta and mean, how the predictions were made;
         plain_weighted_log_loss, the score of one pass over the slices as they are, and plain_interval, the 95 %
-        interval of the score minus that one; shift, if the loss shifts probabilities: the settings that do, and for
-        each label the mean predicted and the share of slices that have it.
+        interval of the score minus that one; shift, if the loss shifts probabilities and an earlier version, which
+        did not correct them, trained the models: the settings that do, and for each label the mean predicted and the
+        share of slices that have it.
 
     Raises:
         IchError: a fold is missing, its predictions are not those of its slices, or two folds' were made in two
@@ -52,7 +53,8 @@ def score_run(run: Run) -> dict:
         score["plain_weighted_log_loss"] = metrics.weighted_log_loss(y, both["plain"])
         row = compare.compare(table, both, baseline="plain").loc["passes"]
         score["plain_interval"] = [float(row["difference_low"]), float(row["difference_high"])]
-    if run.config.train.shifting and "first_stage" not in run.environment():
+    environment = run.environment()
+    if run.config.train.shifting and not {"first_stage", "corrects_loss"} & environment.keys():
         means = zip(LABELS, oof.mean().tolist(), y.mean(axis=0).tolist(), strict=True)
         score["shift"] = {
             "causes": run.config.train.shifting,
