@@ -2,12 +2,16 @@
 
 import runpy
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import yaml
 
+from ich.config import load
+from ich.models import scan
 from ich.models.backbones import build_model
 from ich.synthetic.archive import write_archive
 from ich.synthetic.plan import draw_plan
@@ -49,6 +53,33 @@ def home_of(tmp_path_factory):
     return folder
 
 
+def make_run(build, *overrides):
+    """Make a run of the config in this folder, of models that have learned nothing."""
+    run = Run.begin(load(Path("config.yaml"), overrides))
+    data = RunData(run.config, ["SeriesInstanceUID", "z"])
+    run.claim("tensorflow", ["cpu:0"], data.facts)
+    for k in range(3):
+        keras.utils.set_random_seed(k)
+        model = build()
+        logits = scan.slice_model(model).get_layer("logits")
+        logits.kernel.assign(100 * logits.kernel)  # so that slices differ, and some are all but certain
+        if scan.is_scan_model(model):  # its own are 0 before the training
+            model.get_layer("logits").kernel.assign(np.random.default_rng(k).normal(size=(16, 6)))
+        run.fold(k).mkdir()
+        model.save(run.fold(k) / "model.keras")
+        inference.predict_held_out(run, k, data, lambda model=model: model)
+    inference.predict_test(run)
+
+
+def make_scan_run(home):
+    """Add runs/scans to `home_of`, of scan models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        slices = partial(build_model, "small_cnn")
+        build = partial(scan.build_scan_model, slices, 4, (64, 64, 3), units=8)
+        make_run(build, "name=scans", "model.scan={slices: 4, units: 8}")
+
+
 def make_results(folder):
     """Fill a folder: archive.zip, images and the results runs/tiny, runs/tiny-sequence and runs/mixed, a blend."""
     plan = draw_plan(seed=5, patients=6, test_patients=3, size=64, min_slices=8, max_slices=10, bleed_factor=8.0)
@@ -58,20 +89,7 @@ def make_results(folder):
         patch.chdir(folder)
         script("preprocess.py", "config.yaml", "--max-failures", 1)
         script("make_folds.py", "config.yaml")
-        from ich.config import load
-
-        run = Run.begin(load(Path("config.yaml")))
-        data = RunData(run.config, ["SeriesInstanceUID", "z"])
-        run.claim("tensorflow", ["cpu:0"], data.facts)
-        for k in range(3):
-            keras.utils.set_random_seed(k)
-            model = build_model("small_cnn", (64, 64, 3))
-            logits = model.get_layer("logits")
-            logits.kernel.assign(100 * logits.kernel)  # so that slices differ, and some are all but certain
-            run.fold(k).mkdir()
-            model.save(run.fold(k) / "model.keras")
-            inference.predict_held_out(run, k, data, lambda model=model: model)
-        inference.predict_test(run)
+        make_run(partial(build_model, "small_cnn", (64, 64, 3)))
         options = [part for one in SEQUENCE for part in ("--set", f"sequence.{one}")]
         script("train_sequence.py", "runs/tiny", *options)
         blended = ("runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ich.data.generator import DataGenerator
-from ich.data.scan_windows import PADDING, Scans, ScanWindows, mean_over_windows
+from ich.data.scan_windows import PADDING, ScanOrder, ScanWindows, mean_over_windows
 from ich.errors import IchError
 
 LENGTHS = (7, 1, 4, 10)
@@ -42,7 +42,7 @@ SLICES = table_of(LENGTHS)
 
 def windows(n, overlapping, lengths=LENGTHS):
     uids = [f"ID_{number:03}" for number in range(sum(lengths))]
-    return ScanWindows(Scans.of(pd.Index(uids), table_of(lengths, uids)), n, overlapping)
+    return ScanWindows(ScanOrder.of(pd.Index(uids), table_of(lengths, uids)), n, overlapping)
 
 
 def as_lists(layout):
@@ -107,7 +107,7 @@ def test_a_slices_mean_is_over_the_windows_that_show_it():
 
 
 def test_a_slice_without_a_place_is_a_scan_of_its_own():
-    laid = ScanWindows(Scans.of(pd.Index(UIDS[:3]), table_of([3], UIDS[:3], placed=False)), 4, True)
+    laid = ScanWindows(ScanOrder.of(pd.Index(UIDS[:3]), table_of([3], UIDS[:3], placed=False)), 4, True)
     assert as_lists(laid.layout()) == [[0], [1], [2]]
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_number_of_slices_is_refused(n):
 )
 def test_a_slice_table_that_does_not_fit_is_refused(table, message):
     with pytest.raises(IchError, match=message):
-        Scans.of(pd.Index(UIDS), table)
+        ScanOrder.of(pd.Index(UIDS), table)
 
 
 # ------------------------------------------------------------------------------------------- batches of scans

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import in_use
-from made_results import home_of, script
+from made_results import home_of, make_scan_run, script
 from made_scans import head, write_scan
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.images.render import MAP_SIDE
 from ich.own_scans import predict, predictor, tables
+from ich.own_scans.export import export_model
 from ich.own_scans.model_spec import read_model
 from ich.own_scans.options import Options
 from ich.own_scans.predict import predict_scans
@@ -54,17 +55,39 @@ def test_scans_are_predicted_as_the_competition_predicts_them(home, tmp_path, re
     np.testing.assert_allclose(found.loc[expected.index, list(LABELS)], expected, atol=1e-6)
 
 
+def test_a_scan_model_predicts_as_its_run_does_here_and_exported(home, tmp_path, monkeypatch):
+    make_scan_run(home)
+    monkeypatch.chdir(home)
+    expected = read_predictions(home / "runs/scans/predictions_test.parquet")
+    export_model(Path("runs/scans"), tmp_path / "exported")
+    for name, path in (("out", home / "runs/scans"), ("again", tmp_path / "exported")):
+        run(read_model(path), [home / "test"], tmp_path / name, Options(pages=name == "out", slabs=False))
+        found = slices_in(tmp_path / name).loc[expected.index, list(LABELS)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert list((tmp_path / "out/scans").glob("*.html"))
+    heat = predictor.Predictor(read_model(home / "runs/scans"), heat=True)
+    hu = [one.astype(np.int16) for one in head(6, 64)]
+    slices = predictor.Slices(list("abcdef"), 5.0 * np.arange(6), np.arange(6), hu)
+    found = heat(slices)
+    assert found.heat.shape == (6, 6, MAP_SIDE, MAP_SIDE)
+    assert found.heat.any()
+
+
 @pytest.mark.slow
-def test_embeddings_reach_the_second_stage(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", ["tiny", "scans"])
+def test_embeddings_reach_the_second_stage(home, tmp_path, monkeypatch, first):
     """A second stage that reads embeddings gets those of each fold's own model, and its logits."""
     monkeypatch.chdir(home)
+    if not Path("runs", first).exists():
+        make_scan_run(home)
     options = ["sequence.kind=recurrent", "sequence.features=embeddings", "sequence.shuffle_kinds=0"]
     options += [f"sequence.{one}" for one in ("width=4", "units=2", "dilations=[1]", "epochs=1")]
     sets = [part for one in options for part in ("--set", one)]
-    script("extract_features.py", "runs/tiny", "--embeddings")
-    script("train_sequence.py", "runs/tiny", "--name", "embedded", *sets)
-    expected = read_predictions(Path("runs/embedded/predictions_test.parquet"))
-    run(read_model(Path("runs/embedded")), [home / "test"], tmp_path / "out", Options(pages=False, slabs=False))
+    name = f"embedded-{first}"
+    script("extract_features.py", f"runs/{first}", "--embeddings")
+    script("train_sequence.py", f"runs/{first}", "--name", name, *sets)
+    expected = read_predictions(Path("runs", name, "predictions_test.parquet"))
+    run(read_model(Path("runs", name)), [home / "test"], tmp_path / "out", Options(pages=False, slabs=False))
     np.testing.assert_allclose(slices_in(tmp_path / "out").loc[expected.index, list(LABELS)], expected, atol=1e-5)
 
 

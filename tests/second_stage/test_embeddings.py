@@ -305,15 +305,15 @@ def test_features_go_elsewhere(trained, tmp_path):
 def test_stopped_it_goes_on_with_the_parts_that_are_there(trained, extracted, tmp_path, monkeypatch):
     run = copy(trained, tmp_path)
     monkeypatch.setattr(chunked_inference, "_PART_SECONDS", -1)
-    calls, bare = [], inference.mean_logits
+    calls, bare = [], chunked_inference._Saving.on_predict_batch_end
 
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 5:  # the second batch of those seen, behind three of those held out
+    def stopping(self, batch, logs):
+        calls.append(batch)
+        if len(calls) == 4 * len(run.config.predict.tta) + 1:  # the second batch of those seen, behind three held out
             raise IchError("stopped")
-        return bare(*arguments)
+        bare(self, batch, logs)
 
-    monkeypatch.setattr(inference, "mean_logits", stopping)
+    monkeypatch.setattr(chunked_inference._Saving, "on_predict_batch_end", stopping)
     with pytest.raises(IchError, match=r"^stopped$"):
         embeddings.extract(run, embeddings=True)
     (part,) = run.features(0).glob("seen.parts/*/*.npy")

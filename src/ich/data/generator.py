@@ -21,7 +21,7 @@ from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
 from ich.data.sample_reader import SampleReader, SkipCounts
-from ich.data.scan_windows import PADDING, Scans, ScanWindows, mean_over_windows
+from ich.data.scan_windows import PADDING, ScanOrder, ScanWindows, mean_over_windows
 from ich.dicom.windows import Window, windows_of
 from ich.errors import IchError, name_some
 
@@ -168,7 +168,7 @@ class DataGenerator(EpochDataset):
                 advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
                 raise IchError(f"{name} is a {type(function).__name__}, expected a function{advice}")
         self.scan = scan
-        self._windows = None if scan is None else ScanWindows(Scans.of(self.ids, slices), scan, labels is None)
+        self._windows = None if scan is None else ScanWindows(ScanOrder.of(self.ids, slices), scan, labels is None)
         if scan is not None and (extra is not None or callable(labels) or on_error == "skip"):
             raise IchError(
                 "scan takes labels from a table, no extra inputs, and on_error='raise': no slice of a scan is replaced"

@@ -13,7 +13,7 @@ PADDING = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Scans:
+class ScanOrder:
     """Slices by scan, in scan order. A slice without a place in a scan is a scan of its own.
 
     Args:
@@ -27,7 +27,7 @@ class Scans:
     z: np.ndarray
 
     @classmethod
-    def of(cls, ids: pd.Index, slices: Any) -> "Scans":
+    def of(cls, ids: pd.Index, slices: Any) -> "ScanOrder":
         """Arrange slices by the slice table.
 
         Raises:
@@ -70,7 +70,7 @@ class ScanWindows:
         IchError: n is no whole number from 1.
     """
 
-    def __init__(self, scans: Scans, n: int, overlapping: bool):
+    def __init__(self, scans: ScanOrder, n: int, overlapping: bool):
         if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
             raise IchError(f"scan is {n!r}, expected the number of slices in a sample, at least 1")
         self.n, self.overlapping, self._scans = int(n), overlapping, scans

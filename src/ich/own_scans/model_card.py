@@ -114,8 +114,10 @@ def _part(part: RunPart | SecondStagePart | BlendPart) -> str:
         windows = ", ".join(str(window) for window in of.windows)
         side = "the slice's own size" if of.size is None else f"{of.size} × {of.size}"
         crop = ", cropped to the head" if of.crop else ""
+        reads = "" if part.scan is None else f" of {part.scan} slices at once"
         return (
-            f"{part.folds} image models, one a fold; windows {windows}; {side}{crop}; neighbors {part.neighbours};"
+            f"{part.folds} image models{reads}, one a fold; windows {windows}; {side}{crop};"
+            f" neighbors {part.neighbours};"
             f" passes {', '.join(part.tta)}, mean of {part.mean}"
         )
     if isinstance(part, SecondStagePart):

@@ -48,6 +48,7 @@ class RunPart(_Part):
         folder: of `fold<k>/model.keras`.
         folds: number of models.
         preprocess, neighbours, tta, mean, batch_size: as in the config.
+        scan: slices that the models read at once, as `model.scan.slices`; None of classifiers of slices.
     """
 
     kind: Literal["run"] = "run"
@@ -58,6 +59,7 @@ class RunPart(_Part):
     tta: list[str] = Field(min_length=1)
     mean: Literal["probability", "logit"]
     batch_size: int = Field(ge=1)
+    scan: int | None = Field(None, ge=1)
 
     @property
     def files(self) -> list[str]:
@@ -246,12 +248,13 @@ def _add(parts: dict[str, Part], runs: list[Run], path: Path, names: dict[Path, 
             part = _second_stage(run, [_add(parts, runs, _existing(Path(one), path), names) for one in first])
         else:
             runs.append(run)
-            section = run.config.predict
+            section, window = run.config.predict, run.config.model.scan
             part = RunPart(
                 folder=run.path,
                 folds=run.config.folds.n,
                 preprocess=run.config.preprocess,
                 neighbours=run.config.model.neighbours,
+                scan=None if window is None else window.slices,
                 **section.model_dump(include={"tta", "mean", "batch_size"}),
             )
     name = own.name

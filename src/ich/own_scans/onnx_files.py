@@ -33,14 +33,18 @@ def write(spec: ModelSpec, folder: Path) -> Iterator[str]:
         The path within the folder of each file written.
 
     Raises:
-        IchError: a package or the training's images are missing, Keras cannot export a model, or ONNX Runtime
-            predicts something else of a batch of images.
+        IchError: a package or the training's images are missing, a run is of scan models, Keras cannot export a model,
+            or ONNX Runtime predicts something else of a batch of images.
     """
     runtime = [_imported(name) for name in ("onnx", "tf2onnx", "onnxruntime")][-1]
     if keras.backend.backend() != "tensorflow":
         raise IchError("--onnx needs the backend TensorFlow (KERAS_BACKEND=tensorflow)")
     for name, part in spec.parts.items():
         if isinstance(part, RunPart):
+            if part.scan is not None:
+                raise IchError(
+                    f"{part.folder} reads {part.scan} slices at once, and --onnx is of models of one; leave it out"
+                )
             images = _images(part)
             for file in part.files:
                 target = f"{name}/{Path(file).with_suffix('.onnx').as_posix()}"

@@ -1,7 +1,10 @@
 """From the Hounsfield units of one scan to probabilities: the models of a result, applied as it applies them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,10 +12,11 @@ import pandas as pd
 
 from ich.competition.labels import LABELS
 from ich.data import augment
+from ich.data.scan_windows import ScanOrder, ScanWindows, mean_over_windows
 from ich.errors import IchError
 from ich.images.render import Settings, field_of_view, over_slices, render
 from ich.images.slice_table import nearest
-from ich.models import backbones, gradcam
+from ich.models import backbones, gradcam, scan
 from ich.own_scans.model_spec import BlendPart, ModelSpec, RunPart, SecondStagePart
 from ich.results import fitted_blend
 from ich.second_stage import fitted, scans
@@ -107,10 +111,14 @@ class _Run:
         self.settings = Settings.of(part.preprocess)
         advice = "copy or export the model again, or train the fold again"
         models = [inference.read_model(part.folder / file, advice) for file in part.files]
-        trunks = [gradcam.split(model) for model in models] if heat else [None] * len(models)
-        self.networks = [_network(model, embeddings, trunk) for model, trunk in zip(models, trunks, strict=True)]
-        self.heads = [trunk and trunk[1] for trunk in trunks]
-        passes = augment.passes(part.tta, *models[0].input_shape[1:3])
+        self.image_shape = scan.image_shape(models[0])
+        # What the slice classifier of a scan model sees: in the scan's logits, slices mix.
+        trunks = [gradcam.split(scan.slice_model(model)) for model in models] if heat else []
+        within = trunks if part.scan is None else []  # the network gives the feature maps as well
+        self.networks = [_network(model, embeddings, maps) for model, maps in zip_longest(models, within)]
+        self.heads = [head for _, head in trunks]
+        self.trunks = [keras.Model(trunk.inputs, {"maps": trunk.outputs[0]}) for trunk, _ in trunks]
+        passes = augment.passes(part.tta, *self.image_shape[:2])
         self.passes = [(transform, True) for transform in passes]
         if heat and None not in passes:
             self.passes.append((None, False))  # Grad-CAM is of the slices as they are
@@ -120,21 +128,25 @@ class _Run:
         for picture, _ in pictures:
             self._check(picture.shape)
         images = _with_neighbors([picture for picture, _ in pictures], slices.order, self.part.neighbours)
+        windows = None
+        if self.part.scan is not None:
+            rows, starts = _scan_order(slices)
+            windows = ScanWindows(ScanOrder(rows, starts, np.nan_to_num(slices.z[rows])), self.part.scan, True)
         mean = inference.MeanOfPasses(len(images), self.part.mean)
         logits: list[list[np.ndarray]] = [[] for _ in self.networks]  # by fold and pass, as the next
         embeddings: list[list[np.ndarray]] = [[] for _ in self.networks]
         heats = []
         for transform, counts in self.passes:
             given = images if transform is None else np.stack([transform(image=one)["image"] for one in images])
-            for k, (network, head) in enumerate(zip(self.networks, self.heads, strict=True)):
-                outputs_of_pass = self._predict(network, given, head if transform is None else None)
+            for k in range(len(self.networks)):
+                of_pass = self._of_fold(k, given, windows, heat=transform is None and bool(self.heads))
                 if counts:
-                    mean.add(outputs_of_pass["logits"])
+                    mean.add(of_pass["logits"])
                     if self.embeddings:
-                        logits[k].append(outputs_of_pass["logits"])
-                        embeddings[k].append(outputs_of_pass["embeddings"].astype(np.float32))
-                if "heat" in outputs_of_pass:
-                    heats.append(outputs_of_pass["heat"])
+                        logits[k].append(of_pass["logits"])
+                        embeddings[k].append(of_pass["embeddings"].astype(np.float32))
+                if "heat" in of_pass:
+                    heats.append(of_pass["heat"])
         by_fold = []
         if self.embeddings:
             for of_logits, of_embeddings in zip(logits, embeddings, strict=True):
@@ -150,27 +162,56 @@ class _Run:
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse an image, without its neighbors, that the models do not take."""
         shape = (*shape[:2], shape[2] * len(self.part.neighbours))
-        expected = self.networks[0].input_shape[1:]
+        expected = self.image_shape
         if shape != expected:
             found, takes = (
                 f"{height} × {width} with {channels} channels" for height, width, channels in (shape, expected)
             )
             raise IchError(f"the images of this scan are {found}, the model takes {takes}")
 
-    def _predict(self, network: keras.Model, images: np.ndarray, head: keras.Model | None) -> dict[str, np.ndarray]:
-        """Predict in batches; what the network gives by name, feature maps as Grad-CAM if there is a head."""
+    def _of_fold(self, k: int, images: np.ndarray, windows: ScanWindows | None, heat: bool) -> dict[str, np.ndarray]:
+        """Return what the model of fold `k` gives for all slices, by name, and Grad-CAM as heat."""
+        head = self.heads[k] if heat else None
+        if windows is None:
+            return self._predict(self.networks[k], images.__getitem__, len(images), head)
+        layout = windows.layout()
+
+        def batch_of(some: slice) -> dict[str, np.ndarray]:
+            rows = layout[some]
+            inputs = windows.inputs(rows)
+            return {"image": images[rows] * inputs["mask"][..., None, None, None].astype(np.uint8), **inputs}
+
+        of_windows = self._predict(self.networks[k], batch_of, len(layout))
+        found = {name: mean_over_windows(values, layout, len(images)) for name, values in of_windows.items()}
+        if heat:
+            found |= self._predict(self.trunks[k], images.__getitem__, len(images), head)
+        return found
+
+    def _predict(
+        self,
+        network: keras.Model,
+        batch_of: Callable[[slice], Any],
+        count: int,
+        head: keras.Model | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Predict `count` samples in batches, which `batch_of` gives; feature maps as Grad-CAM if there is a head."""
         found: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(images), self.part.batch_size):
-            batch = images[start : start + self.part.batch_size]
-            short = -len(batch) % _MULTIPLE[keras.backend.backend()]
-            given = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)]) if short else batch
-            outputs = {name: values[: len(batch)] for name, values in network.predict_on_batch(given).items()}
+        for start in range(0, count, self.part.batch_size):
+            batch = batch_of(slice(start, start + self.part.batch_size))
+            samples = min(self.part.batch_size, count - start)
+            if short := -samples % _MULTIPLE[keras.backend.backend()]:
+                batch = keras.tree.map_structure(partial(_filled, short=short), batch)
+            outputs = {name: values[:samples] for name, values in network.predict_on_batch(batch).items()}
             maps = outputs.pop("maps", None)
             if head is not None and maps is not None:
                 outputs["heat"] = gradcam.of_all_labels(head, maps)
             for name, values in outputs.items():
                 found.setdefault(name, []).append(values)
         return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _filled(values: np.ndarray, short: int) -> np.ndarray:
+    return np.concatenate([values, np.repeat(values[-1:], short, axis=0)])
 
 
 def _shares(heat: np.ndarray) -> np.ndarray:
@@ -190,7 +231,7 @@ def _network(model: keras.Model, embeddings: bool, trunk: tuple[keras.Model, ker
         outputs["embeddings"] = backbones.with_features(model).outputs[1]
     if trunk is not None:
         outputs["maps"] = trunk[0].outputs[0]
-    return keras.Model(model.inputs, outputs)
+    return keras.Model(model.input, outputs)
 
 
 class _SecondStage:
@@ -209,12 +250,12 @@ class _SecondStage:
         # Rounded as in the files that it was trained on: where a probability is all but 1, its logit depends on that.
         probabilities = [pd.DataFrame(one.probabilities.astype(np.float32)) for one in given]
         logits = np.mean([scans.logits_of(one).to_numpy() for one in probabilities], axis=0)
-        scan, rows = _as_scans(slices, logits)
+        of_scan, rows = _as_scans(slices, logits)
         embedded = None
         if self.part.sequence.features == "embeddings":
             embedded = [_as_scans(slices, *of_fold)[0] for of_fold in given[0].by_fold].__getitem__
         predicted = np.empty((len(rows), len(LABELS)))
-        predicted[rows] = self.stage.predict(scan, embedded)
+        predicted[rows] = self.stage.predict(of_scan, embedded)
         return _Output(predicted)
 
 
@@ -231,14 +272,18 @@ class _Blend:
 
 def _as_scans(slices: Slices, logits: np.ndarray, embeddings: np.ndarray | None = None) -> tuple[Scans, np.ndarray]:
     """Return the slices as a second stage reads them, and the row of each; one without a position is a scan alone."""
-    placed = np.isfinite(slices.z)
-    rows = np.concatenate([np.flatnonzero(placed), np.flatnonzero(~placed)])
-    count = int(placed.sum())
-    starts = np.unique([0, *range(count, len(rows) + 1)])
+    rows, starts = _scan_order(slices)
     values = logits[rows].astype(np.float32).clip(-scans.LIMIT, scans.LIMIT)
     of_slices = np.zeros((len(rows), 0), np.float16) if embeddings is None else embeddings[rows]
     z = slices.z[rows].astype(np.float32)
     return Scans(pd.Index(slices.ids)[rows], starts, z, values, of_slices), rows
+
+
+def _scan_order(slices: Slices) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the slices, those with a position first, and where scans begin and end: one without is one."""
+    placed = np.isfinite(slices.z)
+    rows = np.concatenate([np.flatnonzero(placed), np.flatnonzero(~placed)])
+    return rows, np.unique([0, *range(int(placed.sum()), len(rows) + 1)])
 
 
 def _with_neighbors(pictures: Sequence[np.ndarray], order: np.ndarray, offsets: Sequence[int]) -> np.ndarray:

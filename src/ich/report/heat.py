@@ -41,12 +41,13 @@ def heatmaps(
     run = Run.open(path)
 
     from ich.data.generator import DataGenerator
-    from ich.models import gradcam
+    from ich.models import gradcam, scan
     from ich.training import inference  # only here: a blend's report needs no TensorFlow
 
-    options = inference.generator_options(run.config, split)
+    # Of a scan model, what its slice classifier sees: in the scan's logits, slices mix.
+    options = inference.generator_options(run.config, split) | {"scan": None}
     for k in sorted({int(fold[id]) for id, _ in pairs}):
-        model = inference.load_model(run, k)
+        model = scan.slice_model(inference.load_model(run, k))
         own = [pair for pair in pairs if fold[pair[0]] == k]
         ids = list(dict.fromkeys(id for id, _ in own))
         samples = DataGenerator(pd.Index(ids), batch_size=_BATCH, **options)

@@ -222,11 +222,13 @@ class _Part:
         config = self.run.config
         network = backbones.with_features(self.model())
         numbers = network.outputs[1].shape[-1]
-        dtype = np.dtype([("logits", np.float32, len(LABELS)), ("embedding", np.float16, numbers)])
+        transforms = augment.passes(config.predict.tta, *scan.image_shape(network)[:2])
+        shape = (len(transforms), len(LABELS))
+        dtype = np.dtype([("logits", np.float32, shape), ("embedding", np.float16, numbers)])
 
         def merge(outputs: list) -> np.ndarray:
             merged = np.empty(outputs[0][0].shape[:-1], dtype)  # of samples, or of windows and their slices
-            merged["logits"] = inference.mean_logits([logits for logits, _ in outputs], config.predict.mean)
+            merged["logits"] = np.stack([logits for logits, _ in outputs], axis=-2)
             with np.errstate(over="ignore"):  # checked below
                 merged["embedding"] = np.mean([embedding.astype(np.float32) for _, embedding in outputs], axis=0)
             if not np.isfinite(merged["embedding"]).all():
@@ -236,7 +238,6 @@ class _Part:
                 )
             return merged
 
-        transforms = augment.passes(config.predict.tta, *scan.image_shape(network)[:2])
         options = inference.generator_options(config, "test" if self.name == "test" else "train", self.data.slices)
         samples = DataGenerator(self.rows.index, batch_size=config.predict.batch_size, tta=transforms, **options)
         passes = [samples.at_pass(number) for number in range(len(transforms))]
@@ -253,7 +254,7 @@ class _Part:
                 np.lib.format.write_array_header_1_0(opened, header)
                 for part in parts:
                     opened.write(part["embedding"].tobytes())
-                    logits.append(part["logits"].copy())
+                    logits.append(inference.mean_logits([*np.moveaxis(part["logits"], 1, 0)], config.predict.mean))
             digest = sha256_of(temporary)
         return np.concatenate(logits), {"numbers": numbers, "sha256": digest}
 
