@@ -330,6 +330,7 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
             continue
         batch = eval(code, given)[0]
         image, *rest = batch if isinstance(batch, tuple) else (batch,)
+        image = image["image"] if isinstance(image, dict) else image  # of scans
         assert image.dtype == np.uint8
         shapes.append((image.shape, *(label.shape for label in rest)))
     assert shapes == [
@@ -337,6 +338,7 @@ def test_the_code_about_the_generator_runs(tmp_path, monkeypatch):
         ((8, 16, 16, 1), (8, 2)),
         ((16, 16, 16, 1), (16,)),
         ((8, 16, 16, 3), (8, 6)),
+        ((2, 16, 16, 16, 1), (2, 16, 6), (2, 16)),
         ((8, 16, 16, 1), (8, 6)),
         ((8, 16, 16, 1), (8, 6)),
         ((8, 16, 16, 1),),
