@@ -177,7 +177,7 @@ KEYS = {
     "train": (
         "seed epochs batch_size accumulate augment mixup cutmix mix_share learning_rate warmup_epochs backbone_rate "
         "weight_decay clip_norm loss focal_gamma label_weights label_smoothing ema_momentum slices_per_series "
-        "centre_weighted positive_share keep precision"
+        "centre_weighted positive_share pseudo pseudo_weight validate_every keep precision"
     ),
     "predict": "batch_size tta mean",
     "sequence": (

@@ -129,6 +129,7 @@ def test_a_fold_tells_and_records_what_joins(data, source, tmp_path, capsys, mon
     facts = json.loads(run.environment_path.read_text())
     assert facts["external"] == RunData(run.config).trained_on["external"]
     assert facts["external"]["slices"] == 7
+    assert facts["pseudo"] is None
 
 
 def test_they_cannot_change_once_a_training_began(data, source, tmp_path):

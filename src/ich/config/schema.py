@@ -242,6 +242,12 @@ class Train(Section):
     # Share of slices with a bleed in an epoch: all of them, and as many others as give this share. The shift of the
     # probabilities is corrected in the saved model (ich.models.prior).
     positive_share: float | None = Field(None, gt=0, lt=1)
+    # A run of the same folds whose test predictions join the training of every fold as soft labels, such as runs/other;
+    # null does without. Fold k takes those of its model k, the only one that has not seen the patients of fold k; their
+    # own test slices are left out.
+    pseudo: Path | None = None
+    # Weight of these test slices in the loss, where the labeled ones have 1.
+    pseudo_weight: float = Field(1.0, gt=0)
     # Validate after every so many epochs, and after the last.
     validate_every: int = Field(1, ge=1)
     # Weights to save: those of the last epoch, or of the best on the held-out fold. best is chosen on the patients
@@ -285,6 +291,23 @@ class Train(Section):
     def _one_sampling(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("slices_per_series") is not None:
             raise ValueError("train.slices_per_series is set too; an epoch is sampled in one of both ways")
+        return value
+
+    @field_validator("pseudo")
+    @classmethod
+    def _not_sampled_by_label(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("positive_share") is not None:
+            raise ValueError(
+                "train.positive_share is set too: it corrects probabilities by how often labels of 0 and 1 are shown,"
+                " and pseudo-labels are neither; leave one of both out"
+            )
+        return value
+
+    @field_validator("pseudo_weight")
+    @classmethod
+    def _has_pseudo(cls, value: float, info: ValidationInfo) -> float:
+        if "pseudo" in info.data and info.data["pseudo"] is None:
+            return _unused(cls, "pseudo_weight", value, "needs train.pseudo, whose test slices have it", info)
         return value
 
 

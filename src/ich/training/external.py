@@ -61,7 +61,7 @@ def read(config: Config, slices: pd.DataFrame) -> list[Joined]:
             )
         told = tuple(f"{source.images}: {sentence}" for sentence in sentences)
         what = f"external slices of {source.images}"
-        found.append(Joined(what, frame.loc[both], source.weight, source.images, used, told))
+        found.append(Joined(what, frame.loc[both], source.weight, source.images, used, told=told))
     return found
 
 

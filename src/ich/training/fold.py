@@ -21,7 +21,7 @@ from ich.errors import IchError
 from ich.files import remove, replacing, sweep, write_json
 from ich.models import devices, scan
 from ich.models.losses import LabelAUC
-from ich.training import curves, fold_setup, trackers
+from ich.training import curves, fold_setup, pseudo, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
 from ich.training.chunked_inference import reraising_ich_errors
 from ich.training.inference import load_model, predict_held_out
@@ -152,14 +152,17 @@ def _train(run: Run, k: int, data: RunData) -> None:
             )
         strategy = devices.mirrored(train=config.train.batch_size, predict=config.predict.batch_size)
     multiple = strategy.num_replicas_in_sync if strategy else 1
-    train, held_out = fold_setup.generators(config, data.folds, data.slices, k, multiple, data.external)
+    labeled = pseudo.read(config, data, k)
+    joined = [*data.external, *([labeled.joined] if labeled else [])]
+    train, held_out = fold_setup.generators(config, data.folds, data.slices, k, multiple, joined)
     with strategy.scope() if strategy else nullcontext():
         aucs = [LabelAUC(label) for label in LABELS]
         model = fold_setup.compiled_model(config, train, aucs)
-    run.claim(keras.backend.backend(), devices.names(), data.facts)
+    facts = data.facts | {"pseudo": labeled.audit if labeled else None}
+    run.claim(keras.backend.backend(), devices.names(), facts)
     run.restart(k)
     sweep(run.fold(k))
-    _print_start(config, k, train, held_out, data.folds, data.external)
+    _print_start(config, k, train, held_out, data.folds, joined)
     with strategy.scope() if strategy else nullcontext():
         history, seconds = _fit(run, k, model, train, held_out, aucs)
     with replacing(run.fold(k) / "model.keras") as temporary:
@@ -184,7 +187,7 @@ def _print_start(
     print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(names)}")
     for one in joined:
         print(f"fold {k}: of these to train on, {one}")
-        for sentence in one.left_out:
+        for sentence in one.told:
             print(f"fold {k}: {sentence}")
     constant = [label for label in LABELS if table.loc[held_out.ids, label].nunique() == 1]
     if constant:

@@ -18,7 +18,7 @@ class Joined:
         weight: of each in the loss, where the competition's own have 1.
         images: the folder of images that they lie in; None is the run's own.
         slices: their slice table, in the columns of the run's own; None is in the run's own.
-        left_out: what was not joined, and why; sentences.
+        told: sentences on what was left out, and why, and on what to know of the labels.
     """
 
     what: str
@@ -26,7 +26,7 @@ class Joined:
     weight: float
     images: Path | None = None
     slices: pd.DataFrame | None = None
-    left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{len(self.labels):,} {self.what} with the weight {self.weight:g}"

@@ -58,6 +58,8 @@ class RunData:
             columns.append("z")
         if self._config.data.external:
             columns += [*external.IDS, "order"]
+        if train.pseudo is not None:
+            columns.append("PatientID")
         return read_slices(self._config, list(dict.fromkeys(columns)))
 
     @cached_property

@@ -168,6 +168,7 @@ class Run:
             ("folds_sha256", "folds", of_competition),
             ("images_sha256", "images", of_competition),
             ("external", "external scans, labels or weights", "data.external now names"),
+            ("pseudo", "pseudo-labels", f"{self.config.train.pseudo} now gives"),
         ):
             if key in digests and recorded.get(key) != digests[key]:
                 raise IchError(
