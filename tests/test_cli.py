@@ -164,7 +164,8 @@ FIRST = {"data.sources", "data.split"}
 PLACES = {"data.images", "data.folds"}
 READERS = {"machine.workers", "machine.processes"}
 MACHINE = {"machine.jobs", "machine.backend", "machine.scheduler", *READERS}
-MACHINE |= {"machine.steps_per_execution", "machine.distribute", "machine.log_to"}
+OF_TRAINING = {"machine.steps_per_execution", "machine.jit_compile", "machine.distribute", "machine.log_to"}
+MACHINE |= OF_TRAINING
 
 
 # The schema, key by key: a new key belongs in here and, if a script is to take it, in PLACED below and in cli.USES.
@@ -175,16 +176,17 @@ KEYS = {
     "folds": "n seed allow_unmatched",
     "model": "name weights dropout neighbours scan",
     "train": (
-        "seed epochs batch_size accumulate augment mixup cutmix mix_share learning_rate warmup_epochs backbone_rate "
-        "weight_decay clip_norm loss focal_gamma label_weights label_smoothing ema_momentum slices_per_series "
-        "centre_weighted positive_share pseudo pseudo_weight validate_every keep precision"
+        "seed epochs batch_size fixed_batches accumulate augment mixup cutmix mix_share learning_rate "
+        "warmup_epochs backbone_rate weight_decay clip_norm loss focal_gamma label_weights label_smoothing "
+        "ema_momentum slices_per_series centre_weighted positive_share pseudo pseudo_weight validate_every keep "
+        "precision"
     ),
     "predict": "batch_size tta mean",
     "sequence": (
         "kind features seed seeds width dilations units dropout epochs batch_size learning_rate warmup_epochs "
         "weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
     ),
-    "machine": "jobs backend scheduler workers processes steps_per_execution distribute log_to",
+    "machine": "jobs backend scheduler workers processes steps_per_execution jit_compile distribute log_to",
 }
 
 
@@ -199,8 +201,7 @@ TRAINING = {"name", *PLACES, "data.external", *SETTINGS, *keys_of("model", "trai
 TRAINING |= MACHINE - {"machine.jobs"}
 # What each script's --set takes.
 PLACED = {
-    "preprocess": {*FIRST, "data.images", *keys_of("preprocess")}
-    | MACHINE - READERS - {"machine.steps_per_execution", "machine.distribute", "machine.log_to"},
+    "preprocess": {*FIRST, "data.images", *keys_of("preprocess")} | MACHINE - READERS - OF_TRAINING,
     "make_folds": {"data.sources", "data.labels", *PLACES, *SETTINGS},
     "train": TRAINING - {"machine.backend", "machine.scheduler"},
     "train_kfold": TRAINING,

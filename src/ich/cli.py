@@ -17,7 +17,7 @@ from ich.errors import IchError, names_in_utf8
 _TRAINING = (
     *("name", "data.images", "data.folds", "data.external", "preprocess", "folds", "model", "train", "predict"),
     *("machine.workers", "machine.processes", "machine.steps_per_execution", "machine.distribute"),
-    "machine.log_to",
+    *("machine.jit_compile", "machine.log_to"),
 )
 _PREDICTION = ("data.images", "data.folds", "predict", "machine.workers", "machine.processes", "machine.distribute")
 
