@@ -196,6 +196,9 @@ class Train(Section):
     seed: _Seed = 0
     # Epochs.
     epochs: int = Field(6, ge=1)
+    # A finished run on the same folds, such as runs/other, whose fold k's weights are those that fold k begins with; a
+    # scan model's slice classifier takes those of a slice classifier. model.weights is not read then.
+    init_from: Path | None = None
     # Samples in a batch, of all devices together.
     batch_size: int = Field(32, ge=1)
     # Fill the last batch of an epoch, which is smaller, by samples of the epoch drawn anew: none is left out, and a

@@ -21,7 +21,7 @@ from ich.errors import IchError
 from ich.files import remove, replacing, sweep, write_json
 from ich.models import devices, scan
 from ich.models.losses import LabelAUC
-from ich.training import curves, fold_setup, pseudo, trackers
+from ich.training import curves, fold_setup, initial, pseudo, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
 from ich.training.chunked_inference import reraising_ich_errors
 from ich.training.inference import load_model, predict_held_out
@@ -102,7 +102,8 @@ def train_fold(run: Run, k: int) -> None:
 
     Raises:
         IchError: there is no such fold, another process trains it, slices of folds.csv have no image, the loss is NaN
-            or infinite, a file cannot be read or written, or the backend does not support what the config sets.
+            or infinite, a file cannot be read or written, or the backend does not support what the config sets; as
+            `initial.source` and `initial.set_weights`.
     """
     config = run.config
     if config.preprocess.files != "channels":
@@ -116,7 +117,7 @@ def train_fold(run: Run, k: int) -> None:
     with run.locked(k):
         data = RunData(config, ["SeriesInstanceUID", "z"])
         _check_folds(config, data)
-        _train(run, k, data)
+        _train(run, k, data, initial.source(config, data))
         # By the saved model, so that what is scored is what will predict.
         predict_held_out(run, k, data, cache(partial(load_model, run, k, config.machine.distribute)))
         _remove_checkpoint(run, k)
@@ -137,8 +138,8 @@ def _check_folds(config: Config, data: RunData) -> None:
         )
 
 
-def _train(run: Run, k: int, data: RunData) -> None:
-    """Train fold `k` and write all but its predictions."""
+def _train(run: Run, k: int, data: RunData, source: Run | None) -> None:
+    """Train fold `k`, from the weights of another run if there is one, and write all but its predictions."""
     config = run.config
     keras.backend.clear_session()  # the previous fold leaves its graph
     keras.utils.set_random_seed(config.train.seed + k)
@@ -158,8 +159,12 @@ def _train(run: Run, k: int, data: RunData) -> None:
     with strategy.scope() if strategy else nullcontext():
         aucs = [LabelAUC(label) for label in LABELS]
         model = fold_setup.compiled_model(config, train, aucs)
-    facts = data.facts | {"pseudo": labeled.audit if labeled else None}
+        if source is not None:
+            initial.set_weights(model, source, k)
+    facts = data.facts | {"pseudo": labeled.audit if labeled else None} | (initial.facts(source) if source else {})
     run.claim(keras.backend.backend(), devices.names(), facts)
+    if source is not None:
+        initial.check_same(source, run)
     run.restart(k)
     sweep(run.fold(k))
     _print_start(config, k, train, held_out, data.folds, joined)

@@ -87,7 +87,10 @@ def _sampling(
 def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -> keras.Model:
     """Build and compile the untrained model, for the images of the generator."""
     first = train[0]
-    model = _untrained(config.model, images_of(first[0]).shape[-3:])
+    section = config.model
+    if config.train.init_from is not None:  # which sets all weights that are published
+        section = section.model_copy(update={"weights": None})
+    model = _untrained(section, images_of(first[0]).shape[-3:])
     sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple | sampling.Filled) else train.sampling
     gamma = config.train.focal_gamma if config.train.loss == "focal" else 0.0
     oversampling = sample.oversampling if isinstance(sample, sampling.PositiveShare) else 1.0

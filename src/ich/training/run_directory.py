@@ -83,7 +83,7 @@ class Run:
 
         Args:
             backend, devices: of Keras, for the record.
-            data: what is trained on, `RunData.facts`.
+            data: what is trained on, `RunData.facts`, and what it begins with, `initial.facts`.
 
         Raises:
             IchError: another config has made it its own since.
