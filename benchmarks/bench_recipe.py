@@ -15,7 +15,7 @@ three folds. A seed makes other folds, first weights and orders. The two-stage w
 
 How many epochs fill a time is computed from two short trainings of one fold, of 1 and 3 epochs. The table shows each
 variant's time as a share of the two-stage way's: where it is far from 1, the machine had something else to do.
-Validation in training counts, the start of processes and the blend's fit do not.
+Validation, once at the end, counts; the start of processes and the blend's fit do not.
 
 Losses are out of fold, on all train slices. Errors are standard errors by bootstrap over patients, of the mean over the
 seeds; the spread over seeds is beside it. A variant whose keys this version lacks is n/a, with the reason.
@@ -184,7 +184,7 @@ class Seed:
             "folds.seed": self.seed,
             "train.seed": 1000 * self.seed,
             "train.epochs": epochs,
-            "train.warmup_epochs": min(1.0, epochs),
+            "train.validate_every": epochs,
         }
         own = [f"{key}={value}" for key, value in values.items()]
         return load(ROOT / "configs" / "demo.yaml", [*own, *overrides])
@@ -198,7 +198,8 @@ class Seed:
 
     def _train(self, name: str, overrides: list[str], epochs: int) -> Result:
         config, run = self._written(name, overrides, epochs)
-        script(self.folder, "train_kfold", config)
+        if not (run / "score.json").exists():
+            script(self.folder, "train_kfold", config)
         seconds = sum(_json(run / f"fold{k}" / "training.json")["seconds"] for k in range(FOLDS))
         loss = _json(run / "score.json")["weighted_log_loss"]
         print(f"seed {self.seed}: {name}, {epochs} epochs, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
@@ -209,7 +210,8 @@ class Seed:
         seconds = {}
         for epochs in (1, 3):
             config, run = self._written(f"pace-{name}", overrides, epochs)
-            script(self.folder, "train", config, "--fold", 0)
+            if not (run / "fold0" / "oof.parquet").exists():
+                script(self.folder, "train", config, "--fold", 0)
             seconds[epochs] = _json(run / "fold0" / "training.json")["seconds"]
         epoch = (seconds[3] - seconds[1]) / 2
         if epoch <= 0:
@@ -362,8 +364,8 @@ def main(argv: list[str] | None = None) -> None:
         "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="two_stage is always among them"
     )
     parser.add_argument("--patients", type=int, default=120, help="(default: %(default)s)")
-    parser.add_argument("--slice-epochs", type=int, default=30, help="of two_stage (default: %(default)s)")
-    parser.add_argument("--start-epochs", type=int, default=12, help="of the slice model that a scan model begins with")
+    parser.add_argument("--slice-epochs", type=int, default=16, help="of two_stage (default: %(default)s)")
+    parser.add_argument("--start-epochs", type=int, default=6, help="of a scan model's slice model (default: 6)")
     parser.add_argument("--folder", type=Path, default=ROOT / "data" / "bench_recipe", help="(default: %(default)s)")
     for name, of in (("slice", "slice models"), ("scan", "scan models"), ("second", "the second stage")):
         help_text = f"set a key of {of}; may be repeated"
