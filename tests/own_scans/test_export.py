@@ -17,7 +17,7 @@ from made_scans import head
 from ich.competition.labels import LABELS
 from ich.errors import IchError
 from ich.files import sha256_of
-from ich.own_scans import export, onnx_files, predictor, scores
+from ich.own_scans import export, model_card, onnx_files, predictor, scores
 from ich.own_scans.model_spec import CARD, MANIFEST, read_model
 from ich.own_scans.predictor import Slices
 
@@ -115,6 +115,20 @@ def test_the_card_tells_scores_thresholds_and_the_license(home, exported):
     assert f"{any_at['threshold']:.6g}" in card
     assert list(spec.thresholds) == list(LABELS)
     assert spec.out_of_fold["runs"].keys() == {"tiny", "tiny-sequence"}
+
+
+def test_the_card_tells_what_joined_the_training(home, monkeypatch):
+    monkeypatch.chdir(home)
+    spec, table = read_model(Path("runs/mixed")), pd.read_csv(home / "images/folds.csv")
+    assert "beside it" not in model_card._trained(spec, table)
+    joined = {"external": {"slices": 1234}, "pseudo": {"test_slices": 5678}}
+    monkeypatch.setattr(model_card, "read_mapping", lambda path: joined)
+    card = model_card._trained(spec, table)
+    assert card.count("beside it") == 1
+    assert (
+        "| beside it, tiny | 1,234 slices of other scans, with labels and terms of their own; test slices, at most"
+        in card
+    )
 
 
 def test_operating_points_are_the_outermost_thresholds():

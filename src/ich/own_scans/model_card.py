@@ -17,7 +17,7 @@ from ich.own_scans.scores import Score
 from ich.report import diagnostics
 from ich.report.scan_page import NOTICE
 from ich.results import compare
-from ich.results.result_directory import shortcomings
+from ich.results.result_directory import read_mapping, shortcomings
 from ich.training import inference
 
 RESAMPLES = 200
@@ -99,6 +99,7 @@ def _trained(spec: ModelSpec, table: pd.DataFrame) -> str:
     versions = dict(sorted(spec.packages.items()))
     facts = [
         ["trained on", f"the RSNA challenge's training set, or the archive in its place: {counts}"],
+        *([f"beside it, {name}", _joined(part)] for name, part in spec.parts.items() if _joined(part)),
         ["models saved", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "n/a"],
         ["code", spec.commit or "n/a"],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
@@ -106,6 +107,18 @@ def _trained(spec: ModelSpec, table: pd.DataFrame) -> str:
         *([f"part {name}", _part(part)] for name, part in spec.parts.items()),
     ]
     return "## What it is\n\n" + _table(["", ""], facts)
+
+
+def _joined(part: RunPart | SecondStagePart | BlendPart) -> str:
+    """Return what joined the training of a run beside the competition's labeled slices; empty if nothing did."""
+    if not isinstance(part, RunPart):
+        return ""
+    environment = read_mapping(part.folder / "environment.json")
+    external, pseudo = environment.get("external"), environment.get("pseudo")
+    said = [f"{external['slices']:,} slices of other scans, with labels and terms of their own"] if external else []
+    if pseudo:
+        said.append(f"test slices, at most {pseudo['test_slices']:,} a fold, with another run's predictions as labels")
+    return "; ".join(said)
 
 
 def _part(part: RunPart | SecondStagePart | BlendPart) -> str:
