@@ -176,7 +176,7 @@ KEYS = {
     "folds": "n seed allow_unmatched",
     "model": "name weights dropout neighbours scan",
     "train": (
-        "seed epochs batch_size fixed_batches accumulate augment mixup cutmix mix_share learning_rate "
+        "seed epochs init_from batch_size fixed_batches accumulate augment mixup cutmix mix_share learning_rate "
         "warmup_epochs backbone_rate weight_decay clip_norm loss focal_gamma label_weights label_smoothing "
         "ema_momentum slices_per_series centre_weighted positive_share pseudo pseudo_weight validate_every keep "
         "precision"

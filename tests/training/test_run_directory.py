@@ -373,11 +373,15 @@ def test_score_is_the_metric_of_all_slices_in_the_order_of_the_folds_file(config
 
 def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, root):
     run, table = begun(changed(config, train={"loss": "focal", "label_smoothing": 0.1}), root), fold_table()
+    facts = run.environment()
+    assert facts.pop("corrects_loss")
     predictions, plain = some_predictions(table), some_predictions(table) / 2
     for k in (0, 1):
         held_out = table["fold"] == k
         write_predictions(predictions[held_out], run.fold(k) / "oof.parquet", {"tta": ["flip"], "mean": "logit"})
         write_predictions(logit(plain[held_out]), run.passes(k) / "oof-none.parquet")
+    assert "shift" not in score_run(run)  # the models correct it
+    run.environment_path.write_text(json.dumps(facts))  # of an earlier version, whose models do not
     score = score_run(run)
     assert score["shift"]["causes"] == ["train.loss=focal", "train.label_smoothing"]
     for label in LABELS:
@@ -387,7 +391,7 @@ def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, 
     low, high = score["plain_interval"]
     assert low < gain < high
     assert json.loads(run.score_path.read_text()) == score
-    run.environment_path.write_text(json.dumps(run.environment() | {"first_stage": ["runs/a"]}))
+    run.environment_path.write_text(json.dumps(facts | {"first_stage": ["runs/a"]}))
     assert "shift" not in score_run(run)  # a second stage has a loss of its own
 
 
