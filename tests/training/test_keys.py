@@ -110,7 +110,13 @@ def training_of(config, patch, path):
         seen.first = [keras.ops.convert_to_numpy(one).tobytes() for one in model.trainable_variables]
         raise Captured
 
-    patch.setattr(backbones, "BUILDERS", {"least": builder("least"), "other": builder("other")})
+    def adjustable(images, weights):
+        x = keras.layers.BatchNormalization()(keras.layers.Dense(2)(images))
+        branch = keras.layers.Dropout(0.2, noise_shape=(None, 1, 1, 1))(x)
+        return keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([x, branch]))
+
+    builders = {"least": builder("least"), "other": builder("other"), "adjustable": adjustable}
+    patch.setattr(backbones, "BUILDERS", builders)
     patch.setattr(devices, "mirrored", lambda **sizes: tf.distribute.MirroredStrategy(["CPU:0"]))
     patch.setattr(trackers, "find_spec", lambda name: True)
     patch.setattr(keras.callbacks, "TensorBoard", type("TensorBoard", (keras.callbacks.Callback,), {"__init__": _any}))
@@ -138,6 +144,9 @@ TRAINING = {
     "model.name": arrives("other", lambda seen: seen.name, "other"),
     "model.weights": arrives("WEIGHTS", lambda seen: seen.backbone_weights),
     "model.dropout": arrives(0.35, dropout, 0.35),
+    "model.drop_path": arrives(0.05, dropout, 0.05, model__name="adjustable"),
+    "model.gem": arrives(3.0, lambda seen: getattr(seen.layers.get("gem"), "exponent", None), 3.0),
+    "model.freeze_batch_norm": arrives(True, lambda seen: len(seen.first), 4, model__name="adjustable"),
     "model.neighbours": arrives([-1, 0, 1], lambda seen: seen.train[0][0].shape[-1], 3),
     "model.scan": arrives(
         {"slices": 3, "kind": "attention", "units": 12, "depth": 2, "slice_loss": 0.25},

@@ -177,6 +177,14 @@ class Model(Section):
     weights: str | None = "imagenet"
     # Dropout before the last layer.
     dropout: float = Field(0.2, ge=0, lt=1)
+    # Stochastic depth: rate at which the last residual block is skipped in training, rising from 0 for the first; null
+    # leaves the backbone's own, which is 0.2 for an EfficientNet and 0 for a ConvNeXt.
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    # Exponent of GeM, which pools the last maps in the place of their mean: (mean of x^p)^(1/p), such as 3.
+    gem: float | None = Field(None, gt=1, le=100)
+    # Keep the backbone's batch normalization as its initial weights have it: in training too it uses the statistics
+    # that they hold, and does not learn.
+    freeze_batch_norm: bool = False
     # Offsets in the scan of the slices that the network reads, their windows as channels; [-1, 0, 1] is 2.5-D.
     neighbours: list[int] = Field([0], min_length=1)
     # Layers over the slices of a scan, trained together with the network; null trains a classifier of slices alone.

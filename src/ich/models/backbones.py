@@ -11,7 +11,7 @@ from keras import layers
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError, one_line
-from ich.models import devices
+from ich.models import adjustments, devices
 
 Backbone = Callable[[keras.KerasTensor, str | None], keras.KerasTensor]
 """Maps an image tensor of 0 to 255, shape (batch, height, width, channels), and weights to features (batch, n)."""
@@ -90,7 +90,14 @@ BUILDERS: dict[str, Backbone] = {
 
 
 def build_model(
-    name: str, input_shape: tuple[int, int, int], weights: str | Path | None = None, dropout: float = 0.0
+    name: str,
+    input_shape: tuple[int, int, int],
+    weights: str | Path | None = None,
+    dropout: float = 0.0,
+    *,
+    drop_path: float | None = None,
+    gem: float | None = None,
+    freeze_batch_norm: bool = False,
 ) -> keras.Model:
     """Build the untrained slice classifier.
 
@@ -101,32 +108,47 @@ def build_model(
             publishes them (for small_cnn: its own); or None for random ones. For another number of channels the first
             kernel becomes its mean over the three, scaled so that the response to a gray image is the same.
         dropout: share of the features that training drops before the last layer.
+        drop_path: rate of stochastic depth in the last residual block; None leaves the backbone's own.
+        gem: exponent of `adjustments.GeM`, which pools in the place of the mean; None for the mean.
+        freeze_batch_norm: as `adjustments.freeze_batch_norm`.
 
     Returns:
         A model from images of 0 to 255, any dtype, shape (batch, height, width, channels), to float32 logits of shape
         (batch, 6).
 
     Raises:
-        IchError: an unknown name, weights that are missing or do not fit, or an input shape the model cannot take.
+        IchError: an unknown name, weights that are missing or do not fit, an input shape the model cannot take, or what
+            the backbone has not got: stochastic depth, a mean of maps, batch normalization.
     """
+    images = keras.Input(input_shape, name="image")
+    body = _body(name, images, None if weights is None else str(weights))
+    if drop_path is not None:
+        body = adjustments.with_drop_path(body, drop_path, name)
+    if gem is not None:
+        body = adjustments.with_gem(body, gem, name)
+    if freeze_batch_norm:
+        adjustments.freeze_batch_norm(body, name)
+    features = layers.Dropout(dropout)(body.output)
+    # float32 under mixed precision too: the loss needs the digits.
+    logits = layers.Dense(len(LABELS), dtype="float32", name="logits")(features)
+    return keras.Model(images, logits, name=name)
+
+
+def _body(name: str, images: keras.KerasTensor, weights: str | None) -> keras.Model:
+    """Return a backbone of `BUILDERS` as a model from images to features."""
     if name not in BUILDERS:
         raise IchError(f"no model is called {name!r}; there are {', '.join(BUILDERS)}")
     if weights not in (None, "imagenet") and not Path(weights).is_file():
         raise IchError(f"model weights {weights} are no file; expected imagenet, null, or the path of a weights file")
-    images = keras.Input(input_shape, name="image")
     try:
-        features = BUILDERS[name](images, None if weights is None else str(weights))
+        return keras.Model(images, BUILDERS[name](images, weights))
     except IchError:
         raise
     except Exception as error:  # a download, an HDF5 file and a shape each fail in a way of their own
         raise IchError(
-            f"{name} cannot be built for images of shape {input_shape} with weights {weights}: {one_line(error)}."
+            f"{name} cannot be built for images of shape {images.shape[1:]} with weights {weights}: {one_line(error)}."
             " Without network, download the weights elsewhere and set model.weights to the file's path"
         ) from error
-    features = layers.Dropout(dropout)(features)
-    # float32 under mixed precision too: the loss needs the digits.
-    logits = layers.Dense(len(LABELS), dtype="float32", name="logits")(features)
-    return keras.Model(images, logits, name=name)
 
 
 def with_features(model: keras.Model) -> keras.Model:
@@ -161,11 +183,10 @@ def _transplant(donor: keras.Model, model: keras.Model, gain: float) -> None:
         value = keras.ops.convert_to_numpy(theirs)
         kernel = value.ndim == 4  # (height, width, in, out); other weights with a channel axis are statistics
         if theirs.shape != ours.shape:
-            axis = value.ndim - 2 if kernel else value.ndim - 1
-            channels = ours.shape[axis]
-            value = np.repeat(value.mean(axis=axis, keepdims=True), channels, axis=axis)
             if kernel:
-                value *= theirs.shape[axis] / channels
+                value = adjustments.with_channels(value, ours.shape[2])
+            else:
+                value = np.repeat(value.mean(axis=-1, keepdims=True), ours.shape[-1], axis=-1)
         ours.assign(value * gain if first and kernel else value)
         first = first and not kernel
     for layer in model.layers:

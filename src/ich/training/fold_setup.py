@@ -113,7 +113,15 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
 
 
 def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model:
-    build = partial(backbones.build_model, section.name, weights=section.weights, dropout=section.dropout)
+    build = partial(
+        backbones.build_model,
+        section.name,
+        weights=section.weights,
+        dropout=section.dropout,
+        drop_path=section.drop_path,
+        gem=section.gem,
+        freeze_batch_norm=section.freeze_batch_norm,
+    )
     window = section.scan
     if window is None:
         return build(image_shape)

@@ -20,7 +20,7 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError, one_line
 from ich.files import sha256_of, sweep
-from ich.models import devices, scan
+from ich.models import adjustments, devices, scan
 from ich.models.prior import LossCorrection, PriorCorrection
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.training.chunked_inference import predict_logits
@@ -34,6 +34,7 @@ _LAYERS = {
     for layer in (
         PriorCorrection,
         LossCorrection,
+        adjustments.GeM,
         scan.FoldSlices,
         scan.UnfoldSlices,
         scan.NeighborDifferences,

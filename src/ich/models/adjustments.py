@@ -1,0 +1,152 @@
+"""Adjust a backbone: channels of its images, stochastic depth, GeM pooling, frozen batch normalization."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from ich.errors import IchError
+
+_DROP_CONNECT = 0.2  # of EfficientNets in keras.applications, for the block behind their last
+_LEAST = 1e-6  # what smaller features count as in GeM: the root has no gradient at 0
+
+
+@keras.saving.register_keras_serializable("ich")
+class GeM(layers.Layer):
+    """Pool feature maps by the generalized mean, (mean of x^p)^(1/p) (Radenović et al., arXiv:1711.02512).
+
+    With p = 1 it is the mean, and the larger p, the nearer to the maximum. Negative features count as 0.
+
+    Args:
+        exponent: p, a constant.
+
+    Call:
+        maps: (batch, height, width, n). Returns (batch, n); computed in float32.
+    """
+
+    def __init__(self, exponent: float, **kwargs):
+        super().__init__(**kwargs)
+        self.exponent = float(exponent)
+
+    def call(self, maps):
+        x = ops.maximum(ops.cast(maps, "float32"), _LEAST)
+        # Divided by the largest, a constant of the gradient as it cancels: no power overflows or vanishes.
+        largest = ops.stop_gradient(ops.max(x, axis=(1, 2), keepdims=True))
+        mean = ops.mean((x / largest) ** self.exponent, axis=(1, 2))
+        return ops.cast(mean ** (1 / self.exponent) * largest[:, 0, 0], self.compute_dtype)
+
+    def compute_output_spec(self, maps):
+        return keras.KerasTensor((maps.shape[0], maps.shape[-1]), self.compute_dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "exponent": self.exponent}
+
+
+def with_gem(body: keras.Model, exponent: float, name: str) -> keras.Model:
+    """Return a backbone with `GeM` in the place of its global average; what normalizes the average follows as before.
+
+    Args:
+        body: from images to features.
+        name: of the backbone, for the message.
+
+    Raises:
+        IchError: its features are not the average of its last maps.
+    """
+    means = [k for k, layer in enumerate(body.layers) if isinstance(layer, layers.GlobalAveragePooling2D)]
+    behind = body.layers[means[-1] + 1 :] if means else []
+    # An earlier average is a squeeze-and-excitation's; only ConvNeXt has a layer behind the last, a normalization.
+    if not means or not all(isinstance(layer, layers.LayerNormalization) for layer in behind):
+        raise IchError(
+            f"model.gem is {exponent}, and {name} does not pool the mean of feature maps, which GeM would replace; set"
+            " model.gem to null"
+        )
+    x = GeM(exponent, name="gem")(body.layers[means[-1]].input)
+    for layer in behind:
+        x = layer(x)
+    return keras.Model(body.input, x)
+
+
+def with_drop_path(body: keras.Model, rate: float, name: str) -> keras.Model:
+    """Return a backbone of keras.applications whose residual blocks are skipped at random while it trains.
+
+    The rate rises from 0 for the first block to `rate` behind the last (Huang et al., arXiv:1603.09382).
+
+    Args:
+        body: from images to features.
+        name: of the backbone, for the message.
+
+    Raises:
+        IchError: it has no such blocks.
+    """
+    dropped = [one for one in body.layers if isinstance(one, layers.Dropout) and one.noise_shape is not None]
+    for layer in dropped:  # EfficientNet has them, at a rate of its own
+        layer.rate *= rate / _DROP_CONNECT
+    if dropped:
+        return body
+    # ConvNeXt, which keras.applications builds at rate 0, has an identity in their place.
+    places = [one.name for one in body.layers if one.name.startswith("convnext") and one.name.endswith("_identity")]
+    if not places:
+        raise IchError(
+            f"model.drop_path is {rate}, and {name} has no stochastic depth; set model.drop_path to null, or take an"
+            " EfficientNet, a ConvNeXt, or a hub: backbone that has it"
+        )
+    rates = dict(zip(places, drop_rates(rate, len(places)), strict=True))
+
+    def replaced(layer: layers.Layer) -> layers.Layer:
+        if layer.name in rates:
+            return sample_dropout(rates[layer.name], 4, name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    changed = keras.models.clone_model(body, input_tensors=body.input, clone_function=replaced)
+    changed.set_weights(body.get_weights())
+    return changed
+
+
+def drop_rates(rate: float, blocks: int) -> list[float]:
+    """Return the rate of each block, from 0 for the first to `rate` for the last; a single one is the last."""
+    return [float(one) for one in np.linspace(0, rate, blocks)] if blocks > 1 else [rate] * blocks
+
+
+def sample_dropout(rate: float, dimensions: int, **options) -> layers.Dropout:
+    """Return the dropout of whole samples: of a residual branch, stochastic depth."""
+    return layers.Dropout(rate, noise_shape=(None, *[1] * (dimensions - 1)), **options)
+
+
+def freeze_batch_norm(body: layers.Layer, name: str) -> None:
+    """Freeze the batch normalization of a backbone: it uses its stored statistics in training too, and learns nothing.
+
+    Args:
+        body: a backbone, as a model or a layer.
+        name: of the backbone, for the message.
+
+    Raises:
+        IchError: it has none.
+    """
+    found = _batch_norms(body)
+    if not found:
+        raise IchError(
+            f"model.freeze_batch_norm is true, and {name} has no batch normalization; set model.freeze_batch_norm to"
+            " false"
+        )
+    for layer in found:
+        layer.trainable = False
+
+
+def has_frozen_batch_norm(body: layers.Layer) -> bool:
+    """Return whether `freeze_batch_norm` was applied."""
+    found = _batch_norms(body)
+    return bool(found) and not any(layer.trainable for layer in found)
+
+
+def _batch_norms(body: layers.Layer) -> list[layers.BatchNormalization]:
+    # A private method, as `layers` stops at a nested model or a layer made of others.
+    return [one for one in body._flatten_layers() if isinstance(one, layers.BatchNormalization)]
+
+
+def with_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Fit the first kernel to another number of channels: the response to a gray image stays.
+
+    Args:
+        kernel: (height, width, channels of it, filters).
+    """
+    mean = kernel.mean(axis=2, keepdims=True) * (kernel.shape[2] / channels)
+    return np.repeat(mean, channels, axis=2)
