@@ -171,9 +171,11 @@ class ScanModel(Section):
 
 
 class Model(Section):
-    # small_cnn, or the name of a model of keras.applications.
+    # small_cnn, the name of a model of keras.applications, or hub: and a preset of keras-hub (pip install 'ich[hub]'):
+    # its name, or the folder it lies in, such as hub:/kaggle/input/dinov2/keras/dinov2_small/1.
     name: str = "EfficientNetV2B0"
-    # Initial weights: imagenet, the path of a weights file, or null for random ones.
+    # Initial weights: imagenet, the path of a weights file, or null for random ones. Of a hub: preset, imagenet takes
+    # those that it comes with, whatever they were trained on.
     weights: str | None = "imagenet"
     # Dropout before the last layer.
     dropout: float = Field(0.2, ge=0, lt=1)

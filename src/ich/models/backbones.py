@@ -11,7 +11,7 @@ from keras import layers
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError, one_line
-from ich.models import adjustments, devices
+from ich.models import adjustments, devices, hub
 
 Backbone = Callable[[keras.KerasTensor, str | None], keras.KerasTensor]
 """Maps an image tensor of 0 to 255, shape (batch, height, width, channels), and weights to features (batch, n)."""
@@ -102,11 +102,13 @@ def build_model(
     """Build the untrained slice classifier.
 
     Args:
-        name: a key of `BUILDERS`: `small_cnn`, or a model of keras.applications.
+        name: a key of `BUILDERS`: `small_cnn`, or a model of keras.applications; or `hub:` and a preset of keras-hub,
+            as `ich.models.hub.features` takes it.
         input_shape: (height, width, channels); any number of channels.
         weights: of the backbone: "imagenet"; the path of a file without top, for three channels, as keras.applications
             publishes them (for small_cnn: its own); or None for random ones. For another number of channels the first
-            kernel becomes its mean over the three, scaled so that the response to a gray image is the same.
+            kernel becomes its mean over the three, scaled so that the response to a gray image is the same. A preset of
+            keras-hub has its own: imagenet, or None.
         dropout: share of the features that training drops before the last layer.
         drop_path: rate of stochastic depth in the last residual block; None leaves the backbone's own.
         gem: exponent of `adjustments.GeM`, which pools in the place of the mean; None for the mean.
@@ -121,9 +123,13 @@ def build_model(
             the backbone has not got: stochastic depth, a mean of maps, batch normalization.
     """
     images = keras.Input(input_shape, name="image")
-    body = _body(name, images, None if weights is None else str(weights))
-    if drop_path is not None:
-        body = adjustments.with_drop_path(body, drop_path, name)
+    own_weights = None if weights is None else str(weights)
+    if name.startswith(hub.PREFIX):
+        body = keras.Model(images, hub.features(name.removeprefix(hub.PREFIX), images, own_weights, drop_path))
+    else:
+        body = _body(name, images, own_weights)
+        if drop_path is not None:
+            body = adjustments.with_drop_path(body, drop_path, name)
     if gem is not None:
         body = adjustments.with_gem(body, gem, name)
     if freeze_batch_norm:
@@ -131,13 +137,13 @@ def build_model(
     features = layers.Dropout(dropout)(body.output)
     # float32 under mixed precision too: the loss needs the digits.
     logits = layers.Dense(len(LABELS), dtype="float32", name="logits")(features)
-    return keras.Model(images, logits, name=name)
+    return keras.Model(images, logits, name="hub" if name.startswith(hub.PREFIX) else name)  # without a slash
 
 
 def _body(name: str, images: keras.KerasTensor, weights: str | None) -> keras.Model:
     """Return a backbone of `BUILDERS` as a model from images to features."""
     if name not in BUILDERS:
-        raise IchError(f"no model is called {name!r}; there are {', '.join(BUILDERS)}")
+        raise IchError(f"no model is called {name!r}; there are {', '.join(BUILDERS)}, and hub:PRESET of keras-hub")
     if weights not in (None, "imagenet") and not Path(weights).is_file():
         raise IchError(f"model weights {weights} are no file; expected imagenet, null, or the path of a weights file")
     try:

@@ -79,16 +79,19 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     if len(model.inputs) != 1:
         raise IchError(f"the model has {len(model.inputs)} inputs; Grad-CAM is of models of one image")
     # Layers are sorted by their inputs: the last maps that are pooled feed the classifier, earlier ones a squeeze-and-
-    # excitation. Not the last layer that gives maps: it may lie inside a nested model.
+    # excitation. Not the last layer that gives maps: it may lie inside a nested model. What has weights does not pool,
+    # such as a vision transformer that is one layer from the image to features.
     maps = [
         layer.input
         for layer in model.layers
         if isinstance(getattr(layer, "output", None), keras.KerasTensor)
         and isinstance(layer.input, keras.KerasTensor)
         and len(layer.input.shape) == 4 > len(layer.output.shape)
+        and not layer.weights
     ]
     if not maps:
         raise IchError(
-            "the model pools no feature maps (batch, height, width, channels); Grad-CAM has nothing to weigh"
+            "the model pools no feature maps (batch, height, width, channels); Grad-CAM has nothing to weigh. Of a"
+            " vision transformer (ViT, DINO) features are the class token's and the patch tokens' mean"
         )
     return keras.Model(model.inputs[0], maps[-1]), keras.Model(maps[-1], model.outputs[0])

@@ -20,7 +20,7 @@ from ich.data import augment
 from ich.data.generator import DataGenerator
 from ich.errors import IchError, one_line
 from ich.files import sha256_of, sweep
-from ich.models import adjustments, devices, scan
+from ich.models import adjustments, devices, hub, scan
 from ich.models.prior import LossCorrection, PriorCorrection
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
 from ich.training.chunked_inference import predict_logits
@@ -35,6 +35,7 @@ _LAYERS = {
         PriorCorrection,
         LossCorrection,
         adjustments.GeM,
+        hub.HubBackbone,
         scan.FoldSlices,
         scan.UnfoldSlices,
         scan.NeighborDifferences,
@@ -65,11 +66,14 @@ def read_model(path: Path, advice: str) -> keras.Model:
         advice: what to do if the file is damaged, for the message.
 
     Raises:
-        IchError: it cannot be read, such as one written by another version of Keras.
+        IchError: it cannot be read, such as one written by another version of Keras, or a package that it is made of
+            is not installed.
     """
     try:
         return keras.saving.load_model(path, _LAYERS, compile=False, safe_mode=True)
     except Exception as error:  # a damaged zip, HDF5 file and config each fail in a way of their own
+        if (ours := _ich_error_within(error)) is not None:
+            raise IchError(f"the model {path} cannot be read: {ours}") from error
         writer = metadata_of(path).get("keras_version")
         if writer not in (None, keras.__version__):  # arguments of layers change from version to version
             advice = f"Keras {writer} wrote it, this is {keras.__version__}: pip install keras=={writer}"
@@ -77,6 +81,13 @@ def read_model(path: Path, advice: str) -> keras.Model:
         if isinstance(error, MemoryError) or type(error).__module__.startswith("tensorflow"):
             advice = "the file is not at fault: free the memory of the machine and its GPU, and run again"
         raise IchError(f"the model {path} cannot be read ({one_line(error)}); {advice}") from error
+
+
+def _ich_error_within(error: BaseException | None) -> IchError | None:
+    """Return the error that one of our layers raised, which Keras wraps in one of its own."""
+    while error is not None and not isinstance(error, IchError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
