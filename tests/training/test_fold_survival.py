@@ -35,6 +35,8 @@ ALL_OF_IT = {
     "backbone_rate": 0.5,
     "validate_every": 3,
     "fixed_batches": True,
+    "mixup": 0.4,
+    "cutmix": 1.0,
 }
 
 
