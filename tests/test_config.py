@@ -228,7 +228,7 @@ def test_every_config_of_the_repository_takes_every_kind_of_second_stage():
 
 def test_every_key_of_the_second_stage_is_read_by_some_kind(written):
     """So that a new one is told whose it is."""
-    others = {"kind", "features", "seed"}
+    others = {"kind", "features", "align", "seed"}
     assert {*NETWORK_ALONE, *TREES_ALONE, *others} == set(Sequence.model_fields)
     path = written(LEAST)
     for kind, keys in {"recurrent": NETWORK_ALONE, "boosting": TREES_ALONE}.items():

@@ -460,8 +460,8 @@ def test_the_features_of_the_second_stage_are_those_asked_for(scores, tmp_path):
 
 def test_every_key_stands_in_a_table():
     """A new key is seen to arrive somewhere, or here it fails."""
-    # Tests of their own, in test_pseudo.py and test_initial.py.
-    elsewhere = {"sequence.features", "train.pseudo", "train.pseudo_weight", "train.init_from"}
+    # Tests of their own, in test_alignment.py, test_pseudo.py and test_initial.py.
+    elsewhere = {"sequence.features", "sequence.align", "train.pseudo", "train.pseudo_weight", "train.init_from"}
     sections = ("preprocess", "folds", "model", "train", "predict", "sequence", "machine")
     keys = {f"{section}.{key}" for section in sections for key in Config.model_fields[section].annotation.model_fields}
     assert keys == {*TRAINING, *CONVERSION, *FOLDS, *PREDICTION, *SECOND_STAGE, *elsewhere}

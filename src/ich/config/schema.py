@@ -352,6 +352,9 @@ class Sequence(Section):
     # Input of the network: out-of-fold logits; or embeddings and logits of the fold's own model, by
     # scripts/extract_features.py. The other kinds read out-of-fold logits either way.
     features: Literal["logits", "embeddings"] = "logits"
+    # Shift each fold's out-of-fold logits by an offset a label, so that all folds' models have one mean probability
+    # over the test set; after scripts/predict.py. A network that reads embeddings keeps those of its own model.
+    align: bool = False
     # Seed of networks and trees.
     seed: _Seed = 0
     # Networks for each fold, of consecutive seeds, whose logits are averaged.
@@ -404,7 +407,7 @@ class Sequence(Section):
     @classmethod
     def _is_read(cls, value: Any, info: ValidationInfo) -> Any:
         kind, key = info.data.get("kind"), str(info.field_name)
-        if key in ("kind", "features") or kind in (None, "blend"):
+        if key in ("kind", "features", "align") or kind in (None, "blend"):
             return value
         readers = _READERS.get(key, ("recurrent",))
         if kind in readers:
@@ -418,6 +421,13 @@ class Sequence(Section):
             raise ValueError(
                 "the network alone reads them; set sequence.kind to recurrent or blend, or sequence.features to logits"
             )
+        return value
+
+    @field_validator("align")
+    @classmethod
+    def _is_of_several_models(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (info.data.get("kind"), info.data.get("features")) == ("recurrent", "embeddings"):
+            raise ValueError("each network reads embeddings and logits of one model; set sequence.align=false")
         return value
 
     @field_validator("shuffle_kinds")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ich.competition import folds
@@ -26,7 +27,7 @@ from ich.files import sha256_of, write_json
 from ich.results import environment
 from ich.results.predictions import read_predictions
 from ich.results.result_directory import check_folds, check_result, how_to_predict, members
-from ich.second_stage import embeddings, scans
+from ich.second_stage import alignment, embeddings, scans
 from ich.second_stage.scans import Scans
 from ich.training import run_directory
 from ich.training.run_data import RunData
@@ -46,6 +47,8 @@ class FirstStage:
         digests: SHA-256 of the files of the train and of the test scores.
         embedded: (part, fold) -> features by the fold's model: "seen", the scans that it was trained on; "oof", those
             that it held out; "test", the test set, if it was predicted. None if the network reads `train` and `test`.
+        offsets: computes what aligns the folds' logits, (folds, 6), see `ich.second_stage.alignment`; None if they
+            stay as they are.
     """
 
     config: Config
@@ -55,6 +58,7 @@ class FirstStage:
     sources: list[Path]
     digests: dict[str, list[str]]
     embedded: Callable[[str, int], Scans] | None = None
+    offsets: Callable[[], np.ndarray] | None = None
 
 
 def inputs_from_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[str] = ()) -> FirstStage:
@@ -136,7 +140,13 @@ def _read(paths: Sequence[Path], config: Config) -> FirstStage:
             files["test" if file.stem == "test" else "train"].append(file)
         embedded = partial(_read_embedded, paths[0], slices)
     digests = {split: list(map(sha256_of, of_split)) for split, of_split in files.items()}
-    return FirstStage(config, table, train, test, list(paths), digests, embedded)
+    offsets = partial(_mean_offsets, paths) if config.sequence.align else None
+    return FirstStage(config, table, train, test, list(paths), digests, embedded, offsets)
+
+
+def _mean_offsets(paths: Sequence[Path]) -> np.ndarray:
+    """Compute the offsets of the mean of several runs' logits."""
+    return np.mean([alignment.offsets_of(path) for path in paths], axis=0)
 
 
 def _read_embedded(path: Path, slices: pd.DataFrame, part: str, k: int) -> Scans:
@@ -165,6 +175,8 @@ def inputs_from_table(
     config = of_values({"name": name, "data": data}, overrides, f"the run of {path}")
     if config.sequence.features == "embeddings":
         raise IchError(f"{path} is a table of scores, which has no embeddings; give the run that they are of")
+    if config.sequence.align:
+        raise IchError(f"{path} is a table of scores without a test set, by which models are aligned; give runs")
     folded = folds.make_folds(table, config.folds.n, config.folds.seed)
     run = Run(root / name, config)
     run.check_place()

@@ -4,6 +4,7 @@ It keeps the first stage's folds of patients, trains on all but one and predicts
 `ich.second_stage.inputs` for its inputs.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ich import config
 from ich.competition import metrics
 from ich.competition.labels import LABELS
-from ich.errors import IchError, name_some
+from ich.errors import IchError, name_some, one_line
 from ich.files import remove, replacing, sha256_of, write_json
 from ich.results import compare, environment
 from ich.results.blend import least_on_simplex
@@ -51,16 +52,21 @@ def train(stage: FirstStage, root: Path = run_directory.RUNS) -> tuple[Run, dict
     """
     run = Run(root / stage.config.name, stage.config)
     with run.locked():
-        _claim(stage, run)
+        offsets = _claim(stage, run)
         fold_of_scan = _fold_of_scan(stage)
+        learned_from = stage if offsets is None else replace(stage, train=_aligned(stage, offsets))
         jobs = [(kind, k) for kind in stage.config.sequence.kinds for k in range(stage.config.folds.n)]
         for kind, k in tqdm(jobs, desc="second stage", unit="fold", disable=None):
-            _train_part(run, stage, fold_of_scan, kind, k)
+            _train_part(run, learned_from, fold_of_scan, kind, k)
         return run, _blend(stage, run)
 
 
-def _claim(stage: FirstStage, run: Run) -> None:
-    """Write a new run's config and environment, or check those that are there; remove outdated test predictions."""
+def _claim(stage: FirstStage, run: Run) -> np.ndarray | None:
+    """Write a new run's config and environment, or check those that are there; remove outdated test predictions.
+
+    Returns:
+        The offsets that align the folds, (folds, 6), if they are to be aligned: constants from the first call on.
+    """
     digests = {"folds_sha256": sha256_of(stage.config.data.folds_path), "scores_sha256": stage.digests["train"]}
     passes = {str(path): passes_of(path) for path in stage.sources if path.is_dir()}
     if stage.embedded is not None:
@@ -82,15 +88,42 @@ def _claim(stage: FirstStage, run: Run) -> None:
                 f"{run.path} was trained with another section sequence, other folds or other scores{changed}; give"
                 f" this one another name: scripts/train_sequence.py {' '.join(map(str, stage.sources))} --name NAME"
             )
+        offsets = _offsets_in(run, then) if stage.config.sequence.align else None
         if then.get("test_scores_sha256") == stage.digests["test"]:
-            return
+            return offsets
         # Earlier versions kept each fold's test predictions.
         remove(*run.path.glob("fold*/*_test.parquet"), run.predictions_path)
+    else:
+        offsets = None if stage.offsets is None else stage.offsets()
     facts = environment.environment() | digests
+    if offsets is not None:
+        facts["offsets"] = [dict(zip(LABELS, of_fold, strict=True)) for of_fold in offsets.tolist()]
     facts |= {"devices": keras.distribution.list_devices(), "first_stage": list(map(str, stage.sources))}
     write_json(run.environment_path, facts | {"passes": passes, "test_scores_sha256": stage.digests["test"]})
     with replacing(run.config_path) as temporary:
         temporary.write_text(stage.config.resolved())
+    return offsets
+
+
+def _offsets_in(run: Run, facts: dict) -> np.ndarray:
+    """Return the offsets that environment.json keeps, (folds, 6)."""
+    try:
+        offsets = np.array([[of_fold[label] for label in LABELS] for of_fold in facts["offsets"]], np.float64)
+        if offsets.shape != (run.config.folds.n, len(LABELS)) or not np.isfinite(offsets).all():
+            raise ValueError("they are not a number of each fold and label")
+    except (KeyError, TypeError, ValueError) as error:
+        raise IchError(
+            f"{run.environment_path} lacks the offsets that the folds were aligned by ({one_line(error, named=True)});"
+            " restore it, or train a second stage of another name (--name)"
+        ) from error
+    return offsets
+
+
+def _aligned(stage: FirstStage, offsets: np.ndarray) -> Scans:
+    """Return the scans to learn from with each fold's offsets added to its logits."""
+    fold = stage.folds["fold"].loc[stage.train.ids].to_numpy()
+    logits = (stage.train.logits + offsets[fold]).clip(-scans.LIMIT, scans.LIMIT)
+    return replace(stage.train, logits=logits.astype(np.float32))
 
 
 def _fold_of_scan(stage: FirstStage) -> np.ndarray:
