@@ -107,6 +107,21 @@ def test_a_config_cannot_be_changed():
         config().name = "other"
 
 
+def test_the_head_leaves_epochs_to_the_whole_network(written):
+    path = written(LEAST)
+    assert "the training has 3 epochs; leave the whole network one" in refusal(
+        path, "train.epochs=3", "train.head_epochs=3"
+    )
+    told = refusal(path, "train.epochs=3", "train.head_epochs=1", "train.warmup_epochs=2.5")
+    assert "the training has 2 epochs of the whole network; set it to these at most" in told
+    load(path, ["train.epochs=3", "train.head_epochs=1", "train.warmup_epochs=2"])
+
+
+def test_a_compiler_that_devices_do_not_share(written):
+    told = refusal(written(LEAST), "machine.jit_compile=true", "machine.distribute=mirrored")
+    assert "needs machine.jit_compile=auto or false: XLA compiles nothing that several devices share" in told
+
+
 def test_ways_to_sample_that_do_not_go_together(written):
     path = written(LEAST)
     assert refusal(path, "train.slices_per_series=4", "train.positive_share=0.5") == (

@@ -161,3 +161,16 @@ def test_the_backbone_is_that_of_the_slice_classifier():
         found = [one for layer in scan.backbone(whole) for one in layer.weights]
         assert len(found) == len(alone.weights) - 2
         assert {id(one) for one in found} < {id(one) for one in whole.weights}
+
+
+def test_a_frozen_backbone_learns_nothing_and_is_as_before_afterwards():
+    model = build()
+    layer = next(one for one in scan.backbone(model) if one.weights)
+    layer.trainable = False  # as asked for elsewhere
+    before = [one.trainable for one in model.weights]
+    with scan.frozen_backbone(model):
+        backbone = {id(one) for each in scan.backbone(model) for one in each.weights}
+        assert not any(id(one) in backbone for one in model.trainable_weights)
+        assert len(model.trainable_weights) > 2
+    assert [one.trainable for one in model.weights] == before
+    assert not layer.trainable

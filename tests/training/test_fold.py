@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import shutil
+from itertools import pairwise
 
 import cv2
 import keras
@@ -174,6 +175,29 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_predicts(data, tmp_pat
     score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
     history = pd.read_csv(run.fold(0) / "history.csv")
     assert history["val_weighted_log_loss"].iloc[-1] == pytest.approx(score, rel=1e-4)
+
+
+def test_the_head_learns_alone_first(data, tmp_path, monkeypatch):
+    steps = []
+
+    class Recorder(fold.TerminateOnNaNLoss):
+        def on_train_batch_end(self, batch, logs=None):
+            weights = [keras.ops.convert_to_numpy(weight) for weight in self.model.weights]
+            steps.append((weights, float(self.model.optimizer.learning_rate)))
+
+    monkeypatch.setattr(fold, "TerminateOnNaNLoss", Recorder)
+    train = {"head_epochs": 1, "epochs": 2, "batch_size": 4, "learning_rate": 0.01}
+    trained(data, tmp_path, 0, train=train)
+    assert len(steps) == 6
+    for number, weights in enumerate(zip(*(weights for weights, _ in steps), strict=True)):
+        changes = [not np.array_equal(*both) for both in pairwise(weights)]
+        of_head = number >= len(steps[0][0]) - 2  # the last two are of the layer behind the backbone
+        assert changes[:2] == [of_head] * 2  # moving statistics stay too
+    assert any(not np.array_equal(*both) for both in zip(steps[3][0][:-2], steps[5][0][:-2], strict=True))
+    assert [rate for _, rate in steps] == pytest.approx([0.0075, 0.0025, 0, 0.005, 0.01, 0], abs=1e-6)
+    monkeypatch.setattr(fold.trackers, "check_installed", lambda names: None)
+    with pytest.raises(IchError, match=r"mlflow records the settings of one optimizer, and train.head_epochs trains"):
+        trained(data, tmp_path / "logged", 0, train=train, machine={"log_to": "mlflow"})
 
 
 def test_the_best_epochs_weights_on_request(data, tmp_path):

@@ -34,6 +34,7 @@ ALL_OF_IT = {
     "accumulate": 2,  # three batches an epoch of these, so that an epoch ends between two updates
     "backbone_rate": 0.5,
     "validate_every": 3,
+    "head_epochs": 1,
     "fixed_batches": True,
     "mixup": 0.4,
     "cutmix": 1.0,

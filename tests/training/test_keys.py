@@ -161,6 +161,9 @@ TRAINING = {
     ),
     "train.seed": arrives(1, lambda seen: (seen.first, seen.ids, seen.images)),
     "train.epochs": arrives(3, lambda seen: (seen.fit["epochs"], seen.schedule["decay_steps"]), (3, 6)),
+    "train.head_epochs": arrives(
+        1, lambda seen: (seen.fit["epochs"], len(seen.first), seen.schedule["decay_steps"]), (1, 2, 3), train__epochs=3
+    ),
     "train.batch_size": arrives(4, lambda seen: len(seen.train[0][0]), 4),
     "train.fixed_batches": arrives(True, lambda seen: len(seen.ids), 15),
     "train.accumulate": arrives(2, lambda seen: seen.optimizer["gradient_accumulation_steps"], 2),

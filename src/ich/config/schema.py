@@ -194,10 +194,11 @@ class Model(Section):
 
 
 def _reached(section: type[BaseModel], value: float, info: ValidationInfo) -> float:
-    epochs = info.data.get("epochs", value)
+    epochs = info.data.get("epochs", value) - info.data.get("head_epochs", 0)
     default = section.model_fields["warmup_epochs"].default
     if value > epochs and value != default:
-        raise ValueError(f"the training has {epochs} epochs; set it to these at most, or leave it at {default}")
+        whole = " of the whole network" if info.data.get("head_epochs") else ""
+        raise ValueError(f"the training has {epochs} epochs{whole}; set it to these at most, or leave it at {default}")
     return value
 
 
@@ -206,6 +207,9 @@ class Train(Section):
     seed: _Seed = 0
     # Epochs.
     epochs: int = Field(6, ge=1)
+    # Of these, the first so many train the layers behind the backbone alone, with all else as it is, at learning_rate,
+    # which falls to 0; then the whole network begins with its warm-up.
+    head_epochs: int = Field(0, ge=0)
     # A finished run on the same folds, such as runs/other, whose fold k's weights are those that fold k begins with; a
     # scan model's slice classifier takes those of a slice classifier. model.weights is not read then.
     init_from: Path | None = None
@@ -276,6 +280,13 @@ class Train(Section):
         return focal + (["train.label_smoothing"] if self.label_smoothing else [])
 
     _warm_in_time = field_validator("warmup_epochs")(classmethod(_reached))
+
+    @field_validator("head_epochs")
+    @classmethod
+    def _leaves_some(cls, value: int, info: ValidationInfo) -> int:
+        if value >= info.data.get("epochs", value + 1):
+            raise ValueError(f"the training has {info.data['epochs']} epochs; leave the whole network one of them")
+        return value
 
     @field_validator("focal_gamma")
     @classmethod

@@ -5,8 +5,8 @@ place of 2023, abdominal trauma), and in the best published score of this challe
 """
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import keras
 import numpy as np
@@ -203,6 +203,23 @@ def slice_model(model: keras.Model) -> keras.Model:
 def backbone(model: keras.Model) -> list[layers.Layer]:
     """Return the layers of the backbone of a slice classifier or a scan model: what the slice's own logits read."""
     return [layer for layer in slice_model(model).layers if layer.name != "logits"]
+
+
+@contextmanager
+def frozen_backbone(model: keras.Model) -> Iterator[None]:
+    """Train the layers behind the backbone alone within the context, in which the model is compiled too.
+
+    The frozen layers work as in prediction: batch normalization by its moving statistics, which stay.
+    """
+    frozen = [one for layer in backbone(model) for one in layer._flatten_layers()]  # with layers within layers
+    before = [layer.trainable for layer in frozen]
+    for layer in frozen:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer, trainable in zip(frozen, before, strict=True):
+            layer.trainable = trainable
 
 
 def image_shape(model: keras.Model) -> tuple[int, int, int]:

@@ -38,6 +38,20 @@ class Checkpoint(keras.callbacks.Callback):
         self.path = path
         self.history: dict[str, list[float]] = {}
 
+    def read_history(self) -> int:
+        """Read the history up to the last epoch, if there is a checkpoint.
+
+        Returns:
+            The number of finished epochs: `initial_epoch` of `fit`.
+
+        Raises:
+            IchError: the checkpoint cannot be read.
+        """
+        if not self.path.exists():
+            return 0
+        self.history = json.loads(_stored(self.path)[0])
+        return len(self.history["loss"])
+
     def restore(self, model: keras.Model) -> int:
         """Restore a compiled model to its state after the last epoch, if there is a checkpoint.
 
@@ -218,18 +232,27 @@ def read_variables(path: Path, variables: Sequence[keras.Variable]) -> str:
     Raises:
         IchError: the file cannot be read, or has other variables.
     """
-    advice = f"delete {path.parent} to train the fold from its start"
+    note, values = _stored(path)
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise IchError(f"the checkpoint {path} has the variables of another model than the config's; {_advice(path)}")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return note
+
+
+def _stored(path: Path) -> tuple[str, list[np.ndarray]]:
+    """Return the note and the values of a file of `write_variables`; raises IchError if it cannot be read."""
     try:
         # NumPy leaves a damaged archive open that it has opened itself.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             note, *values = (stored[name] for name in sorted(stored.files, key=lambda name: (name != "note", name)))
     except Exception as error:  # zipfile, zlib and NumPy raise different errors for a damaged file
-        raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {advice}") from error
-    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
-        raise IchError(f"the checkpoint {path} has the variables of another model than the config's; {advice}")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-    return str(note)
+        raise IchError(f"the checkpoint {path} cannot be read ({one_line(error)}); {_advice(path)}") from error
+    return str(note), values
+
+
+def _advice(path: Path) -> str:
+    return f"delete {path.parent} to train the fold from its start"
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

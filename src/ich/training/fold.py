@@ -111,6 +111,11 @@ def train_fold(run: Run, k: int) -> None:
     if not 0 <= k < config.folds.n:
         raise IchError(f"there is no fold {k}; the config has folds 0 to {config.folds.n - 1}")
     trackers.check_installed(config.machine.log_to)
+    if config.train.head_epochs and "mlflow" in config.machine.log_to:
+        raise IchError(
+            "machine.log_to=mlflow records the settings of one optimizer, and train.head_epochs trains with two; leave"
+            " one of both out"
+        )
     if k in run.finished_folds():
         _remove_checkpoint(run, k)  # it is there if a kill came between the last two steps
         return
@@ -211,7 +216,7 @@ def _fit(
     """
     section = run.config.train
     checkpoint = Checkpoint(run.fold(k) / CHECKPOINT)
-    done = checkpoint.restore(model)
+    done = checkpoint.read_history()
     if done:
         print(f"fold {k}: goes on after epoch {done} of {section.epochs}")
     advice = f"lower train.learning_rate, and give the run another name or delete {run.path}"
@@ -226,19 +231,30 @@ def _fit(
     config = run.config.model_dump(mode="json")
     training = trackers.Training(run.fold(k), run.config.name, k, config, steps=done * len(train))
     tracked = trackers.callbacks(log_to, training)
-    with reraising_ich_errors(), devices.synchronized(model), closing(line), tracked as tracking:
+    validated = [n for n in range(1, section.epochs + 1) if n % section.validate_every == 0 or n == section.epochs]
+
+    def fit(first: int, last: int) -> None:
+        if done > first:  # else the checkpoint, if there is one, is of another optimizer, whose work the model has
+            checkpoint.restore(model)
         model.fit(
             train,
             validation_data=held_out,
-            validation_freq=[
-                n for n in range(1, section.epochs + 1) if n % section.validate_every == 0 or n == section.epochs
-            ],
-            initial_epoch=done,
-            epochs=section.epochs,
+            validation_freq=validated,
+            initial_epoch=max(first, done),
+            epochs=last,
             shuffle=False,  # the generator shuffles samples; this would shuffle batches, by the global random state
             callbacks=[*watching, *tracking, checkpoint],
             verbose=0,
         )
+
+    with reraising_ich_errors(), devices.synchronized(model), closing(line), tracked as tracking:
+        if head := section.head_epochs:
+            if done <= head:  # after the last of them too, as the end of `fit` sets the averages of the weights
+                with scan.frozen_backbone(model):
+                    fold_setup.compile_model(model, run.config, train, aucs, head=True)
+                    fit(0, head)
+            fold_setup.compile_model(model, run.config, train, aucs)
+        fit(head, section.epochs)
     if section.keep == "best":
         read_variables(run.fold(k) / BEST, model.weights)
     seconds = sum(checkpoint.history.pop("seconds", ()))

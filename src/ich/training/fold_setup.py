@@ -86,19 +86,28 @@ def _sampling(
 
 def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -> keras.Model:
     """Build and compile the untrained model, for the images of the generator."""
-    first = train[0]
     section = config.model
     if config.train.init_from is not None:  # which sets all weights that are published
         section = section.model_copy(update={"weights": None})
-    model = _untrained(section, images_of(first[0]).shape[-3:])
+    model = _untrained(section, images_of(train[0][0]).shape[-3:])
     sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple | sampling.Filled) else train.sampling
     gamma = config.train.focal_gamma if config.train.loss == "focal" else 0.0
     oversampling = sample.oversampling if isinstance(sample, sampling.PositiveShare) else 1.0
     model = prior.corrected(model, oversampling, gamma, config.train.label_smoothing)
     if config.model.scan is not None and config.model.scan.slice_loss:
         model = scan.with_slice_head(model)
+    if config.train.head_epochs:
+        _optimizer(config.train, model, len(train), head=True)  # raises before the training what it raises
+    compile_model(model, config, train, aucs)
+    return model
+
+
+def compile_model(
+    model: keras.Model, config: Config, train: DataGenerator, aucs: list[LabelAUC], head: bool = False
+) -> None:
+    """Compile a model to train what is trainable of it: all epochs but those of the head, or these alone."""
     model.compile(
-        optimizer=_optimizer(config.train, model, steps_per_epoch=len(train)),
+        optimizer=_optimizer(config.train, model, len(train), head),
         loss=_loss(config.train, config.model.scan),
         metrics=[WeightedLogLoss(), *aucs],
         steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
@@ -107,9 +116,8 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     # Otherwise `fit` builds these from a batch that it draws, and on JAX and PyTorch each epoch then begins with what
     # the workers read for the previous one.
     model.optimizer.build(model.trainable_variables)
-    model.test_on_batch(*first)
+    model.test_on_batch(*train[0])
     model.reset_metrics()
-    return model
 
 
 def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model:
@@ -137,7 +145,9 @@ def _untrained(section: Model, image_shape: tuple[int, int, int]) -> keras.Model
     )
 
 
-def _optimizer(section: Train, model: keras.Model, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def _optimizer(
+    section: Train, model: keras.Model, steps_per_epoch: int, head: bool = False
+) -> keras.optimizers.Optimizer:
     factors = None
     if section.backbone_rate != 1:
         slow = {id(variable) for layer in scan.backbone(model) for variable in layer.trainable_variables}
@@ -145,9 +155,9 @@ def _optimizer(section: Train, model: keras.Model, steps_per_epoch: int) -> kera
     averaging = {} if section.ema_momentum is None else {"use_ema": True, "ema_momentum": section.ema_momentum}
     return adamw(
         steps_per_epoch,
-        epochs=section.epochs,
+        epochs=section.head_epochs if head else section.epochs - section.head_epochs,
         learning_rate=section.learning_rate,
-        warmup_epochs=section.warmup_epochs,
+        warmup_epochs=0.0 if head else section.warmup_epochs,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
         accumulate=section.accumulate,
