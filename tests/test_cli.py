@@ -174,7 +174,7 @@ KEYS = {
     "data": "sources split labels sample_submission images folds external",
     "preprocess": "windows size fit crop files",
     "folds": "n seed allow_unmatched",
-    "model": "name weights dropout neighbours scan",
+    "model": "name weights dropout drop_path gem freeze_batch_norm neighbours scan",
     "train": (
         "seed epochs init_from batch_size fixed_batches accumulate augment mixup cutmix mix_share learning_rate "
         "warmup_epochs backbone_rate weight_decay clip_norm loss focal_gamma label_weights label_smoothing "
@@ -183,8 +183,8 @@ KEYS = {
     ),
     "predict": "batch_size tta mean",
     "sequence": (
-        "kind features seed seeds width dilations units dropout epochs batch_size learning_rate warmup_epochs "
-        "weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
+        "kind features align seed seeds width dilations units dropout epochs batch_size learning_rate "
+        "warmup_epochs weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
     ),
     "machine": "jobs backend scheduler workers processes steps_per_execution jit_compile distribute log_to",
 }
