@@ -56,6 +56,7 @@ VARIANTS = ("two_stage", "scan_model", "scan_plus_second_stage", "blend", "pseud
 # What the sides differ in from configs/demo.yaml, as overrides.
 SCAN = [
     "model.scan={slices: 16, kind: gru, units: 48, slice_loss: 0.5}",
+    "model.freeze_batch_norm=true",  # a batch is four patients, whose statistics are not those of all
     "train.batch_size=4",
     "predict.batch_size=8",
     "train.learning_rate=1.0e-3",
