@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 from ich.errors import IchError
-from ich.models import adjustments, backbones, gradcam, hub
+from ich.models import adjustments, backbones, gradcam, hub, scan
 from ich.training.inference import read_model
 
 BLOCK = {"patch_size": 4, "num_layers": 2, "hidden_dim": 8, "num_heads": 2, "image_shape": (16, 16, 3)}
@@ -206,6 +206,8 @@ def test_frozen_normalization_is_frozen_in_the_saved_model_too(preset, family, t
     model = built(preset, family, freeze_batch_norm=True)
     images = gray_images(32, 3)
     for one in (model, read_again(model, tmp_path)):
+        with scan.frozen_backbone(one):  # a head that is trained alone first leaves it as it was
+            assert len(one.trainable_weights) == 2
         norms = [part for part in one._flatten_layers() if isinstance(part, layers.BatchNormalization)]
         still = {id(weight) for norm in norms for weight in norm.weights}
         assert len(still) == 4 * len(norms) > 0
