@@ -34,14 +34,18 @@ def script(name, backend, *arguments):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+SCANS = {"slices": 3, "units": 8}
+MODELS = {"slices": {}, "scans by a GRU": {"scan": SCANS}, "scans by attention": {"scan": SCANS | {"kind": "attention"}}}
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def trained(request, tmp_path_factory):
     """The folder of each backend, in which it has trained both folds."""
     path = tmp_path_factory.mktemp("data")
     make_images(path)
     config = tiny_config(
         path,
-        model={"dropout": 0.0},
+        model={"dropout": 0.0} | request.param,
         train={"epochs": 6, "ema_momentum": 0.8, "keep": "best", "loss": "focal", "label_smoothing": 0.02},
         machine={"workers": 2},
     )
