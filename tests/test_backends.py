@@ -35,7 +35,11 @@ def script(name, backend, *arguments):
 
 
 SCANS = {"slices": 3, "units": 8}
-MODELS = {"slices": {}, "scans by a GRU": {"scan": SCANS}, "scans by attention": {"scan": SCANS | {"kind": "attention"}}}
+MODELS = {
+    "slices": {},
+    "scans by a GRU": {"scan": SCANS},
+    "scans by attention": {"scan": SCANS | {"kind": "attention"}},
+}
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
