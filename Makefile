@@ -53,14 +53,14 @@ test-slow: install
 test-notebooks: $(VENV)/notebooks
 	$(BIN)/python -m pytest -m notebooks
 
-# In an environment of its own: JAX and PyTorch are as large as all else. With PyTorch's CPU wheels it is a gigabyte
+# In an environment of its own: JAX and PyTorch are as large as all else, and keras-hub wants its own TensorFlow. With PyTorch's CPU wheels it is a gigabyte
 # instead of five: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test-backends
 test-backends: $(VENV)-backends/installed
-	$(VENV)-backends/bin/python -m pytest -m backends
+	$(VENV)-backends/bin/python -m pytest -m "backends or hub"
 
 $(VENV)-backends/installed: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-backends
-	$(VENV)-backends/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,backends]"
+	$(VENV)-backends/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,backends,hub]"
 	touch $@
 
 lint: install

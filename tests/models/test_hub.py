@@ -65,6 +65,7 @@ WITH_DROP_PATH = (
 )
 
 pytestmark = [
+    pytest.mark.hub,
     pytest.mark.filterwarnings("ignore:Layer 'attn' .* was passed an input with a mask:UserWarning"),
 ]
 
