@@ -89,14 +89,15 @@ class RunData:
     @cached_property
     def trained_on(self) -> dict[str, Any]:
         """What cannot change once a training began: `digests`, and number and digest of the external slices."""
+        digests = self.digests  # first, as it names what is to be made first
         if not self.external:
-            return self.digests | {"external": None}
+            return digests | {"external": None}
         digest = sha256()
         for one in self.external:
             rows = slice_table.readable(one.slices, "train").loc[one.labels.index]
             digest.update(f"{slices_digest(rows)} {one.weight}\n".encode() + one.labels.to_numpy(np.int8).tobytes())
         count = sum(len(one.labels) for one in self.external)
-        return self.digests | {"external": {"slices": count, "sha256": digest.hexdigest()}}
+        return digests | {"external": {"slices": count, "sha256": digest.hexdigest()}}
 
     @property
     def facts(self) -> dict[str, Any]:
