@@ -106,6 +106,15 @@ def test_a_slices_mean_is_over_the_windows_that_show_it():
     assert merged[:, 0].tolist() == [0, 2, 3, 5]
 
 
+def test_a_slice_without_outputs_has_no_mean():
+    layout = np.array([[0, 1], [2, 3]])
+    outputs = np.zeros((2, 2, 6), np.float32)
+    with pytest.raises(IchError, match=r"no window shows 1 of 5 slices, so that they have no mean; leave out sampling"):
+        mean_over_windows(outputs, layout, 5)
+    with pytest.raises(IchError, match=r"the outputs have the shape \(1, 2, 6\), expected \(2, 2, …\): of all windows"):
+        mean_over_windows(outputs[:1], layout, 4)
+
+
 def test_a_slice_without_a_place_is_a_scan_of_its_own():
     laid = ScanWindows(ScanOrder.of(pd.Index(UIDS[:3]), table_of([3], UIDS[:3], placed=False)), 4, True)
     assert as_lists(laid.layout()) == [[0], [1], [2]]

@@ -128,16 +128,26 @@ def mean_over_windows(outputs: np.ndarray, rows: np.ndarray, slices: int) -> np.
 
     Args:
         outputs: shape (windows, n, …).
-        rows: of the windows, from `ScanWindows.layout`; each slice is in one at least.
+        rows: of the windows, from `ScanWindows.layout`.
         slices: their number.
 
     Returns:
         Of the dtype of `outputs`, at least float32 being used for sums, shape (slices, …).
+
+    Raises:
+        IchError: outputs of another number of windows, or slices that no window shows.
     """
+    if outputs.shape[:2] != rows.shape:
+        windows, n = rows.shape
+        raise IchError(f"the outputs have the shape {outputs.shape}, expected ({windows}, {n}, …): of all windows")
     total = np.zeros((slices, *outputs.shape[2:]), np.promote_types(outputs.dtype, np.float32))
     count = np.zeros(slices, np.int64)
     for place in range(rows.shape[1]):  # of one place in windows, each slice stands in one at most
         shown = rows[:, place] != PADDING
         total[rows[shown, place]] += outputs[shown, place]
         count[rows[shown, place]] += 1
+    if lacking := int((count == 0).sum()):
+        raise IchError(
+            f"no window shows {lacking:,} of {slices:,} slices, so that they have no mean; leave out sampling"
+        )
     return (total / count.reshape(-1, *[1] * (outputs.ndim - 2))).astype(outputs.dtype, copy=False)
