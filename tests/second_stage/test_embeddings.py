@@ -204,6 +204,7 @@ def test_predictions_of_odd_scans_are_all_there(extracted):
                 assert lengths[ALONE] == 1
 
 
+@pytest.mark.slow  # shorter scans go the same way in the other tests
 def test_a_scan_of_four_hundred_slices_goes_through_both_stages(tmp_path):
     write_scans(tmp_path)
     table = slice_table.read_table(tmp_path / "images/slices.parquet")

@@ -84,6 +84,7 @@ def test_embeddings_are_those_of_the_layers_over_the_slices(run):
         np.testing.assert_allclose(logits, expected, atol=0.02)  # the mean over windows of the passes' mean
 
 
+@pytest.mark.slow  # test_fold_survival's trainings of scans, stopped and killed, end bit for bit alike
 def test_training_twice_gives_the_same_and_another_seed_another(run, data, tmp_path):
     def weights(config, root):
         again = Run.begin(config, root)
