@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ich.errors import IchError, name_some
+from ich.images.slice_table import by_scan
 
 PADDING = -1
 """Row of what a window lacks; it stands behind the window's slices."""
@@ -44,13 +45,9 @@ class ScanOrder:
         table = slices.iloc[places]
         scan = table.groupby(["split", "SeriesInstanceUID"], sort=False).ngroup().fillna(-1).to_numpy(np.int64)
         order = table["order"].astype("float64").to_numpy()
-        scan = np.where(np.isnan(order), -1, scan)
-        alone = np.flatnonzero(scan < 0)
-        scan[alone] = scan.max(initial=-1) + 1 + np.arange(len(alone))
-        rows = np.lexsort([order, scan])
-        starts = np.flatnonzero(np.diff(scan[rows], prepend=-1))
+        rows, starts = by_scan(np.where(np.isnan(order), -1, scan), [order])
         z = table["z"].astype("float64").fillna(0.0).to_numpy()[rows]
-        return cls(rows, np.append(starts, len(rows)), z)
+        return cls(rows, starts, z)
 
 
 class ScanWindows:

@@ -130,6 +130,21 @@ def _shared_normals(normal: np.ndarray, series: np.ndarray, count: int) -> np.nd
     return shared
 
 
+def by_scan(series: np.ndarray, keys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Put slices into the order of their scans; one without a series is a scan of its own.
+
+    Args:
+        series: int64, (n,), a number for each series; below 0 for none.
+        keys: what orders the slices of a series, the last key first, as for np.lexsort.
+
+    Returns:
+        (rows, starts), int64: the slices scan after scan, (n,); where each scan begins in them, and n, (scans + 1,).
+    """
+    series = np.where(series < 0, series.max(initial=0) + 1 + np.arange(len(series)), series)
+    rows = np.lexsort([*keys, series])
+    return rows, np.append(np.flatnonzero(np.diff(series[rows], prepend=-1)), len(rows))
+
+
 def slice_distance(table: pd.DataFrame) -> float | None:
     """Return the median distance in mm between neighboring readable slices of the training; None if none is known.
 

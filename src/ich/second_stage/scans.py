@@ -16,6 +16,7 @@ from scipy.special import logit
 
 from ich.competition.labels import INDEX_NAME, LABELS
 from ich.errors import IchError, name_some, one_line
+from ich.images.slice_table import by_scan
 
 _IDS = (INDEX_NAME, "PatientID", "SeriesInstanceUID")
 
@@ -96,12 +97,10 @@ def arrange(table: pd.DataFrame, logits: pd.DataFrame, embeddings: np.ndarray | 
     z = rows["z"].to_numpy(np.float64, na_value=np.nan)
     series = pd.factorize(rows["SeriesInstanceUID"], sort=True)[0]
     alone = (series < 0) | ~np.isfinite(z)
-    series = np.where(alone, series.max(initial=0) + 1 + np.arange(len(rows)), series)
-    order = np.lexsort([logits.index.to_numpy(str), z, series])
-    starts = np.flatnonzero(np.diff(series[order], prepend=-1))
+    order, starts = by_scan(np.where(alone, -1, series), [logits.index.to_numpy(str), z])
     return Scans(
         ids=logits.index[order],
-        starts=np.append(starts, len(order)),
+        starts=starts,
         z=np.where(alone, np.nan, z).astype(np.float32)[order],
         logits=values[order].clip(-LIMIT, LIMIT),
         # Not copied if in scan order already: extracted ones are, and their file may be larger than the memory.
