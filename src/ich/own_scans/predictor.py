@@ -15,7 +15,7 @@ from ich.data import augment
 from ich.data.scan_windows import ScanOrder, ScanWindows, mean_over_windows
 from ich.errors import IchError
 from ich.images.render import Settings, field_of_view, over_slices, render
-from ich.images.slice_table import nearest
+from ich.images.slice_table import by_scan, nearest
 from ich.models import backbones, gradcam, scan
 from ich.own_scans.model_spec import BlendPart, ModelSpec, RunPart, SecondStagePart
 from ich.results import fitted_blend
@@ -178,8 +178,7 @@ class _Run:
 
         def batch_of(some: slice) -> dict[str, np.ndarray]:
             rows = layout[some]
-            inputs = windows.inputs(rows)
-            return {"image": images[rows] * inputs["mask"][..., None, None, None].astype(np.uint8), **inputs}
+            return {"image": images[rows], **windows.inputs(rows)}  # the model replaces what stands for padding
 
         of_windows = self._predict(self.networks[k], batch_of, len(layout))
         found = {name: mean_over_windows(values, layout, len(images)) for name, values in of_windows.items()}
@@ -281,9 +280,7 @@ def _as_scans(slices: Slices, logits: np.ndarray, embeddings: np.ndarray | None 
 
 def _scan_order(slices: Slices) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the slices, those with a position first, and where scans begin and end: one without is one."""
-    placed = np.isfinite(slices.z)
-    rows = np.concatenate([np.flatnonzero(placed), np.flatnonzero(~placed)])
-    return rows, np.unique([0, *range(int(placed.sum()), len(rows) + 1)])
+    return by_scan(np.where(np.isfinite(slices.z), 0, -1), [np.arange(len(slices.z))])
 
 
 def _with_neighbors(pictures: Sequence[np.ndarray], order: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
