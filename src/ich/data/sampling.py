@@ -128,10 +128,8 @@ class Weighted:
 
 
 @dataclass(eq=False)
-class Filled:
-    """Add up to n - 1 samples of another sampling's, drawn anew each epoch, so that n divides their number.
-
-    All batches of n samples are then full, and no sample is left out.
+class WholeBatches:
+    """Change another sampling so that n divides the number of its samples; the way is that of `Filled` or `Multiple`.
 
     Args:
         n: at least 1.
@@ -147,31 +145,30 @@ class Filled:
         return self.samples
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
-        order = np.arange(self.samples) if self.of is None else self.of(rng)
+        return self.whole(np.arange(self.samples) if self.of is None else self.of(rng), rng)
+
+    def whole(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return samples of an epoch, of whose number n is a divisor."""
+        raise NotImplementedError
+
+
+class Filled(WholeBatches):
+    """Add up to n - 1 samples of another sampling's, drawn anew each epoch.
+
+    All batches of n samples are then full, and no sample is left out.
+    """
+
+    def whole(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         missing = -len(order) % self.n
         return np.concatenate([order, rng.choice(order, missing, replace=missing > len(order))])
 
 
-@dataclass(eq=False)
-class Multiple:
-    """Drop up to n - 1 samples of another sampling, drawn anew each epoch, so that n divides their number.
+class Multiple(WholeBatches):
+    """Drop up to n - 1 samples of another sampling, drawn anew each epoch.
 
     n devices that share each batch then have as many samples each: the mean of their losses is the batch's.
-
-    Args:
-        n: at least 1.
-        samples: how many there are to choose from.
-        of: the other sampling; None takes all.
     """
 
-    n: int
-    samples: int
-    of: Callable[[np.random.Generator], np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __call__(self, rng: np.random.Generator) -> np.ndarray:
-        order = np.arange(self.samples) if self.of is None else self.of(rng)
+    def whole(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         rest = len(order) % self.n
         return np.delete(order, rng.choice(len(order), rest, replace=False)) if rest else order

@@ -90,7 +90,7 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     if config.train.init_from is not None:  # which sets all weights that are published
         section = section.model_copy(update={"weights": None})
     model = _untrained(section, images_of(train[0][0]).shape[-3:])
-    sample = train.sampling.of if isinstance(train.sampling, sampling.Multiple | sampling.Filled) else train.sampling
+    sample = train.sampling.of if isinstance(train.sampling, sampling.WholeBatches) else train.sampling
     gamma = config.train.focal_gamma if config.train.loss == "focal" else 0.0
     oversampling = sample.oversampling if isinstance(sample, sampling.PositiveShare) else 1.0
     model = prior.corrected(model, oversampling, gamma, config.train.label_smoothing)
