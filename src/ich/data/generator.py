@@ -409,9 +409,7 @@ class DataGenerator(EpochDataset):
         self, epoch: int, rows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
     ) -> Iterator[batch.Sample]:
         """Yield samples as a batch holds them, each itself or what replaces it if it cannot be read."""
-        # Forked, all workers would begin with the same global states.
-        functions = (self._reader.reader, self.labels if callable(self.labels) else None, self.augment, self.preprocess)
-        seeds_states = in_worker and any(map(user_code.has_user_code, functions))
+        seeds_states = in_worker and self._calls_user_code()
         ids = self.ids[rows].tolist()  # in one step: pandas takes longer for one of them than for some more
         for row, id, repeat in zip(rows.tolist(), ids, repeats.tolist(), strict=True):
             if seeds_states:
@@ -429,9 +427,7 @@ class DataGenerator(EpochDataset):
         self, epoch: int, windows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
     ) -> Iterator[np.ndarray]:
         """Yield the images of the slices of windows, each as a batch holds it; those of a window by the same seed."""
-        seeds_states = in_worker and any(
-            map(user_code.has_user_code, (self._reader.reader, self.augment, self.preprocess))
-        )
+        seeds_states = in_worker and self._calls_user_code()
         for rows, repeat in zip(windows, repeats.tolist(), strict=True):
             rows = rows[rows != PADDING]
             ids = self.ids[rows].tolist()
@@ -440,6 +436,11 @@ class DataGenerator(EpochDataset):
                 if seeds_states:
                     user_code.seed_global_states(seed)
                 yield self._finish(self._reader.read(row, id), None, id, seed)[0]
+
+    def _calls_user_code(self) -> bool:
+        """Whether a sample may draw from global random states, with which all forked workers would begin alike."""
+        functions = (self._reader.reader, self.labels if callable(self.labels) else None, self.augment, self.preprocess)
+        return any(map(user_code.has_user_code, functions))
 
     def _read(self, row: int, id: str, epoch: int, repeat: int) -> tuple[int, np.ndarray, list[int]]:
         """Read a sample, or with on_error="skip" another one: its row, its image, the rows that cannot be read."""
