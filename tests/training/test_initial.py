@@ -145,3 +145,12 @@ def test_what_does_not_fit_is_refused_before_the_training(data, source, tmp_path
         (source.fold(1) / "oof.parquet").touch()
     with pytest.raises(IchError, match="none"):
         begun(train={"init_from": tmp_path / "none"})
+
+
+def test_weights_chosen_on_the_held_out_patients_are_refused_unless_this_run_chooses_so_too(data, tmp_path):
+    best = finished(data, tmp_path, train={"keep": "best"})
+    config = tiny_config(data, train={"init_from": best.path})
+    with pytest.raises(IchError, match=r"was trained with train.keep=best: its model k was chosen on the patients"):
+        initial.source(config, RunData(config))
+    same = tiny_config(data, train={"init_from": best.path, "keep": "best"})
+    assert initial.source(same, RunData(same)).path == best.path

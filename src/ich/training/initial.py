@@ -18,8 +18,9 @@ def source(config: Config, data: RunData) -> Run | None:
     patients that the weights know: both were trained on the same file of folds.
 
     Raises:
-        IchError: the run is none of images, lacks a fold, or was trained on other folds; it is of another backbone; or
-            the config names other initial weights too.
+        IchError: the run is none of images, lacks a fold, was trained on other folds, or kept weights chosen on the
+            held-out patients where this config does not; it is of another backbone; or the config names other initial
+            weights too.
     """
     path = config.train.init_from
     if path is None:
@@ -31,6 +32,11 @@ def source(config: Config, data: RunData) -> Run | None:
         raise IchError(
             f"train.init_from={path} was trained on other folds than {config.data.folds_path}, and its weights would"
             " know patients that are held out here; name a run of these folds, or set data.folds to its file"
+        )
+    if run.config.train.keep == "best" and config.train.keep != "best":
+        raise IchError(
+            f"train.init_from={path} was trained with train.keep=best: its model k was chosen on the patients that fold"
+            " k holds out; name a run with train.keep=last, or set train.keep=best here, whose score has the same flaw"
         )
     theirs, ours = run.config.model.name, config.model.name
     if theirs != ours:
