@@ -93,9 +93,8 @@ class Run:
             if self.config_path.exists():
                 return
             facts = environment.environment() | {"backend": backend, "devices": list(devices)} | dict(data)
-            facts["corrects_loss"] = (
-                True  # the models of earlier versions do not, see `ich.models.prior.LossCorrection`
-            )
+            # By `ich.models.prior.LossCorrection`; the models of earlier versions do not.
+            facts["corrects_loss"] = True
             write_json(self.environment_path, facts)
             with replacing(self.config_path) as temporary:
                 temporary.write_text(self.config.resolved())
