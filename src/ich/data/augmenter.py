@@ -92,12 +92,15 @@ class _SeededTransform(threading.local):
     """
 
     def __init__(self, transform: Any):
+        from ich.data import channel_groups  # only here: a generator without transforms needs no albumentations
+
         self.original, self.transform = transform, copy.deepcopy(transform)
         # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
         # probability would happen together or not at all, and takes four times as long.
         self.numpy, self.python = np.random.PCG64(0), random.Random()
         self.transform.set_random_state(np.random.Generator(self.numpy), self.python)
         self.state = self.numpy.state
+        self.transform = channel_groups.use_groups(self.transform)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[Any, Any]:
         # The state itself, as a new generator costs more than all that is drawn from it.
