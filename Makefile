@@ -39,7 +39,7 @@ $(VENV)/notebooks: $(VENV)/installed
 picture: demo
 	$(BIN)/python docs/slice_life.py runs/demo --slice ID_3e50f41a3 --label intraparenchymal
 
-# docs/configuration.md, of the keys in src/ich/config/schema.py.
+# docs/configuration.md, of the keys in src/ich/config.
 docs: install
 	$(BIN)/python docs/configuration.py
 

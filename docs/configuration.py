@@ -1,4 +1,4 @@
-"""Write docs/configuration.md: every key of a config, its type, default and meaning, from src/ich/config/schema.py.
+"""Write docs/configuration.md: every key of a config, its type, default and meaning, from src/ich/config/.
 
 python docs/configuration.py
 """
@@ -15,7 +15,7 @@ from ich import config, files
 
 HEAD = """# Configuration
 
-<!-- Generated from src/ich/config/schema.py by `make docs`: edit there. -->
+<!-- Generated from src/ich/config/ by `make docs`: edit there. -->
 
 A config is a YAML file of the sections below; a key that is left out has its default. Unknown keys are refused, by
 name. `--set section.key=value` overrides one value for the stages that use it (`--help` lists them). The resolved

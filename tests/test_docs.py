@@ -386,7 +386,7 @@ def test_the_configuration_page_is_generated_from_the_schema():
 
     assert [row[0] for row in rows] == [key for section in sections for key in keys(section)]
     for key, *cells in rows:
-        assert all(cells), f"{key} has no comment above it in src/ich/config/schema.py"
+        assert all(cells), f"{key} has no comment above it in src/ich/config/"
 
 
 def test_the_readme_is_one_page_and_leads_to_every_other():

@@ -10,7 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ich.config.schema import Config, Data, Section, Unused
+from ich.config.data import Data
+from ich.config.schema import Config
+from ich.config.section import Section, Unused
 from ich.errors import IchError, one_line
 
 
@@ -105,7 +107,7 @@ def _validated(content: dict, overrides: Iterable[str], source: str, schema: typ
     try:
         config = schema.model_validate(content, context=unused)
         if isinstance(config, Config):
-            config._unused = unused.found
+            config._unused = unused.messages
         return config
     except ValidationError as error:
         raise IchError(f"{source}: " + "; ".join(map(_message, error.errors()))) from error
