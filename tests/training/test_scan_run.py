@@ -5,10 +5,14 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import TEST, TRAIN, tiny_config
 from scipy.special import expit
 
+from ich.competition import metrics
+from ich.competition.folds import read_folds
+from ich.competition.labels import LABELS
 from ich.data.generator import DataGenerator
 from ich.models import scan
 from ich.results.predictions import read_predictions
@@ -65,6 +69,24 @@ def test_the_run_is_scored_and_its_probabilities_are_the_passes_mean(run):
     oof = read_predictions(run.fold(1) / "oof.parquet")
     passes = [read_predictions(run.passes(1) / f"oof-{tta}.parquet") for tta in ("none", "flip")]
     np.testing.assert_allclose(oof, np.mean([expit(one) for one in passes], axis=0), atol=1e-6)
+
+
+def test_padding_is_not_scored_in_validation(run, data):
+    model = inference.load_model(run, 0)
+    slices = inference.read_slices(run.config)
+    ids = read_predictions(run.fold(0) / "oof.parquet").index
+    labels = read_folds(run.config.data.folds).loc[ids, list(LABELS)].astype(np.float32)
+    image_dir = run.config.data.images / "train"
+    windows = DataGenerator(ids, labels, image_dir=image_dir, scan=3, slices=slices, shuffle=False)
+    truth, logits = [], []
+    for x, y, weights in (windows[index] for index in range(len(windows))):
+        shown = weights > 0
+        assert not shown.all()
+        truth.append(y[shown])
+        logits.append(model.predict(x, verbose=0)[shown])
+    truth, probabilities = np.concatenate(truth), expit(np.concatenate(logits))
+    last = pd.read_csv(run.fold(0) / "history.csv").iloc[-1]
+    assert last["val_weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(truth, probabilities), rel=1e-4)
 
 
 def test_the_saved_model_gives_the_scans_logits_alone(run):

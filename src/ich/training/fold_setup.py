@@ -109,7 +109,7 @@ def compile_model(
     model.compile(
         optimizer=_optimizer(config.train, model, len(train), head),
         loss=_loss(config.train, config.model.scan),
-        metrics=[WeightedLogLoss(), *aucs],
+        weighted_metrics=[WeightedLogLoss(), *aucs],  # plain metrics would count a scan's padding as slices
         steps_per_execution=devices.steps_per_execution(config.machine.steps_per_execution),
         jit_compile=config.machine.jit_compile,
     )
