@@ -13,16 +13,18 @@ three folds. A seed makes other folds, first weights and orders. The two-stage w
     pseudo                  that slice model predicts the test set; another slice model learns from it too; second stage
     mix                     slice model with MixUp and CutMix; second stage
 
-How many epochs fill a time is computed from two short trainings of one fold, of 1 and 3 epochs. The table shows each
-variant's time as a share of the two-stage way's: where it is far from 1, the machine had something else to do.
-Validation, once at the end, counts; the start of processes and the blend's fit do not.
+Times are computed, not clocked, from short trainings at the beginning: of one fold with 1 and with 3 epochs for each
+kind of network, and of one second stage. The machine must be at rest for these alone (a line says when they are over):
+what a training gives depends on its number of epochs, and not on what else runs. Validation, once at the end, counts;
+the start of processes and the blend's fit do not. The table has each variant's time as a share of the two-stage way's,
+below 1 by what is left of the last epoch.
 
 Losses are out of fold, on all train slices. Errors are standard errors by bootstrap over patients, of the mean over the
 seeds; the spread over seeds is beside it. A variant whose keys this version lacks is n/a, with the reason.
 
-Each training is kept in --folder, under a name that has the digest of its config: the same command goes on where it
-was, and other settings (--slice, --scan, --second) train only what they change. Times are kept with them, so that a
-folder is of one machine.
+Each training is kept in --folder, under a name that has the digest of its config: the same command resumes, and other
+settings (--slice, --scan, --second) train only what they change. The measured times are kept there, so that a folder
+is of one machine.
 
 Prints a line a training, a table and, as the last line, JSON: the losses; `scan_vs_two_stage` (at most 1.0 is aimed
 at) and `best_vs_two_stage`, the smaller of scan_plus_second_stage's and blend's (at most 0.93), as mean ratios of the
@@ -35,12 +37,13 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from shutil import rmtree
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,7 +69,7 @@ MIX = ["train.mixup=0.2", "train.cutmix=1.0", "train.mix_share=0.5"]
 
 
 class Result(NamedTuple):
-    """The out-of-fold predictions of a variant and the seconds of all its training."""
+    """The out-of-fold predictions of a variant and the computed seconds of all its training."""
 
     path: Path
     seconds: float
@@ -77,6 +80,10 @@ class Pace(NamedTuple):
 
     start: float
     epoch: float
+
+    def seconds(self, epochs: int) -> float:
+        """Return the seconds of all folds."""
+        return FOLDS * (self.start + epochs * self.epoch)
 
     def epochs(self, seconds: float) -> int:
         """Return how many epochs of all folds fit into so many seconds."""
@@ -89,28 +96,134 @@ class Pace(NamedTuple):
         return count
 
 
+class Folder:
+    """A folder of trainings on the same folds, each of which is named by the digest of its config."""
+
+    def __init__(self, data: Path, name: str, seed: int):
+        self.data, self.seed = data, seed
+        self.path = data / name
+        self.path.mkdir(exist_ok=True)
+        if not (self.path / "folds.csv").exists():
+            config = self.path / "folds.yaml"
+            config.write_text(self.config("folds", [], 1).resolved())
+            script(self.path, "make_folds", config)
+
+    def config(self, name: str, overrides: list[str], epochs: int) -> Config:
+        values = {
+            "name": name,
+            "data.sources": archive_in(self.data),
+            "data.images": self.data / "images",
+            "data.folds": self.path / "folds.csv",
+            "folds.n": FOLDS,
+            "folds.seed": self.seed,
+            "train.seed": 1000 * self.seed,
+            "train.epochs": epochs,
+            "train.validate_every": epochs,
+        }
+        own = [f"{key}={value}" for key, value in values.items()]
+        return load(ROOT / "configs" / "demo.yaml", [*own, *overrides])
+
+    def train(self, name: str, overrides: list[str], epochs: int, folds: int = FOLDS) -> Path:
+        """Train the first folds, unless that was done before; the path of the run."""
+        name = f"{name}-{_digest(self.config(name, overrides, epochs).resolved())}"
+        config, run = self.path / f"{name}.yaml", self.path / "runs" / name
+        config.write_text(self.config(name, overrides, epochs).resolved())
+        if folds < FOLDS:
+            for fold in range(folds):
+                if not (run / f"fold{fold}" / "oof.parquet").exists():
+                    script(self.path, "train", config, "--fold", fold)
+        elif not (run / "score.json").exists():
+            script(self.path, "train_kfold", config)
+        return run
+
+    def second_stage(self, first: Path, overrides: list[str]) -> tuple[Path, float | None]:
+        """Train the second stage on a run, unless that was done; its path, and the seconds that it took now.
+
+        It is trained in this process, so that no start of Python is in its time.
+        """
+        from ich.second_stage import inputs, train
+
+        name = f"{first.name}-second-{_digest(json.dumps(overrides))}"
+        path = self.path / "runs" / name
+        if (path / "score.json").exists():
+            return path, None
+        stage = inputs.inputs_from_runs([first], name, [f"sequence.seed={1000 * self.seed}", *overrides])
+        start = time.perf_counter()
+        with redirect_stdout(StringIO()):
+            train.train(stage, path.parent)
+        return path, time.perf_counter() - start
+
+
+class Times:
+    """Times of training on this machine, measured once and kept."""
+
+    def __init__(self, data: Path):
+        self.data, self.file = data, data / "times.json"
+
+    def pace(self, overrides: list[str]) -> Pace:
+        """Measure the first fold's time with 1 and with 3 epochs."""
+        return Pace(*self._kept(json.dumps(overrides), lambda: self._measure_pace(overrides)))
+
+    def second_stage(self, overrides: list[str]) -> float:
+        """Measure the seconds of a second stage on a run of one epoch, whose quality is not in them."""
+        return self._kept(json.dumps({"second": overrides}), lambda: self._measure_second(overrides))
+
+    def _kept(self, key: str, measure: Callable[[], Any]) -> Any:
+        known = _json(self.file) if self.file.exists() else {}
+        if key not in known:
+            known[key] = measure()
+            write_json(self.file, known)
+        return known[key]
+
+    def _measure_pace(self, overrides: list[str]) -> tuple[float, float]:
+        with self._trial() as folder:
+            seconds = {}
+            for epochs in (1, 3):
+                run = folder.train("pace", overrides, epochs, folds=1)
+                seconds[epochs] = _json(run / "fold0" / "training.json")["seconds"]
+        epoch = (seconds[3] - seconds[1]) / 2
+        if epoch <= 0:
+            raise IchError(
+                f"with {overrides}, 3 epochs took {seconds[3]} s and 1 took {seconds[1]}; run this on a machine at rest"
+            )
+        print(f"an epoch of a fold takes {epoch:.1f} s with {' '.join(overrides) or 'configs/demo.yaml'}", flush=True)
+        return seconds[1] - epoch, epoch
+
+    def _measure_second(self, overrides: list[str]) -> float:
+        with self._trial() as folder:
+            _, seconds = folder.second_stage(folder.train("first", [], 1), overrides)
+        assert seconds is not None  # the folder was empty
+        print(f"a second stage takes {seconds:.0f} s with {' '.join(overrides)}", flush=True)
+        return seconds
+
+    @contextmanager
+    def _trial(self) -> Iterator[Folder]:
+        """Make a folder for trainings that nobody reads, and remove it."""
+        folder = Folder(self.data, "times", 0)
+        try:
+            yield folder
+        finally:
+            rmtree(folder.path)
+
+
 class Seed:
     """All trainings of one seed, each trained when it is first asked for."""
 
-    def __init__(self, seed: int, folder: Path, options: argparse.Namespace):
-        self.seed = seed
-        self.folder = folder / f"seed-{seed}"
-        self.data = folder
-        self.options = options
-        self.folder.mkdir(exist_ok=True)
-        self._make_folds()
+    def __init__(self, seed: int, data: Path, options: argparse.Namespace, times: Times):
+        self.seed, self.options, self.times = seed, options, times
+        self.folder = Folder(data, f"seed-{seed}", seed)
 
     def result(self, variant: str) -> Result:
         return getattr(self, f"_{variant}")
 
-    @cached_property
+    @property
     def time(self) -> float:
         """Seconds that each variant may train: the two-stage way's."""
         return self._two_stage.seconds
 
-    @cached_property
+    @property
     def _second_time(self) -> float:
-        return self._two_stage.seconds - self._slice.seconds
+        return self.times.second_stage(self.options.second)
 
     @cached_property
     def _slice(self) -> Result:
@@ -142,111 +255,55 @@ class Seed:
         from ich.results.predictions import write_predictions
 
         stages, scan = self._second(self._start), self._short_scan
-        found = compare.read_results([stages.path, scan.path])
+        members = compare.read_results([stages.path, scan.path])
         recipe = blend.Recipe("weights", by_label=False, calibration=None, any_at_least_max=False)
-        mixed = blend.nested(np.stack(list(found.oof.values())), found.table, recipe)
-        path = self.folder / "blend"
+        blended = blend.nested(np.stack(list(members.oof.values())), members.table, recipe)
+        path = self.folder.path / "blend"
         path.mkdir(exist_ok=True)
-        write_predictions(compare.frame(found.table.index, mixed), path / "oof.parquet")
-        return Result(path, stages.seconds + scan.seconds)
+        write_predictions(compare.frame(members.table.index, blended), path / "oof.parquet")
+        return Result(path, self._second_time + scan.seconds)  # the slice model is the scan model's start
 
     @cached_property
     def _pseudo(self) -> Result:
-        self._config("pseudo", [*self.options.slice, f"train.pseudo={self.folder}"], 1)  # refused before any training
         start = self._start
-        script(self.folder, "predict", start.path)
+        script(self.folder.path, "predict", start.path)
+        folds = pd.read_csv(self.folder.path / "folds.csv")
+        test = len(pd.read_parquet(start.path / "predictions_test.parquet", columns=[]))
+        slice_pace = self.times.pace(self.options.slice)
+        # An epoch has the test set's slices beside those of the other folds, which cost the same.
+        pace = Pace(slice_pace.start, slice_pace.epoch * (1 + test / (len(folds) * (FOLDS - 1) / FOLDS)))
         overrides = [*self.options.slice, f"train.pseudo={start.path}"]
-        return self._second(self._train_for("pseudo", overrides, self.time - self._second_time, start.seconds))
+        epochs = pace.epochs(self.time - self._second_time - start.seconds)
+        return self._second(self._train("pseudo", overrides, epochs, pace, start.seconds))
 
     @cached_property
     def _mix(self) -> Result:
         overrides = [*self.options.slice, *MIX]
-        return self._second(self._train_for("mix", overrides, self.time - self._second_time))
+        epochs = self.times.pace(overrides).epochs(self.time - self._second_time)
+        return self._second(self._train("mix", overrides, epochs))
 
     def _train_scan(self, seconds: float) -> Result:
-        self._config("scan", [*self.options.scan, f"train.init_from={self.folder}"], 1)
-        start = self._start
+        start, pace = self._start, self.times.pace(self.options.scan)
         overrides = [*self.options.scan, f"train.init_from={start.path}"]
-        return self._train_for("scan", overrides, seconds, start.seconds)
+        return self._train("scan", overrides, pace.epochs(seconds - start.seconds), pace, start.seconds)
 
-    def _train_for(self, name: str, overrides: list[str], seconds: float, before: float = 0.0) -> Result:
-        """Train for as many epochs as fit into `seconds` with the `before` that were trained already."""
-        epochs = self._pace(name, overrides).epochs(seconds - before)
-        run = self._train(name, overrides, epochs)
-        return Result(run.path, before + run.seconds)
-
-    def _config(self, name: str, overrides: list[str], epochs: int) -> Config:
-        values = {
-            "name": name,
-            "data.sources": archive_in(self.data),
-            "data.images": self.data / "images",
-            "data.folds": self.folder / "folds.csv",
-            "folds.n": FOLDS,
-            "folds.seed": self.seed,
-            "train.seed": 1000 * self.seed,
-            "train.epochs": epochs,
-            "train.validate_every": epochs,
-        }
-        own = [f"{key}={value}" for key, value in values.items()]
-        return load(ROOT / "configs" / "demo.yaml", [*own, *overrides])
-
-    def _written(self, name: str, overrides: list[str], epochs: int) -> tuple[Path, Path]:
-        """Write a run's config, named by its digest; the paths of the config and of the run."""
-        name = f"{name}-{_digest(self._config(name, overrides, epochs).resolved())}"
-        path = self.folder / f"{name}.yaml"
-        path.write_text(self._config(name, overrides, epochs).resolved())
-        return path, self.folder / "runs" / name
-
-    def _train(self, name: str, overrides: list[str], epochs: int) -> Result:
-        config, run = self._written(name, overrides, epochs)
-        if not (run / "score.json").exists():
-            script(self.folder, "train_kfold", config)
-        seconds = sum(_json(run / f"fold{k}" / "training.json")["seconds"] for k in range(FOLDS))
-        loss = _json(run / "score.json")["weighted_log_loss"]
-        print(f"seed {self.seed}: {name}, {epochs} epochs, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
-        return Result(run, seconds)
-
-    def _pace(self, name: str, overrides: list[str]) -> Pace:
-        """Measure the first fold's time with 1 and with 3 epochs."""
-        seconds = {}
-        for epochs in (1, 3):
-            config, run = self._written(f"pace-{name}", overrides, epochs)
-            if not (run / "fold0" / "oof.parquet").exists():
-                script(self.folder, "train", config, "--fold", 0)
-            seconds[epochs] = _json(run / "fold0" / "training.json")["seconds"]
-        epoch = (seconds[3] - seconds[1]) / 2
-        if epoch <= 0:
-            raise IchError(
-                f"{name}: 3 epochs took {seconds[3]} s and 1 took {seconds[1]}; run this on a machine at rest"
-            )
-        return Pace(seconds[1] - epoch, epoch)
+    def _train(
+        self, name: str, overrides: list[str], epochs: int, pace: Pace | None = None, before: float = 0.0
+    ) -> Result:
+        """Train all folds; `before` are the seconds of the runs that it begins with or learns from."""
+        run = self.folder.train(name, overrides, epochs)
+        seconds = (pace or self.times.pace(overrides)).seconds(epochs)
+        self._say(f"{run.name}, {epochs} epochs", seconds, run)
+        return Result(run, before + seconds)
 
     def _second(self, first: Result) -> Result:
-        """Train the second stage on a run, in this process, so that no start of Python is in its time."""
-        from ich.second_stage import inputs, train
+        path, _ = self.folder.second_stage(first.path, self.options.second)
+        self._say(f"second stage on {first.path.name}", self._second_time, path)
+        return Result(path, first.seconds + self._second_time)
 
-        name = f"{first.path.name}-second-{_digest(json.dumps(self.options.second))}"
-        timed = self.folder / f"{name}.json"
-        path = self.folder / "runs" / name
-        if not timed.exists():
-            if path.exists():
-                rmtree(path)  # it was stopped, and nothing has kept its time until then
-            seed = [f"sequence.seed={1000 * self.seed}"]
-            stage = inputs.inputs_from_runs([first.path], name, [*seed, *self.options.second])
-            start = time.perf_counter()
-            with redirect_stdout(StringIO()):
-                train.train(stage, path.parent)
-            write_json(timed, {"seconds": time.perf_counter() - start})
-        seconds = _json(timed)["seconds"]
-        loss = _json(path / "score.json")["weighted_log_loss"]
-        print(f"seed {self.seed}: second stage on {first.path.name}, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
-        return Result(path, first.seconds + seconds)
-
-    def _make_folds(self) -> None:
-        if not (self.folder / "folds.csv").exists():
-            config = self.folder / "folds.yaml"
-            config.write_text(self._config("folds", [], 1).resolved())
-            script(self.folder, "make_folds", config)
+    def _say(self, what: str, seconds: float, run: Path) -> None:
+        loss = _json(run / "score.json")["weighted_log_loss"]
+        print(f"seed {self.seed}: {what}, {seconds:.0f} s, log loss {loss:.4f}", flush=True)
 
 
 def script(folder: Path, name: str, *arguments) -> None:
@@ -379,7 +436,12 @@ def main(argv: list[str] | None = None) -> None:
     import_keras()
     folder = (options.folder / f"{options.patients}-patients").resolve()
     make_data(folder, options.patients)
-    seeds = [Seed(seed, folder, options) for seed in options.seeds]
+    times = Times(folder)
+    for overrides in (options.slice, [*options.slice, *MIX], options.scan):
+        times.pace(overrides)
+    times.second_stage(options.second)
+    print("all times are measured; from here on the machine may have other work", flush=True)
+    seeds = [Seed(seed, folder, options, times) for seed in options.seeds]
     results = {"two_stage": _of_seeds(seeds, "two_stage")}
     lacking: dict[str, str] = {}
     for variant in VARIANTS[1:]:
