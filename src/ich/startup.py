@@ -93,7 +93,15 @@ def stderr_without(*patterns: str) -> Iterator[None]:
             yield
             return
         marker = uuid4().hex
-        command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(f"(?:{one})" for one in patterns), marker]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _FILTER,
+            "|".join(f"(?:{pattern})" for pattern in patterns),
+            marker,
+        ]
         reading, writing = os.pipe()
         # In a session of its own Ctrl-C does not reach it.
         passing = subprocess.Popen(command, stdin=reading, stderr=shown, start_new_session=True)

@@ -161,7 +161,7 @@ def test_beam_hardening_stays_at_the_base_and_differs_from_slice_to_slice():
 def test_motion_doubles_edges_by_its_distance():
     hu = np.zeros((40, 40), np.float32)
     hu[20, 10] = 100
-    moved = artifacts.move(hu, Motion(right=6.0, down=-4.0, turn=0.0), spacing=2.0)
+    moved = artifacts.move(hu, Motion(right=6.0, down=-4.0, rotation=0.0), spacing=2.0)
     assert moved[20, 10] == pytest.approx(60)
     assert moved[18, 13] == pytest.approx(40, abs=0.5)
     assert moved.sum() == pytest.approx(100, abs=0.5)

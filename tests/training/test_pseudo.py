@@ -105,11 +105,11 @@ def test_patients_whom_the_fold_holds_out_are_left_out_counted_and_named(home):
         patients = dict(zip(TEST, PATIENTS, strict=True))
         assert {patients[id] for id in joined.labels.index} == {"ID_p0", "ID_p2", "ID_new"} - held_out
     unknown = "left out: 1 test slice(s) without a PatientID: the fold may hold them out"
-    assert of_fold[0].told == (
+    assert of_fold[0].notes == (
         "left out: 3 test slice(s) of 2 patient(s) (ID_p0, ID_p2), whom the fold holds out",
         unknown,
     )
-    assert of_fold[1].told == ("left out: 0 test slice(s) of 0 patient(s), whom the fold holds out", unknown)
+    assert of_fold[1].notes == ("left out: 0 test slice(s) of 0 patient(s), whom the fold holds out", unknown)
 
 
 def test_the_audit_is_the_same_for_every_fold_and_names_what_it_proves(home):
@@ -203,9 +203,9 @@ def test_shifted_probabilities_are_told(place):
     environment = place / "other/tiny/environment.json"
     facts = {key: value for key, value in json.loads(environment.read_text()).items() if key != "corrects_loss"}
     environment.write_text(json.dumps(facts))
-    assert read(with_pseudo(place)).joined.told[-1].startswith("train.label_smoothing of ")
+    assert read(with_pseudo(place)).joined.notes[-1].startswith("train.label_smoothing of ")
     environment.write_text(json.dumps(facts | {"corrects_loss": True}))
-    assert "smoothing" not in " ".join(read(with_pseudo(place)).joined.told)
+    assert "smoothing" not in " ".join(read(with_pseudo(place)).joined.notes)
 
 
 def test_predictions_of_other_models_or_slices_are_refused(place):

@@ -113,14 +113,14 @@ def _validated(content: dict, overrides: Iterable[str], source: str, schema: typ
         raise IchError(f"{source}: " + "; ".join(map(_message, error.errors()))) from error
 
 
-def differences(one: Config, other: Config) -> list[str]:
+def differences(config: Config, other: Config) -> list[str]:
     """Return the values in which two configs train differently, `path: one's / other's`.
 
     Sections that do not change a training are ignored: a run knows its data by their digests, and the second stage has
     a directory of its own.
     """
     ignored = {"data", "predict", "sequence", "machine"}
-    flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude=ignored))) for c in (one, other))
+    flat_one, flat_other = (dict(_flatten(c.model_dump(mode="json", exclude=ignored))) for c in (config, other))
     keys = [*flat_one, *(key for key in flat_other if key not in flat_one)]
     return [
         f"{key}: {flat_one.get(key)} / {flat_other.get(key)}"

@@ -96,9 +96,9 @@ class SampleReader:
         for id in ids:
             of_folder.setdefault(self._folder(id), []).append(id)
         lost, folder = [], Path()
-        for one, in_it in of_folder.items():
-            lost += (lacking := _missing(one, in_it, self.suffixes))
-            folder = one if lacking else folder
+        for directory, in_it in of_folder.items():
+            lost += (lacking := _missing(directory, in_it, self.suffixes))
+            folder = directory if lacking else folder
         if lost:
             files = " or ".join(f"{folder}/<id>{suffix}" for suffix in self.suffixes)
             message = f"{len(lost):,} of {len(ids):,} samples lack {files}: {name_some(lost)}"

@@ -51,7 +51,7 @@ def texts(ds: Dataset, keyword: str) -> list[str]:
     """All values of an element of text, in capitals; none where it is missing or empty."""
     value = value_of(ds, keyword) if raw_element(ds, keyword) is not None else None
     values = value if isinstance(value, (MultiValue, list)) else [value]
-    return [str(one).strip().upper() for one in values if one is not None]
+    return [str(value).strip().upper() for value in values if value is not None]
 
 
 def number(ds: FileDataset, keyword: str) -> float:

@@ -144,7 +144,9 @@ def write(root: Path, results: Sequence[Path], wheels: Sequence[Path], out: Path
     digests = {name: sha256_of(out / name) for name in sorted(names | code.keys())}
     outdated = [out / name for name in _written(out) - digests.keys()]
     remove(*outdated)
-    for folder in sorted({one for path in outdated for one in path.parents if out in one.parents}, reverse=True):
+    for folder in sorted(
+        {parent for path in outdated for parent in path.parents if out in parent.parents}, reverse=True
+    ):
         with suppress(OSError):  # it is not there, or not empty
             folder.rmdir()
     facts = {"commit": environment.environment()["commit"], "models": [model.name for model in models]}

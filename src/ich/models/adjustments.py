@@ -77,13 +77,15 @@ def with_drop_path(body: keras.Model, rate: float, name: str) -> keras.Model:
     Raises:
         IchError: it has no such blocks.
     """
-    dropped = [one for one in body.layers if isinstance(one, layers.Dropout) and one.noise_shape is not None]
+    dropped = [layer for layer in body.layers if isinstance(layer, layers.Dropout) and layer.noise_shape is not None]
     for layer in dropped:  # EfficientNet has them, at a rate of its own
         layer.rate *= rate / _DROP_CONNECT
     if dropped:
         return body
     # ConvNeXt, which keras.applications builds at rate 0, has an identity in their place.
-    places = [one.name for one in body.layers if one.name.startswith("convnext") and one.name.endswith("_identity")]
+    places = [
+        layer.name for layer in body.layers if layer.name.startswith("convnext") and layer.name.endswith("_identity")
+    ]
     if not places:
         raise IchError(
             f"model.drop_path is {rate}, and {name} has no stochastic depth; set model.drop_path to null, or take an"
@@ -103,7 +105,7 @@ def with_drop_path(body: keras.Model, rate: float, name: str) -> keras.Model:
 
 def drop_rates(rate: float, blocks: int) -> list[float]:
     """Return the rate of each block, from 0 for the first to `rate` for the last; a single one is the last."""
-    return [float(one) for one in np.linspace(0, rate, blocks)] if blocks > 1 else [rate] * blocks
+    return [float(value) for value in np.linspace(0, rate, blocks)] if blocks > 1 else [rate] * blocks
 
 
 def sample_dropout(rate: float, dimensions: int, **options) -> layers.Dropout:
@@ -121,25 +123,25 @@ def freeze_batch_norm(body: layers.Layer, name: str) -> None:
     Raises:
         IchError: it has none.
     """
-    found = _batch_norms(body)
-    if not found:
+    batch_norms = _batch_norms(body)
+    if not batch_norms:
         raise IchError(
             f"model.freeze_batch_norm is true, and {name} has no batch normalization; set model.freeze_batch_norm to"
             " false"
         )
-    for layer in found:
+    for layer in batch_norms:
         layer.trainable = False
 
 
 def has_frozen_batch_norm(body: layers.Layer) -> bool:
     """Return whether `freeze_batch_norm` was applied."""
-    found = _batch_norms(body)
-    return bool(found) and not any(layer.trainable for layer in found)
+    batch_norms = _batch_norms(body)
+    return bool(batch_norms) and not any(layer.trainable for layer in batch_norms)
 
 
 def _batch_norms(body: layers.Layer) -> list[layers.BatchNormalization]:
     # A private method, as `layers` stops at a nested model or a layer made of others.
-    return [one for one in body._flatten_layers() if isinstance(one, layers.BatchNormalization)]
+    return [layer for layer in body._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
 
 
 def with_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

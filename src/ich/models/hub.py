@@ -115,7 +115,7 @@ class HubBackbone(layers.Layer):
             adjustments.freeze_batch_norm(self, family)
 
     def _drop_blocks(self) -> None:
-        blocks = [one for one in self.backbone._flatten_layers() if type(one).__name__ in _BLOCKS]
+        blocks = [layer for layer in self.backbone._flatten_layers() if type(layer).__name__ in _BLOCKS]
         blocks = [block for block in blocks if getattr(block, "residual", True)]
         if not blocks:
             raise IchError(f"model.drop_path is {self.drop_path}, and this {self.family} has no residual block")
@@ -317,7 +317,7 @@ def _copy_weights(donor: keras.Model, backbone: keras.Model, preset: str) -> Non
 
 def _resized_positions(embeddings: np.ndarray, donor: keras.Model, backbone: keras.Model) -> np.ndarray:
     """Interpolate ViT's position embeddings, (class token and patches, n), to the patches of another image size."""
-    before, after = (np.floor_divide(one.image_shape[:2], one.patch_size) for one in (donor, backbone))
+    before, after = (np.floor_divide(model.image_shape[:2], model.patch_size) for model in (donor, backbone))
     first = len(embeddings) - before.prod()
     grid = embeddings[first:].reshape(1, *before, -1)
     grid = ops.image.resize(grid, tuple(map(int, after)), interpolation="bicubic", data_format="channels_last")

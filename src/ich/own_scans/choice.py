@@ -58,20 +58,20 @@ def _choose(parts: list[Part], read: ReadSlice) -> None:
 
     softer = [
         [
-            (number, told)
+            (number, reason)
             for number, other in enumerate(parts)
-            if other is not part and _same_slices(part, other) and (told := _sharper(part, other, noise_of))
+            if other is not part and _same_slices(part, other) and (reason := _sharper(part, other, noise_of))
         ]
         for part in parts
     ]
     # The softest first, so that none is skipped for one that is skipped itself. A circle, as noise may give, is read.
     open_ones = set(range(len(parts)))
-    while ready := [one for one in open_ones if not any(number in open_ones for number, _ in softer[one])]:
-        for one in ready:
-            there = ((parts[number], told) for number, told in softer[one])
-            told = next((told for other, told in there if other.status == "read" and can_be_read(other)), None)
-            if told:
-                parts[one].status, parts[one].reason, parts[one].detail = "skipped", *told
+    while ready := [place for place in open_ones if not any(number in open_ones for number, _ in softer[place])]:
+        for place in ready:
+            there = ((parts[number], reason) for number, reason in softer[place])
+            reason = next((reason for other, reason in there if other.status == "read" and can_be_read(other)), None)
+            if reason:
+                parts[place].status, parts[place].reason, parts[place].detail = "skipped", *reason
         open_ones -= set(ready)
 
 
@@ -89,8 +89,10 @@ def _sharper(part: Part, other: Part, noise_of: Callable[[Part], float]) -> tupl
         return None
     here, there = noise_of(part), noise_of(other)
     if here > NOISIER * there:  # false for NaN
-        told = f"noise in the brain of {here:.1f} HU against {there:.1f} HU of {_named(other)}, as by a sharper kernel"
-        return "sharper_kernel", told
+        detail = (
+            f"noise in the brain of {here:.1f} HU against {there:.1f} HU of {_named(other)}, as by a sharper kernel"
+        )
+        return "sharper_kernel", detail
     return None
 
 
@@ -104,16 +106,20 @@ def _named(part: Part) -> str:
 
 
 def _same_slices(sharper: Part, softer: Part) -> bool:
-    one, other = sharper.slices[0].facts, softer.slices[0].facts
-    told = ((one.patient, other.patient), (one.reference, other.reference), (one.acquisition, other.acquisition))
-    if any(a is not None and b is not None and a != b for a, b in told):
+    facts, of_other = sharper.slices[0].facts, softer.slices[0].facts
+    pairs = (
+        (facts.patient, of_other.patient),
+        (facts.reference, of_other.reference),
+        (facts.acquisition, of_other.acquisition),
+    )
+    if any(a is not None and b is not None and a != b for a, b in pairs):
         return False
-    if bool(one.contrast) != bool(other.contrast):
+    if bool(facts.contrast) != bool(of_other.contrast):
         return False
     if _taken_apart(sharper, softer):
         return False
-    normal = normal_of(turned_orientation(one.orientation) or ())
-    if not abs(float(normal @ normal_of(turned_orientation(other.orientation) or ()))) >= _TILTED:
+    normal = normal_of(turned_orientation(facts.orientation) or ())
+    if not abs(float(normal @ normal_of(turned_orientation(of_other.orientation) or ()))) >= _TILTED:
         return False
     ends = [_ends(part, normal) for part in (sharper, softer)]
     length = ends[0][1] - ends[0][0]
@@ -123,13 +129,13 @@ def _same_slices(sharper: Part, softer: Part) -> bool:
 def _one_place(part: Part, other: Part) -> bool:
     """Whether most slices of a part lie where one of the other lies: a second scan would lie a little beside it."""
     normal = normal_of(turned_orientation(part.slices[0].facts.orientation) or ())
-    here, there = (_along(one, normal) for one in (part, other))
+    here, there = (_along(side, normal) for side in (part, other))
     return bool(np.mean(np.abs(here[:, None] - there).min(axis=1) < _NEAR) >= _COVERED)
 
 
 def _along(part: Part, normal: np.ndarray) -> np.ndarray:
     """Where the slices of a part lie along the normal, mm; without those of unknown position."""
-    positions = [one.facts.position for one in part.slices if one.facts.position is not None]
+    positions = [record.facts.position for record in part.slices if record.facts.position is not None]
     return np.array(positions).reshape(-1, 3) @ normal
 
 
@@ -142,7 +148,7 @@ def _ends(part: Part, normal: np.ndarray) -> tuple[float, float]:
 def _taken_apart(part: Part, other: Part) -> bool:
     """Whether two parts tell different moments of their acquisition; by date and time, or what both have of these."""
     for dated, timed in ((True, True), (True, False), (False, True)):
-        here, there = (_moment(one, dated, timed) for one in (part, other))
+        here, there = (_moment(side, dated, timed) for side in (part, other))
         if here is not None and there is not None:
             return abs(here - there) > _MOMENT
     return False
@@ -150,8 +156,8 @@ def _taken_apart(part: Part, other: Part) -> bool:
 
 def _moment(part: Part, dated: bool, timed: bool) -> float | None:
     """When its slices were taken, seconds; None where it is not told."""
-    told = [(one.facts.date if dated else 0, one.facts.time if timed else 0) for one in part.slices]
-    moments = [date * _DAY + time for date, time in told if date is not None and time is not None]
+    recorded = [(record.facts.date if dated else 0, record.facts.time if timed else 0) for record in part.slices]
+    moments = [date * _DAY + time for date, time in recorded if date is not None and time is not None]
     return median(moments) if moments else None
 
 
@@ -168,5 +174,5 @@ def _noise(part: Part, read: ReadSlice) -> float:
     """The noise of its middle slices, as of slices of 1 mm: thinner ones have more, by the root of their thickness."""
     middle = len(part.slices) // 2
     first = max(0, middle - _MIDDLE // 2)
-    found = [hu for record in part.slices[first : first + _MIDDLE] if (hu := read(record)) is not None]
-    return noise(found) * (part.slices[0].facts.thickness or 1.0) ** 0.5
+    slices = [hu for record in part.slices[first : first + _MIDDLE] if (hu := read(record)) is not None]
+    return noise(slices) * (part.slices[0].facts.thickness or 1.0) ** 0.5

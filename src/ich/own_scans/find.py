@@ -114,9 +114,9 @@ def read_slices(series: Series) -> Iterator[tuple[SliceFile, np.ndarray | DicomE
         Each slice, and its HU as int16 of shape (rows, columns), anterior at the top and the patient's right on the
         left; or why it cannot be read.
     """
-    for member, of_file in groupby(series.slices, lambda one: one.member):
+    for member, of_file in groupby(series.slices, lambda file: file.member):
         slices = list(of_file)
-        yield from zip(slices, _read(member, [one.frame for one in slices]), strict=True)
+        yield from zip(slices, _read(member, [file.frame for file in slices]), strict=True)
 
 
 def _read(member: Member, frames: Sequence[int | None]) -> Iterator[np.ndarray | DicomError]:
@@ -150,8 +150,8 @@ def _reader_of(data: bytes, framed: bool) -> Callable[[int], np.ndarray]:
         hu, facts = read_one(number)
         if facts.ImageOrientationPatient is None:
             return hu
-        turn = turn_of(facts.ImageOrientationPatient)
-        return turned(hu, turn) if any(turn) else hu
+        flips = turn_of(facts.ImageOrientationPatient)
+        return turned(hu, flips) if any(flips) else hu
 
     return read
 
@@ -175,12 +175,12 @@ def _hu_of(record: Record) -> np.ndarray | None:
     return None if isinstance(hu, DicomError) else hu
 
 
-def _compared(one: Record, other: Record) -> Copies:
+def _compared(record: Record, other: Record) -> Copies:
     """How two files of one SOPInstanceUID compare."""
-    first, second = _hu_of(one), _hu_of(other)
+    first, second = _hu_of(record), _hu_of(other)
     if first is None or second is None:
         return "second_whole" if second is not None else "first_whole"
-    same = one.facts.position == other.facts.position and np.array_equal(first, second)
+    same = record.facts.position == other.facts.position and np.array_equal(first, second)
     return "same" if same else "different"
 
 
@@ -211,14 +211,14 @@ def _distinct_names(volumes: Sequence[File]) -> list[str]:
     for file in volumes:
         path = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
         levels.append((path.rpartition("/")[2], path, file.name, f"{file.member.source}/{file.member.name}"))
-    counts = Counter(level for one in levels for level in set(one))
-    return [printable(next(level for level in one if counts[level] == 1 or level == one[-1])) for one in levels]
+    counts = Counter(level for names in levels for level in set(names))
+    return [printable(next(level for level in names if counts[level] == 1 or level == names[-1])) for names in levels]
 
 
 def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:
     """The series by study, number and uid, each with a uid of its own and the count of its files."""
     of_uid: dict[str, list[Part]] = defaultdict(list)
-    for (_, series), of_series in sorted(parts.items(), key=lambda one: one[0][0] or ""):
+    for (_, series), of_series in sorted(parts.items(), key=lambda item: item[0][0] or ""):
         of_uid[series] += of_series
     names = {}
     for series, of_series in of_uid.items():
@@ -231,11 +231,11 @@ def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:
         number = parts[key][0].records[0].facts.series_number
         return key[0] or "", np.inf if number is None else number, key[1]
 
-    found: list[Series] = []
+    ordered: list[Series] = []
     counted: set[tuple[str, str]] = set()
     for key in sorted(parts, key=place):
         for part in sorted(parts[key], key=lambda part: (part.status != "read", -len(part.slices))):
             files = {(record.member.source, record.member.name) for record in part.records} - counted
             counted |= files
-            found.append(to_series(part, names[id(part)], len(files)))
-    return found
+            ordered.append(to_series(part, names[id(part)], len(files)))
+    return ordered

@@ -220,8 +220,8 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         texts["Modality"],
         image_type,
         texts_of(ds, "RescaleType"),
-        _one(numbers["SamplesPerPixel"]) or 1,
-        _one(numbers["NumberOfFrames"]) or 1,
+        _first(numbers["SamplesPerPixel"]) or 1,
+        _first(numbers["NumberOfFrames"]) or 1,
         text_of(ds, "PhotometricInterpretation") or "MONOCHROME2",
     )
     if not fault and kind == "":
@@ -246,12 +246,12 @@ def facts_of(ds: Dataset, pixels: bool, fault: str) -> Facts:
         body_part=intern(texts["BodyPartExamined"] or ""),
         image_type=_shared(image_type),
         reference=_interned(texts["FrameOfReferenceUID"]),
-        series_number=_one(numbers["SeriesNumber"]),
-        acquisition=_one(numbers["AcquisitionNumber"]),
-        number=_one(numbers["InstanceNumber"]),
-        date=days(_one(numbers["AcquisitionDate"])),
-        time=seconds(_one(numbers["AcquisitionTime"])),
-        thickness=_one(numbers["SliceThickness"]),
+        series_number=_first(numbers["SeriesNumber"]),
+        acquisition=_first(numbers["AcquisitionNumber"]),
+        number=_first(numbers["InstanceNumber"]),
+        date=days(_first(numbers["AcquisitionDate"])),
+        time=seconds(_first(numbers["AcquisitionTime"])),
+        thickness=_first(numbers["SliceThickness"]),
         position=_vector(numbers["ImagePositionPatient"], 3),
         orientation=_shared(_vector(numbers["ImageOrientationPatient"], 6)),
         pixel_spacing=_shared(_vector(numbers["PixelSpacing"], 2)),
@@ -303,7 +303,7 @@ def _interned(text: str | None) -> str | None:
     return None if text is None else intern(text)
 
 
-def _one(numbers: Vector | None) -> float | None:
+def _first(numbers: Vector | None) -> float | None:
     return numbers[0] if numbers else None
 
 
@@ -318,8 +318,8 @@ def _shared(value: _T) -> _T:
 
 
 def _whole(numbers: Vector | None) -> int | None:
-    one = _one(numbers)
-    return int(one) if one is not None and one.is_integer() else None
+    number = _first(numbers)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def days(date: float | None) -> int | None:

@@ -68,7 +68,7 @@ def noise(slices: Sequence[np.ndarray]) -> float:
         HU: the median over the slices of the standard deviation of what a blur of 5 × 5 pixels takes away, estimated
         from the median of its absolute values; NaN where no slice shows brain.
     """
-    found = []
+    deviations = []
     for hu in slices:
         hu = hu.astype(np.float32)
         # By a blurred image, as noise of a sharp kernel leaves the range that brain has.
@@ -77,5 +77,5 @@ def noise(slices: Sequence[np.ndarray]) -> float:
         inner = cv2.erode(brain, np.ones((5, 5), np.uint8)).astype(bool)  # edges are no noise
         if np.count_nonzero(inner) >= _LEAST:
             rest = (hu - cv2.blur(hu, (5, 5)))[inner]
-            found.append(1.4826 * float(np.median(np.abs(rest))))
-    return float(np.median(found)) if found else float("nan")
+            deviations.append(1.4826 * float(np.median(np.abs(rest))))
+    return float(np.median(deviations)) if deviations else float("nan")

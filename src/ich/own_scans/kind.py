@@ -45,26 +45,26 @@ def kind_of_file(
     if sop_class not in (CTImageStorage, *MULTI_FRAME) and sop_class.startswith(STORAGE):
         name = UID(sop_class).name
         return "other_modality" if "Image" in name else "no_image", f"SOPClassUID is that of {name}"
-    if found := kind_of_image(image_type, rescale_type):
-        return found
+    if fault := kind_of_image(image_type, rescale_type):
+        return fault
     gray = photometric in ("MONOCHROME1", "MONOCHROME2")
     if samples == 1 and gray and (frames == 1 or sop_class in MULTI_FRAME):
         return "", ""
-    told = f"{samples:g} sample(s) a pixel, {frames:g} frame(s), {photometric}"
-    return "unsupported", f"{told}; expected one gray frame, or the frames of an Enhanced CT"
+    pixels = f"{samples:g} sample(s) a pixel, {frames:g} frame(s), {photometric}"
+    return "unsupported", f"{pixels}; expected one gray frame, or the frames of an Enhanced CT"
 
 
 def kind_of_image(image_type: tuple[str, ...], rescale_type: list[str]) -> tuple[str, str] | None:
     """What an image of CT is if it is no slice in HU, as a word of REASONS and a sentence; None if it is one."""
-    told = "/".join(image_type)
+    values = "/".join(image_type)
     if "LOCALIZER" in image_type:
-        return "localizer", f"ImageType is {told}"
+        return "localizer", f"ImageType is {values}"
     # C.11.1.1.2; missing, it is HU. GDCM, and so ITK, writes US for "unspecified".
     other = set(rescale_type) - {"HU", "US", ""}
     if other:
         return "not_hu", f"RescaleType is {', '.join(sorted(other))}"
     if (_MAPS | _PROJECTIONS).intersection(image_type):
-        return "derived", f"ImageType is {told}"
+        return "derived", f"ImageType is {values}"
     if "SCREEN SAVE" in image_type:
-        return "secondary_capture", f"ImageType is {told}"
+        return "secondary_capture", f"ImageType is {values}"
     return None

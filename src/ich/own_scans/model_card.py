@@ -47,19 +47,19 @@ def describe(result: Path, spec: ModelSpec) -> tuple[str, Thresholds]:
     """
     results = compare.read_results([result])
     images = results.data.get("images")
-    found = _OutOfFold(
+    out_of_fold = _OutOfFold(
         results.table, results.oof[str(result)].astype(np.float64), None if images is None else Path(images)
     )
-    truth = found.table[list(LABELS)].to_numpy()
+    truth = out_of_fold.table[list(LABELS)].to_numpy()
     thresholds = {
-        label: scores.operating_points(truth[:, k], found.probabilities[:, k]) for k, label in enumerate(LABELS)
+        label: scores.operating_points(truth[:, k], out_of_fold.probabilities[:, k]) for k, label in enumerate(LABELS)
     }
     blocks = [
         f"# {spec.result}\n\n{NOTICE}",
         _USE,
-        _trained(spec, found.table),
-        _scored(spec, found),
-        _by_kind(found),
+        _trained(spec, out_of_fold.table),
+        _scored(spec, out_of_fold),
+        _by_kind(out_of_fold),
         _thresholds(thresholds),
         _LIMITS,
         _LICENSE,
@@ -95,7 +95,7 @@ CT Hemorrhage Challenge, Radiology: Artificial Intelligence 2020;2(3):e190211, d
 def _trained(spec: ModelSpec, table: pd.DataFrame) -> str:
     counts = f"{len(table):,} slices of {table['PatientID'].nunique():,} patients, in {table['fold'].nunique()} folds"
     written = [inference.metadata_of(path) for path in spec.files().values() if path.suffix == ".keras"]
-    dates = sorted({one["date_saved"].partition("@")[0] for one in written if "date_saved" in one})
+    dates = sorted({row["date_saved"].partition("@")[0] for row in written if "date_saved" in row})
     versions = dict(sorted(spec.packages.items()))
     facts = [
         ["trained on", f"the RSNA challenge's training set, or the archive in its place: {counts}"],
@@ -142,10 +142,10 @@ def _part(part: RunPart | SecondStagePart | BlendPart) -> str:
     return f"blend of {', '.join(part.of)} by {part.method}{''.join(tried)}"
 
 
-def _scored(spec: ModelSpec, found: _OutOfFold) -> str:
+def _scored(spec: ModelSpec, out_of_fold: _OutOfFold) -> str:
     score = spec.out_of_fold
-    truth, patients = found.table[list(LABELS)].to_numpy(), found.table["PatientID"].to_numpy(str)
-    of_labels = diagnostics.by_label(found.table, found.probabilities)
+    truth, patients = out_of_fold.table[list(LABELS)].to_numpy(), out_of_fold.table["PatientID"].to_numpy(str)
+    of_labels = diagnostics.by_label(out_of_fold.table, out_of_fold.probabilities)
     rows = []
     for k, label in enumerate(tqdm(LABELS, desc="score", unit="label", disable=None)):
         log_loss = of_labels.loc[label]
@@ -154,17 +154,17 @@ def _scored(spec: ModelSpec, found: _OutOfFold) -> str:
                 label,
                 f"{log_loss['positives']:,.0f}",
                 _number(Score(log_loss["log_loss"], log_loss["low"], log_loss["high"]), 4),
-                *(_number(one, 3) for one in _ranking(truth[:, k], found.probabilities[:, k], patients)),
+                *(_number(value, 3) for value in _ranking(truth[:, k], out_of_fold.probabilities[:, k], patients)),
             ]
         )
     columns = ["label", "slices with it", "log loss", "AUC", "average precision"]
     columns += ["sensitivity at 90 % specificity", "specificity at 90 % sensitivity"]
-    told = (
+    summary = (
         f"Weighted log loss {score['weighted_log_loss']:.4f}; predicting each label's share everywhere scores"
         f" {score['of_prevalence']:.4f}. In brackets the 95 % interval, by bootstrap over patients."
     )
-    warnings = [f"- **Warning:** {one}" for one in shortcomings(spec.result, score)]
-    return "\n\n".join(["## Out-of-fold scores", told, *warnings, _table(columns, rows)])
+    warnings = [f"- **Warning:** {sentence}" for sentence in shortcomings(spec.result, score)]
+    return "\n\n".join(["## Out-of-fold scores", summary, *warnings, _table(columns, rows)])
 
 
 def _ranking(y: np.ndarray, p: np.ndarray, patients: np.ndarray) -> list[Score]:
@@ -174,14 +174,14 @@ def _ranking(y: np.ndarray, p: np.ndarray, patients: np.ndarray) -> list[Score]:
     return [scores.with_interval(first[0, k], drawn[:, k], y) for k in range(len(scores.RANKING))]
 
 
-def _by_kind(found: _OutOfFold) -> str:
+def _by_kind(out_of_fold: _OutOfFold) -> str:
     try:
-        if found.images is None:
+        if out_of_fold.images is None:
             raise IchError("the result does not say where its images are")
-        slices = slice_table.read_table(found.images / "slices.parquet")
+        slices = slice_table.read_table(out_of_fold.images / "slices.parquet")
     except IchError:  # its message has paths of this machine
         return "## By kind of scan\n\nNot known: the slice table of the training was not there at the export."
-    facts = diagnostics.scan_facts(slices, found.table.index)
+    facts = diagnostics.scan_facts(slices, out_of_fold.table.index)
     rows = [
         [
             title,
@@ -191,7 +191,7 @@ def _by_kind(found: _OutOfFold) -> str:
             _number(Score(row["weighted_log_loss"], row["low"], row["high"]), 4),
             f"{row['of_prevalence']:.4f}",
         ]
-        for title, groups in diagnostics.by_kind_of_scan(found.table, found.probabilities, facts).items()
+        for title, groups in diagnostics.by_kind_of_scan(out_of_fold.table, out_of_fold.probabilities, facts).items()
         for group, row in groups.iterrows()
     ]
     columns = ["kind", "group", "slices", "patients", "weighted log loss", "of prevalence"]

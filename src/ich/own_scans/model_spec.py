@@ -146,11 +146,11 @@ class ModelSpec(_Part):
 
     def files(self) -> dict[str, Path]:
         """Return all files: `<part>/<path within the part's folder>` -> where it is."""
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for name, part in self.parts.items():
             if not isinstance(part, BlendPart):
-                found |= {f"{name}/{file}": part.folder / file for file in part.files}
-        return found
+                paths |= {f"{name}/{file}": part.folder / file for file in part.files}
+        return paths
 
     def moved(self, folder: Path) -> "ModelSpec":
         """Return the same model with each part in a folder of its own name within `folder`."""
@@ -226,7 +226,7 @@ def _renamed(content: Any, names: Mapping[str, str]) -> Any:
     if isinstance(content, dict):
         return {names.get(key, key): _renamed(value, names) for key, value in content.items()}
     if isinstance(content, list):
-        return [_renamed(one, names) for one in content]
+        return [_renamed(value, names) for value in content]
     return names.get(content, content) if isinstance(content, str) else content
 
 
@@ -245,7 +245,7 @@ def _add(parts: dict[str, Part], runs: list[Run], path: Path, names: dict[Path, 
         run = Run.open(path)
         run.check_finished()
         if first := environment.get("first_stage"):
-            part = _second_stage(run, [_add(parts, runs, _existing(Path(one), path), names) for one in first])
+            part = _second_stage(run, [_add(parts, runs, _existing(Path(member), path), names) for member in first])
         else:
             runs.append(run)
             section, window = run.config.predict, run.config.model.scan

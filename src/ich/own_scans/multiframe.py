@@ -56,8 +56,8 @@ def frames_of(ds: Dataset, file: Facts) -> Iterator[Facts]:
         yield file
         return
     if not groups or (count and count[0] != len(groups)):
-        told = f"NumberOfFrames is {count[0] if count else 'missing'}, functional groups are there for {len(groups)}"
-        yield replace(file, fault=f"{told}; expected one for each frame")
+        counts = f"NumberOfFrames is {count[0] if count else 'missing'}, functional groups are there for {len(groups)}"
+        yield replace(file, fault=f"{counts}; expected one for each frame")
         return
     for number, group in enumerate(groups):
         yield _frame(file, number, [group, *shared])
@@ -67,7 +67,7 @@ def _frame(file: Facts, number: int, groups: list[Dataset]) -> Facts:
     named = {name: _group(groups, name) for name in (*_OF_GROUPS, *_MORE_GROUPS)}
     kind = tuple(map(intern, texts_of(named["CTImageFrameTypeSequence"], "FrameType"))) or file.image_type
     content = named["FrameContentSequence"]
-    found = kind_of_image(kind, texts_of(named["PixelValueTransformationSequence"], "RescaleType"))
+    fault = kind_of_image(kind, texts_of(named["PixelValueTransformationSequence"], "RescaleType"))
     acquisition = numbers_of(content, "FrameAcquisitionNumber")
     clock = text_of(content, "FrameAcquisitionDateTime") or text_of(content, "FrameReferenceDateTime") or ""
     clock = re.sub(r"[-+][0-9]{4}$", "", clock)  # the zone is one for all
@@ -77,8 +77,8 @@ def _frame(file: Facts, number: int, groups: list[Dataset]) -> Facts:
         uid=f"{file.uid}.{number + 1}",
         frame=number,
         number=float(number + 1),
-        kind=found[0] if found else "",
-        why=found[1] if found else "",
+        kind=fault[0] if fault else "",
+        why=fault[1] if fault else "",
         image_type=kind,
         kernel=intern(kernel_of(named["CTReconstructionSequence"])) or file.kernel,
         acquisition=acquisition[0] if acquisition else file.acquisition,

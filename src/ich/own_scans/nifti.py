@@ -80,8 +80,8 @@ class Volume:
             image = _image(nibabel, data)
             shape = image.shape
         except Exception as error:  # nibabel meets damaged bytes with whatever its parser tripped over
-            told = f"nibabel cannot read it ({one_line(error, named=True)})"
-            raise NoVolume("damaged", told) from error
+            detail = f"nibabel cannot read it ({one_line(error, named=True)})"
+            raise NoVolume("damaged", detail) from error
         if len(shape) < 3 or any(side != 1 for side in shape[3:]) or 0 in shape or image.get_data_dtype().names:
             raise NoVolume("unsupported", f"the shape is {shape}, expected one gray volume")
         if not (image.header["sform_code"] or image.header["qform_code"]):
@@ -131,8 +131,8 @@ class Volume:
         sizes = [shape[axis] for axis in of_patient]
         spacing = [float(np.linalg.norm(axis)) for axis in (right, front, up)]
         if max(spacing[:2]) > _ISOTROPIC * spacing[2]:
-            told = f"{spacing[0]:.2f} × {spacing[1]:.2f} mm within axial slices, {spacing[2]:.2f} mm between them"
-            raise NoVolume("other_plane", f"{told}: a scan of another plane")
+            spacings = f"{spacing[0]:.2f} × {spacing[1]:.2f} mm within axial slices, {spacing[2]:.2f} mm between them"
+            raise NoVolume("other_plane", f"{spacings}: a scan of another plane")
         along = of_patient[2]
         first = affine[:3, 3] + affine[:3, along] * ((shape[along] - 1) * (signs[along] < 0))
         # From NIfTI's directions, right, front and up, to DICOM's, left, back and up (PS3.3, C.7.6.2.1.1).
@@ -143,7 +143,7 @@ class Volume:
         start, step = float(normal @ (first * to_dicom)), float(normal @ (up * to_dicom))
         return Geometry(
             z=tuple(start + step * number for number in range(sizes[2])),
-            orientation=tuple(float(one) for one in (*rows, *columns)),
+            orientation=tuple(float(cosine) for cosine in (*rows, *columns)),
             pixel_spacing=(spacing[1], spacing[0]),
             rows=sizes[1],
             columns=sizes[0],
@@ -162,8 +162,8 @@ class Volume:
             try:
                 hu = self._slice(number)
             except Exception as error:  # nibabel meets damaged bytes with whatever its parser tripped over
-                told = f"slice {number + 1} cannot be had ({one_line(error, named=True)})"
-                raise NoVolume("damaged", told) from error
+                detail = f"slice {number + 1} cannot be had ({one_line(error, named=True)})"
+                raise NoVolume("damaged", detail) from error
             if not np.isfinite(hu).all():
                 raise NoVolume("not_hu", "the values are not all finite numbers")
             low, high = min(low, float(hu.min())), max(high, float(hu.max()))
@@ -171,8 +171,10 @@ class Volume:
             soft += int(np.count_nonzero((hu >= _SOFT[0]) & (hu <= _SOFT[1])))
             pixels += hu.size
         if low < _LOWEST or not _BONE <= high <= _HIGHEST or min(air, soft) < _SHARE * pixels:
-            told = f"values from {low:g} to {high:g}, by which {air / pixels:.0%} are air and {soft / pixels:.0%} soft"
-            raise NoVolume("not_hu", f"{told} tissue: no CT in HU but a mask, a windowed image or another unit")
+            detail = (
+                f"values from {low:g} to {high:g}, by which {air / pixels:.0%} are air and {soft / pixels:.0%} soft"
+            )
+            raise NoVolume("not_hu", f"{detail} tissue: no CT in HU but a mask, a windowed image or another unit")
 
 
 def slices_of(data: bytes, name: str) -> Iterator[Facts]:

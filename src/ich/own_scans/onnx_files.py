@@ -78,10 +78,10 @@ def _write_one(source: Path, target: Path, images: np.ndarray, runtime: ModuleTy
             warnings.simplefilter("ignore", FutureWarning)  # of NumPy, about tf2onnx
             model.export(target, format="onnx", verbose=False)
         session = runtime.InferenceSession(os.fspath(target), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {session.get_inputs()[0].name: images})
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images})
     except Exception as error:  # tf2onnx and ONNX Runtime raise many kinds for layers that they do not know
         raise IchError(f"{source} cannot be written as ONNX ({one_line(error)}); export without --onnx") from error
-    difference = float(np.abs(found - expected).max())
+    difference = float(np.abs(logits - expected).max())
     if not difference <= _TOLERANCE:
         raise IchError(
             f"{source} as ONNX predicts other logits than Keras (by up to {difference:.2g}); export without --onnx"

@@ -101,8 +101,10 @@ def _one_of_each(
             continue
         outcome = compared(first[key], record)
         if outcome == "different":
-            told = f"{first[key].file} and {record.file} are different slices of the SOPInstanceUID {record.facts.uid}"
-            return [], [], told
+            detail = (
+                f"{first[key].file} and {record.file} are different slices of the SOPInstanceUID {record.facts.uid}"
+            )
+            return [], [], detail
         if outcome == "second_whole":
             first[key], record = record, first[key]
         duplicates.append(record)
@@ -134,9 +136,9 @@ def turn_of(orientation: Sequence[float]) -> tuple[bool, bool, bool]:
     return transpose, down[1] < 0, right[0] < 0
 
 
-def turned(hu: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+def turned(hu: np.ndarray, flips: tuple[bool, bool, bool]) -> np.ndarray:
     """The slice in the usual orientation."""
-    transpose, rows, columns = turn
+    transpose, rows, columns = flips
     hu = hu.T if transpose else hu
     return np.ascontiguousarray(hu[:: -1 if rows else 1, :: -1 if columns else 1])
 
@@ -149,7 +151,7 @@ def turned_orientation(orientation: tuple[float, ...] | None) -> list[float] | N
     right, down = orientation[:3], orientation[3:]
     if transpose:
         right, down = down, right
-    return [-one if columns else one for one in right] + [-one if rows else one for one in down]
+    return [-cosine if columns else cosine for cosine in right] + [-cosine if rows else cosine for cosine in down]
 
 
 def _planes(records: Sequence[Record]) -> tuple[list[list[Record]], list[Record]]:
@@ -185,14 +187,14 @@ def _planes(records: Sequence[Record]) -> tuple[list[list[Record]], list[Record]
             others.append(record)
         else:
             planes[place][1].append(record)
-    found = sorted((of_plane for _, of_plane in planes), key=len, reverse=True)
-    if unknown and found:
-        found[0] += unknown
+    axial = sorted((of_plane for _, of_plane in planes), key=len, reverse=True)
+    if unknown and axial:
+        axial[0] += unknown
     elif unknown and others:
         others += unknown
     elif unknown:
-        found = [unknown]
-    return found, others
+        axial = [unknown]
+    return axial, others
 
 
 def _stacks(records: list[Record]) -> list[list[Record]]:
@@ -219,9 +221,9 @@ def _by(records: list[Record], key: Callable[[Facts], Hashable]) -> list[list[Re
     if len(groups) == 1:
         return [records]
     ends = [_ends(group) for group in groups.values() if len(group) >= _STACK]
-    for number, one in enumerate(ends):
+    for number, stretch in enumerate(ends):
         for other in ends[:number]:
-            if one is not None and other is not None and _overlap(one, other) > _OVERLAP:
+            if stretch is not None and other is not None and _overlap(stretch, other) > _OVERLAP:
                 return list(groups.values())
     return [records]
 
@@ -229,9 +231,9 @@ def _by(records: list[Record], key: Callable[[Facts], Hashable]) -> list[list[Re
 def _along(records: Iterable[Record]) -> np.ndarray:
     """Where each slice lies along the normal of the first that has one, mm; NaN where it is unknown."""
     records = list(records)
-    oriented = (one.facts.orientation for one in records if one.facts.orientation is not None)
+    oriented = (record.facts.orientation for record in records if record.facts.orientation is not None)
     normal = normal_of(turned_orientation(next(oriented, None)) or ())
-    positions = [one.facts.position or (np.nan,) * 3 for one in records]
+    positions = [record.facts.position or (np.nan,) * 3 for record in records]
     return np.array(positions).reshape(-1, 3) @ normal
 
 
@@ -240,10 +242,10 @@ def _ends(records: Sequence[Record]) -> tuple[float, float] | None:
     return None if np.isnan(along).all() else (float(np.nanmin(along)), float(np.nanmax(along)))
 
 
-def _overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
+def _overlap(first: tuple[float, float], second: tuple[float, float]) -> float:
     """How much of the shorter of two stretches the longer covers, from 0 to 1."""
-    shorter = min(one[1] - one[0], other[1] - other[0])
-    return (min(one[1], other[1]) - max(one[0], other[0])) / shorter if shorter > 0 else 0.0
+    shorter = min(first[1] - first[0], second[1] - second[0])
+    return (min(first[1], second[1]) - max(first[0], second[0])) / shorter if shorter > 0 else 0.0
 
 
 def _repeats(records: list[Record]) -> list[list[Record]]:
@@ -257,10 +259,10 @@ def _repeats(records: list[Record]) -> list[list[Record]]:
     places = sorted(range(len(records)), key=lambda place: _by_number(records[place]))
     for place in places:
         at = float(along[place])
-        turn = 0 if np.isnan(at) else seen[at]
+        repeat = 0 if np.isnan(at) else seen[at]
         seen[at] += 1
-        stacks.extend([] for _ in range(turn + 1 - len(stacks)))
-        stacks[turn].append(records[place])
+        stacks.extend([] for _ in range(repeat + 1 - len(stacks)))
+        stacks[repeat].append(records[place])
     return stacks
 
 
@@ -281,11 +283,11 @@ def order(parts: Sequence[Part]) -> None:
     starts = np.cumsum([0] + [len(part.slices) for part in parts])
     table = pd.DataFrame(
         {
-            "SOPInstanceUID": [_sortable(one.facts) for one in records],
+            "SOPInstanceUID": [_sortable(record.facts) for record in records],
             "SeriesInstanceUID": np.repeat([f"{number}" for number in range(len(parts))], np.diff(starts)),
             "split": "",
-            "ImagePositionPatient": [one.facts.position for one in records],
-            "ImageOrientationPatient": [turned_orientation(one.facts.orientation) for one in records],
+            "ImagePositionPatient": [record.facts.position for record in records],
+            "ImageOrientationPatient": [turned_orientation(record.facts.orientation) for record in records],
             "place": range(len(records)),
         }
     )

@@ -62,11 +62,11 @@ def predict_scans(spec: ModelSpec, sources: Sequence[Path], out: Path, options: 
             raise IchError(f"{out} lies within {source}, whose files are all looked at; name a folder outside of it")
     record = _provenance(spec, digest, sources, options)
     with _working_in(out, record):
-        found = find.find_series(sources, options.all_series)
+        listing = find.find_series(sources, options.all_series)
         write_json(out / folders.PREDICTIONS.marker, record | {"complete": False})
         files = ScanFiles(out, spec, digest, options)
-        _predict(files, [series for series in found.series if series.status == "read"])
-        summary, counts = write_tables(files, found)
+        _predict(files, [series for series in listing.series if series.status == "read"])
+        summary, counts = write_tables(files, listing)
         write_json(out / folders.PREDICTIONS.marker, record | {"complete": True, "counts": counts})
         return summary
 
@@ -130,9 +130,9 @@ def _read(series: Series) -> ReadScan:
 
 def _predict(files: ScanFiles, series: list[Series]) -> None:
     """Predict the scans that are not predicted yet; meanwhile read the next one, and write the previous one's page."""
-    todo = [one for one in series if files.facts(one) is None]
-    total = sum(len(one.slices) for one in series)
-    done = total - sum(len(one.slices) for one in todo)
+    todo = [scan for scan in series if files.facts(scan) is None]
+    total = sum(len(scan.slices) for scan in series)
+    done = total - sum(len(scan.slices) for scan in todo)
     if not todo:
         return
     predictor = Predictor(files.spec, heat=files.options.pages)
@@ -144,7 +144,7 @@ def _predict(files: ScanFiles, series: list[Series]) -> None:
         ahead: Future[ReadScan] = reading.submit(_read, todo[0])
         written: Future[None] | None = None
         try:
-            for number, one in enumerate(todo):
+            for number, scan_files in enumerate(todo):
                 scan = ahead.result()
                 if number + 1 < len(todo):
                     ahead = reading.submit(_read, todo[number + 1])
@@ -152,14 +152,14 @@ def _predict(files: ScanFiles, series: list[Series]) -> None:
                 if written is not None:
                     written.result()
                 written = writing.submit(write)
-                bar.update(len(one.slices))
+                bar.update(len(scan_files.slices))
             if written is not None:
                 written.result()
         finally:
             ahead.cancel()
 
 
-def _told(kind: str, reason: str, options: Options) -> str:
+def _reason_shown(kind: str, reason: str, options: Options) -> str:
     """Return why a slice was not read; in general words if names are not to be written, as reasons may hold them."""
     return KINDS.get(kind, kind) if options.hash_ids else reason
 
@@ -167,13 +167,13 @@ def _told(kind: str, reason: str, options: Options) -> str:
 def _predict_one(predictor: Predictor, files: ScanFiles, scan: ReadScan) -> Callable[[], None]:
     """Predict a scan; return a function that writes its page and its rows, in this order."""
     series, spec, options = scan.series, files.spec, files.options
-    unread = [(shown(file, options), kind, _told(kind, reason, options)) for file, kind, reason in scan.unread]
+    unread = [(shown(file, options), kind, _reason_shown(kind, reason, options)) for file, kind, reason in scan.unread]
     facts: dict[str, Any] = {"unread": unread, "slices": len(scan.slices), "failed": ""}
     if not scan.slices:
         file, _, reason = unread[0]
         facts["failed"] = f"none of its {len(unread)} slices could be read, such as {file}: {reason}"
         return partial(files.write, series, pd.DataFrame(columns=list(COLUMNS)), facts)
-    z = np.array([one.z for one in scan.slices])
+    z = np.array([file.z for file in scan.slices])
     slab_of = np.arange(len(z))
     if options.slabs and len({pixels.shape for pixels in scan.hu}) == 1:
         slab_of = slabs.slab_numbers(z, series.thickness, spec.thickness)

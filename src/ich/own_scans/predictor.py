@@ -137,7 +137,7 @@ class _Run:
         embeddings: list[list[np.ndarray]] = [[] for _ in self.networks]
         heats = []
         for transform, counts in self.passes:
-            given = images if transform is None else np.stack([transform(image=one)["image"] for one in images])
+            given = images if transform is None else np.stack([transform(image=image)["image"] for image in images])
             for k in range(len(self.networks)):
                 of_pass = self._of_fold(k, given, windows, heat=transform is None and bool(self.heads))
                 if counts:
@@ -164,10 +164,10 @@ class _Run:
         shape = (*shape[:2], shape[2] * len(self.part.neighbours))
         expected = self.image_shape
         if shape != expected:
-            found, takes = (
+            given, takes = (
                 f"{height} × {width} with {channels} channels" for height, width, channels in (shape, expected)
             )
-            raise IchError(f"the images of this scan are {found}, the model takes {takes}")
+            raise IchError(f"the images of this scan are {given}, the model takes {takes}")
 
     def _of_fold(self, k: int, images: np.ndarray, windows: ScanWindows | None, heat: bool) -> dict[str, np.ndarray]:
         """Return what the model of fold `k` gives for all slices, by name, and Grad-CAM as heat."""
@@ -181,10 +181,10 @@ class _Run:
             return {"image": images[rows], **windows.inputs(rows)}  # the model replaces what stands for padding
 
         of_windows = self._predict(self.networks[k], batch_of, len(layout))
-        found = {name: mean_over_windows(values, layout, len(images)) for name, values in of_windows.items()}
+        outputs = {name: mean_over_windows(values, layout, len(images)) for name, values in of_windows.items()}
         if heat:
-            found |= self._predict(self.trunks[k], images.__getitem__, len(images), head)
-        return found
+            outputs |= self._predict(self.trunks[k], images.__getitem__, len(images), head)
+        return outputs
 
     def _predict(
         self,
@@ -194,7 +194,7 @@ class _Run:
         head: keras.Model | None = None,
     ) -> dict[str, np.ndarray]:
         """Predict `count` samples in batches, which `batch_of` gives; feature maps as Grad-CAM if there is a head."""
-        found: dict[str, list[np.ndarray]] = {}
+        of_batches: dict[str, list[np.ndarray]] = {}
         for start in range(0, count, self.part.batch_size):
             batch = batch_of(slice(start, start + self.part.batch_size))
             samples = min(self.part.batch_size, count - start)
@@ -205,8 +205,8 @@ class _Run:
             if head is not None and maps is not None:
                 outputs["heat"] = gradcam.of_all_labels(head, maps)
             for name, values in outputs.items():
-                found.setdefault(name, []).append(values)
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+                of_batches.setdefault(name, []).append(values)
+        return {name: np.concatenate(parts) for name, parts in of_batches.items()}
 
 
 def _filled(values: np.ndarray, short: int) -> np.ndarray:
@@ -247,8 +247,8 @@ class _SecondStage:
     def __call__(self, slices: Slices, outputs: dict[str, _Output]) -> _Output:
         given = [outputs[name] for name in self.part.of]
         # Rounded as in the files that it was trained on: where a probability is all but 1, its logit depends on that.
-        probabilities = [pd.DataFrame(one.probabilities.astype(np.float32)) for one in given]
-        logits = np.mean([scans.logits_of(one).to_numpy() for one in probabilities], axis=0)
+        probabilities = [pd.DataFrame(output.probabilities.astype(np.float32)) for output in given]
+        logits = np.mean([scans.logits_of(frame).to_numpy() for frame in probabilities], axis=0)
         of_scan, rows = _as_scans(slices, logits)
         embedded = None
         if self.part.sequence.features == "embeddings":

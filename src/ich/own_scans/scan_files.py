@@ -49,7 +49,7 @@ class ScanFiles:
 
     def provenance(self, series: Series) -> str:
         """Return a digest of what decides the predictions of a scan, and its page."""
-        files = [(one.file, one.uid, one.frame, *_version(one.member), repr(one.z)) for one in series.slices]
+        files = [(file.file, file.uid, file.frame, *_version(file.member), repr(file.z)) for file in series.slices]
         content = [self.digest, asdict(self.options), series.thickness, list(series.notes), files]
         return sha256(json.dumps(content).encode()).hexdigest()
 
@@ -87,11 +87,11 @@ def rows_of(scan: ReadScan, probabilities: np.ndarray, options: Options) -> pd.D
     series = scan.series
     rows = pd.DataFrame(
         {
-            "file": ["" if options.hash_ids else one.file for one in scan.slices],
-            "SOPInstanceUID": [named(one.uid, options) for one in scan.slices],
+            "file": ["" if options.hash_ids else file.file for file in scan.slices],
+            "SOPInstanceUID": [named(file.uid, options) for file in scan.slices],
             "SeriesInstanceUID": named(series.uid, options),
             "StudyInstanceUID": named(series.study, options),
-            "z": [one.z for one in scan.slices],
+            "z": [file.z for file in scan.slices],
             "order": scan.order,
         }
     )

@@ -71,9 +71,9 @@ def ranking(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
         sensitivity = np.where(allowed, hit, 0).max(axis=1) / positives[:, 0]
         enough = hit >= AT * positives - _EXACT
         specificity = np.where(enough, negatives - alarm, 0).max(axis=1) / negatives[:, 0]
-    found = np.stack([auc, average, sensitivity, specificity], axis=1)
-    found[(positives == 0)[:, 0] | (negatives == 0)[:, 0]] = np.nan
-    return found
+    values = np.stack([auc, average, sensitivity, specificity], axis=1)
+    values[(positives == 0)[:, 0] | (negatives == 0)[:, 0]] = np.nan
+    return values
 
 
 def calibrated(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -94,21 +94,21 @@ def calibrated(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     clipped = np.clip(p, EPSILON, 1 - EPSILON)
     losses = -(y * np.log(clipped) + (1 - y) * np.log(1 - clipped))
     total = weights.sum(axis=1)
-    one = np.ones((len(z), 1))
+    ones = np.ones((len(z), 1))
     both = ((weights * y).sum(axis=1) > 0) & ((weights * (1 - y)).sum(axis=1) > 0)
-    found = np.full((len(weights), len(CALIBRATION)), np.nan)
-    found[:, 0] = weights @ losses / total
-    found[both, 1] = _logistic(y, one, z, weights[both])[:, 0]
+    values = np.full((len(weights), len(CALIBRATION)), np.nan)
+    values[:, 0] = weights @ losses / total
+    values[both, 1] = _logistic(y, ones, z, weights[both])[:, 0]
     overlap = both & _overlap(y, z, weights)
-    found[overlap, 2] = _logistic(y, np.column_stack([one, z]), np.zeros_like(z), weights[overlap])[:, 1]
-    return found
+    values[overlap, 2] = _logistic(y, np.column_stack([ones, z]), np.zeros_like(z), weights[overlap])[:, 1]
+    return values
 
 
 def _overlap(y: np.ndarray, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Whether no threshold tells the classes of a resample apart: only then is there a slope."""
     there = weights > 0
-    lowest = [np.where(there & (y == one), z, np.inf).min(axis=1) for one in (0, 1)]
-    highest = [np.where(there & (y == one), z, -np.inf).max(axis=1) for one in (0, 1)]
+    lowest = [np.where(there & (y == label), z, np.inf).min(axis=1) for label in (0, 1)]
+    highest = [np.where(there & (y == label), z, -np.inf).max(axis=1) for label in (0, 1)]
     return (lowest[0] < highest[1]) & (lowest[1] < highest[0])
 
 
@@ -124,40 +124,40 @@ def _logistic(y: np.ndarray, x: np.ndarray, offset: np.ndarray, weights: np.ndar
     """
     if not len(weights):
         return np.empty((0, x.shape[1]))
-    found = _climb(y, x, offset, weights.mean(axis=0, keepdims=True)).repeat(len(weights), axis=0)
+    coefficients = _climb(y, x, offset, weights.mean(axis=0, keepdims=True)).repeat(len(weights), axis=0)
     todo = np.arange(len(weights))
     for _ in range(_QUICK):
-        step = _newton(y, x, offset, weights[todo], found[todo])
-        found[todo] += step
+        step = _newton(y, x, offset, weights[todo], coefficients[todo])
+        coefficients[todo] += step
         todo = todo[~(np.abs(step).max(axis=1) <= _CLOSE)]  # NaN too
         if not len(todo):
-            return found
-    found[todo] = _climb(y, x, offset, weights[todo])
-    return found
+            return coefficients
+    coefficients[todo] = _climb(y, x, offset, weights[todo])
+    return coefficients
 
 
 def _climb(y: np.ndarray, x: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Fit as `_logistic`, from a slope of 0, by steps of bounded length, halved where they lose likelihood."""
     total = weights.sum(axis=1)
-    found = np.zeros((len(weights), x.shape[1]))
-    found[:, 0] = logit(weights @ y / total) - weights @ offset / total
-    step = np.zeros_like(found)
+    coefficients = np.zeros((len(weights), x.shape[1]))
+    coefficients[:, 0] = logit(weights @ y / total) - weights @ offset / total
+    step = np.zeros_like(coefficients)
     likelihood = np.full(len(weights), -np.inf)
     todo = np.arange(len(weights))
     for _ in range(_ITERATIONS):
-        tried = found[todo] + step[todo]
+        tried = coefficients[todo] + step[todo]
         eta = tried @ x.T + offset
         reached = (weights[todo] * ((y - 1) * eta + log_expit(eta))).sum(axis=1)
         newton = _newton(y, x, offset, weights[todo], tried)
         newton *= np.minimum(1, _LONGEST / np.abs(newton).max(axis=1, keepdims=True).clip(_EXACT))
         better = reached >= likelihood[todo] - _EXACT * np.abs(reached)
-        found[todo[better]], likelihood[todo[better]] = tried[better], reached[better]
+        coefficients[todo[better]], likelihood[todo[better]] = tried[better], reached[better]
         step[todo] = np.where(better[:, None], newton, step[todo] / 2)
         todo = todo[np.abs(step[todo]).max(axis=1) > _EXACT]
         if not len(todo):
-            return found
-    found[todo] = np.nan
-    return found
+            return coefficients
+    coefficients[todo] = np.nan
+    return coefficients
 
 
 def _newton(y: np.ndarray, x: np.ndarray, offset: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -200,8 +200,8 @@ def operating_points(y: np.ndarray, p: np.ndarray) -> dict[str, dict[str, float]
             "sensitivity": float(sensitivity[place]),
             "specificity": float(specificity[place]),
         }
-        for name, found in places.items()
-        for place in found.tolist()
+        for name, indices in places.items()
+        for place in indices.tolist()
     }
 
 
@@ -247,13 +247,13 @@ def score(
     names = [*RANKING, *CALIBRATION]
     if recalibrated is not None:
         names += [f"recalibrated_{name}" for name in CALIBRATION]
-    found = []
+    blocks = []
     for weights in resampled(patients, resamples):
         columns = [ranking(y, p, weights), calibrated(y, p, weights)]
         if recalibrated is not None:
             columns.append(calibrated(y, recalibrated, weights))
-        found.append(np.concatenate(columns, axis=1))
-    (value,), drawn = found[0], np.concatenate(found[1:]) if found[1:] else np.empty((0, len(names)))
+        blocks.append(np.concatenate(columns, axis=1))
+    (value,), drawn = blocks[0], np.concatenate(blocks[1:]) if blocks[1:] else np.empty((0, len(names)))
     return {name: with_interval(value[k], drawn[:, k], y) for k, name in enumerate(names)}
 
 
@@ -287,7 +287,7 @@ def recalibrate(y: np.ndarray, p: np.ndarray, patients: np.ndarray) -> np.ndarra
     Raises:
         IchError: too few patients have the label, or lack it.
     """
-    of_class = [len(np.unique(patients[y == one])) for one in (0, 1)]
+    of_class = [len(np.unique(patients[y == label])) for label in (0, 1)]
     if min(of_class) < FOLDS:
         lacking = "with" if of_class[1] < FOLDS else "without"
         raise IchError(f"{min(of_class)} patients {lacking} the label; {FOLDS} folds of patients need {FOLDS}")

@@ -106,8 +106,8 @@ def to_series(part: Part, uid: str, files: int) -> Series:
     facts = [record.facts for record in part.slices or part.records]
     first = facts[0]
     read = part.status == "read"
-    spacing = _most([one.pixel_spacing for one in facts])
-    rows, columns = _most([(one.rows, one.columns) for one in facts]) or (None, None)
+    spacing = _most([header.pixel_spacing for header in facts])
+    rows, columns = _most([(header.rows, header.columns) for header in facts]) or (None, None)
     if first.orientation is not None and turn_of(first.orientation)[0]:
         rows, columns = columns, rows
         spacing = None if spacing is None else spacing[::-1]
@@ -118,7 +118,7 @@ def to_series(part: Part, uid: str, files: int) -> Series:
     return Series(
         uid=uid,
         study=first.study,
-        patient=_most([one.patient for one in facts]),
+        patient=_most([header.patient for header in facts]),
         status=part.status,
         reason=part.reason,
         detail=printable(part.detail),
@@ -129,7 +129,7 @@ def to_series(part: Part, uid: str, files: int) -> Series:
         modality=printable(first.modality),
         description=printable(first.description),
         kernel=printable(first.kernel),
-        thickness=_most([one.thickness for one in facts]),
+        thickness=_most([header.thickness for header in facts]),
         spacing=spacing_of(part.z),
         pixel_spacing=None if spacing is None else (spacing[0], spacing[1]),
         oriented=len(_orientations(facts)) == len(facts),
@@ -140,8 +140,10 @@ def to_series(part: Part, uid: str, files: int) -> Series:
 
 def _orientations(facts: Sequence[Facts]) -> list[tuple[float, ...]]:
     """ImageOrientationPatient of the slices that have one that tells directions."""
-    told = {one for one in {one.orientation for one in facts} if one and np.isfinite(normal_of(one)).all()}
-    return [one.orientation for one in facts if one.orientation in told]
+    valid = {
+        known for known in {header.orientation for header in facts} if known and np.isfinite(normal_of(known)).all()
+    }
+    return [header.orientation for header in facts if header.orientation in valid]
 
 
 def spacing_of(z: np.ndarray) -> float | None:
@@ -164,19 +166,19 @@ def _of_headers(facts: Sequence[Facts]) -> list[str]:
     notes = []
     if facts[0].series is None:
         notes.append("the files name no SeriesInstanceUID: those of one folder are taken as one series")
-    if any(one.contrast for one in facts):
+    if any(header.contrast for header in facts):
         notes.append("a contrast agent was given: what it enhances can look like blood")
     kernel = facts[0].kernel
     if (sharpness(kernel) or 0) >= SHARP:
         notes.append(f"the kernel {printable(kernel)} is a sharp one, for bone or lung: noise can hide or feign blood")
-    if any(one.mono_energetic for one in facts):
+    if any(header.mono_energetic for header in facts):
         notes.append("computed for one energy of X-rays: its contrast differs from that of an ordinary CT")
-    parts = {one.body_part.upper().replace(" ", "") for one in facts} & _OTHER_BODY
+    parts = {header.body_part.upper().replace(" ", "") for header in facts} & _OTHER_BODY
     if parts:
         notes.append(f"BodyPartExamined is {', '.join(sorted(parts))}: only of heads predictions mean anything")
-    if len({one.patient for one in facts}) > 1:
-        notes.append(f"the slices name {len({one.patient for one in facts})} different patients")
-    sizes = Counter((one.rows, one.columns) for one in facts)
+    if len({header.patient for header in facts}) > 1:
+        notes.append(f"the slices name {len({header.patient for header in facts})} different patients")
+    sizes = Counter((header.rows, header.columns) for header in facts)
     if len(sizes) > 1:
         usual = sizes.most_common(1)[0][0]
         odd = ", ".join(f"{rows} × {columns}" for rows, columns in sorted(set(sizes) - {usual}, key=str)[:3])
@@ -199,7 +201,7 @@ def _of_geometry(facts: Sequence[Facts], z: np.ndarray) -> list[str]:
             notes.append(f"the images are turned to the usual orientation, {_USUAL}")
     unknown = int(np.isnan(z).sum())
     if unknown == len(z):
-        by = "InstanceNumber" if all(one.number is not None for one in facts) else "InstanceNumber and file name"
+        by = "InstanceNumber" if all(header.number is not None for header in facts) else "InstanceNumber and file name"
         notes.append(f"the positions of the slices are unknown: they are in the order of {by}")
         return notes
     if unknown:
@@ -225,7 +227,7 @@ def _of_geometry(facts: Sequence[Facts], z: np.ndarray) -> list[str]:
 
 def _most(values: Iterable[_T | None]) -> _T | None:
     """The value that most have, of several the first; None where none has one."""
-    counts = Counter(one for one in values if one is not None)
+    counts = Counter(value for value in values if value is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 

@@ -42,13 +42,13 @@ def read_folder(folder: Path, images: pd.Index) -> Submitted:
     Raises:
         IchError: a file is missing or damaged, the predictions are not complete, or two are of one slice.
     """
-    made, slices = read_record(folder), read_slices(folder)
-    if made.get("complete") is not True:
+    record, slices = read_record(folder), read_slices(folder)
+    if record.get("complete") is not True:
         raise IchError(f"the predictions of {folder} are not complete; run the same command of predict_scans.py again")
     ids = pd.Index(slices["SOPInstanceUID"], name=INDEX_NAME)
     if not ids.is_unique:
         raise IchError(f"{folder}/slices.csv has two predictions of {name_some(ids[ids.duplicated()])}; predict again")
-    model, score = made["model"], made["model"].get("out_of_fold") or {}
+    model, score = record["model"], record["model"].get("out_of_fold") or {}
     if not {"weighted_log_loss", "of_prevalence"} <= score.keys():
         raise IchError(f"{folder}/predictions.json does not tell the model's out-of-fold score; predict again")
     provenance = {
@@ -59,8 +59,8 @@ def read_folder(folder: Path, images: pd.Index) -> Submitted:
         "warnings": shortcomings(str(model.get("name")), score),
         "predictions": {
             "model": {key: value for key, value in model.items() if key not in ("out_of_fold", "thresholds")},
-            "options": made["options"],
-            "counts": made.get("counts"),
+            "options": record["options"],
+            "counts": record.get("counts"),
             "slices_sha256": sha256_of(folder / "slices.csv"),
         },
     }

@@ -53,7 +53,7 @@ class Summary(NamedTuple):
     unread: int
 
 
-def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
+def write_tables(files: ScanFiles, listing: Found) -> tuple[Summary, dict]:
     """Write the CSV files and the index of what the scans' files hold, and remove the files of other scans."""
     options, out = files.options, files.out
     own = ["PatientID"] if options.patient_id else []
@@ -61,7 +61,7 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
     slices, unread, skipped = 0, 0, Counter[str]()
     with replacing(out / "slices.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(",".join([*COLUMNS, *own]) + "\n")
-        for series in found.series:
+        for series in listing.series:
             facts = files.facts(series) if series.status == "read" else None
             broken = _broken(series, facts)
             row = _series_row(series, facts, broken, options)
@@ -78,7 +78,7 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
             scan_rows.append(_scan_row(rows, facts))
             if options.pages:
                 index.append(_index_row(files.path(series), series, scan_rows[-1], facts, options))
-    for reason, (count, first) in found.others.items():
+    for reason, (count, first) in listing.others.items():
         lost = count if reason in UNREAD else 0
         unread += lost
         row = {"files": count, "slices": 0, "unread": lost, "status": "skipped"}
@@ -89,11 +89,11 @@ def write_tables(files: ScanFiles, found: Found) -> tuple[Summary, dict]:
     _write_csv(out / "unread.csv", unread_rows, UNREAD_COLUMNS)
     if options.pages:
         others = [row for row in series_rows if row["status"] != "read"]
-        told = [(row.get("description") or _files(row["files"]), row["reason"], row["detail"]) for row in others]
-        scan_page.write_index(index, told, out / "index.html")
-    _discard_others(out / "scans", {files.path(one).stem for one in found.series if one.status == "read"})
+        excluded = [(row.get("description") or _files(row["files"]), row["reason"], row["detail"]) for row in others]
+        scan_page.write_index(index, excluded, out / "index.html")
+    _discard_others(out / "scans", {files.path(series).stem for series in listing.series if series.status == "read"})
     counts = {"scans": len(scan_rows), "slices": slices, "not_read": dict(skipped), "unread_files": unread}
-    others_by_reason = {reason: count for reason, (count, _) in found.others.items()}
+    others_by_reason = {reason: count for reason, (count, _) in listing.others.items()}
     return Summary(len(scan_rows), slices, dict(skipped), others_by_reason, unread), counts
 
 

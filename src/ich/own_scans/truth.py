@@ -98,10 +98,10 @@ def _cq500_key(text: str) -> str | None:
     Raises:
         IchError: several stand there.
     """
-    found = sorted(set(_CQ500.findall(text)))
-    if len(found) > 1:
-        raise IchError(f"{text} names several scans of CQ500 ({', '.join(found)}); expected one")
-    return f"CQ500-CT-{found[0]}" if found else None
+    scans = sorted(set(_CQ500.findall(text)))
+    if len(scans) > 1:
+        raise IchError(f"{text} names several scans of CQ500 ({', '.join(scans)}); expected one")
+    return f"CQ500-CT-{scans[0]}" if scans else None
 
 
 def _cq500_keys(slices: pd.DataFrame) -> pd.Series:
@@ -197,13 +197,13 @@ def _named(table: pd.DataFrame) -> dict[str, str]:
     return {_plainly(name): name for name in table.columns}
 
 
-def _columns(table: pd.DataFrame, wanted: Iterable[str], format: str, path: Path) -> dict[str, str]:
+def _columns(table: pd.DataFrame, names: Iterable[str], format: str, path: Path) -> dict[str, str]:
     named = _named(table)
-    if missing := [name for name in wanted if _plainly(name) not in named]:
+    if missing := [name for name in names if _plainly(name) not in named]:
         raise IchError(
             f"{path} has the columns {_shown(table)}, but no {name_some(missing)}; expected {_expected(format)}"
         )
-    return {name: named[_plainly(name)] for name in wanted}
+    return {name: named[_plainly(name)] for name in names}
 
 
 def _shown(table: pd.DataFrame) -> str:

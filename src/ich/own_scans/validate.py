@@ -79,15 +79,15 @@ def validate(predictions: Path, labels: Path, format: str) -> Validation:
     Raises:
         IchError: a file cannot be read or has another content, or no label belongs to a prediction.
     """
-    slices, made = read_slices(predictions), read_record(predictions)
+    slices, record = read_slices(predictions), read_record(predictions)
     known = truth.read_truth(labels, format)
     keys = known.keys_of(slices).replace("", None)
     has_label = keys.isin(known.labels.index)
     if not has_label.any():
-        raise IchError(_nothing_in_common(predictions, labels, known, keys, slices, made))
-    notes = [*known.notes, *_made_notes(made)]
-    patients, told = _patients(slices)
-    notes.append(told)
+        raise IchError(_nothing_in_common(predictions, labels, known, keys, slices, record))
+    notes = [*known.notes, *_made_notes(record)]
+    patients, identified_by = _patients(slices)
+    notes.append(identified_by)
     slices = slices.assign(key=keys, patient=patients)
     joined = slices[has_label]
     with threadpool_limits(1, user_api="blas"):  # of matrices as thin as these, threads would wait for one another
@@ -102,7 +102,7 @@ def validate(predictions: Path, labels: Path, format: str) -> Validation:
     unpredicted = known.labels.index.difference(keys[has_label], sort=False)
     facts = {
         "predictions": str(predictions),
-        "model": {key: value for key, value in made.get("model", {}).items() if key != "out_of_fold"},
+        "model": {key: value for key, value in record.get("model", {}).items() if key != "out_of_fold"},
         "labels": str(labels),
         "format": format,
         "joined_by": known.kind,
@@ -114,8 +114,8 @@ def validate(predictions: Path, labels: Path, format: str) -> Validation:
         (len(unlabeled), list(map(str, unlabeled[:_NAMED]))),
         (len(unpredicted), list(map(str, unpredicted[:_NAMED]))),
         notes,
-        made.get("model", {}).get("out_of_fold"),
-        [one for one in PUBLISHED if format in one["formats"]],
+        record.get("model", {}).get("out_of_fold"),
+        [study for study in PUBLISHED if format in study["formats"]],
     )
 
 
@@ -176,33 +176,37 @@ def read_record(predictions: Path) -> dict:
     """Return predictions.json."""
     path = predictions / "predictions.json"
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise IchError(
             f"{path} cannot be read ({one_line(error)}); expected a folder that scripts/predict_scans.py wrote"
         ) from error
-    if not isinstance(made, dict) or not isinstance(made.get("model"), dict):
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict):
         raise IchError(f"{path} says nothing of a model; expected a folder that scripts/predict_scans.py wrote")
-    return made
+    return record
 
 
-def _made_notes(made: dict) -> list[str]:
-    return [] if made.get("complete", True) else ["the predictions are not complete: predict_scans.py was stopped"]
+def _made_notes(record: dict) -> list[str]:
+    return [] if record.get("complete", True) else ["the predictions are not complete: predict_scans.py was stopped"]
 
 
 def _nothing_in_common(
-    predictions: Path, labels: Path, known: Truth, keys: pd.Series, slices: pd.DataFrame, made: dict
+    predictions: Path, labels: Path, known: Truth, keys: pd.Series, slices: pd.DataFrame, record: dict
 ) -> str:
-    told = f"no label of {labels} ({known.kind}: {name_some(known.labels.index)}) is of a scan in {predictions}"
+    message = f"no label of {labels} ({known.kind}: {name_some(known.labels.index)}) is of a scan in {predictions}"
     if keys.notna().any():
-        told += f", which has {name_some(keys.dropna().unique())}"
+        message += f", which has {name_some(keys.dropna().unique())}"
     else:
-        told += f", where no slice has such a name, as {slices['SOPInstanceUID'].iloc[0]} of {slices['file'].iloc[0]}"
-    if made.get("options", {}).get("hash_ids"):
-        return f"{told}; predict again without --hash-ids, which replaced the names"
+        message += (
+            f", where no slice has such a name, as {slices['SOPInstanceUID'].iloc[0]} of {slices['file'].iloc[0]}"
+        )
+    if record.get("options", {}).get("hash_ids"):
+        return f"{message}; predict again without --hash-ids, which replaced the names"
     if known.kind.startswith("CQ500"):
-        return f"{told}; predict the folder that holds the folders 'CQ500CT0 CQ500CT0' …, or predict with --patient-id"
-    return f"{told}; name the labels of these scans"
+        return (
+            f"{message}; predict the folder that holds the folders 'CQ500CT0 CQ500CT0' …, or predict with --patient-id"
+        )
+    return f"{message}; name the labels of these scans"
 
 
 def _patients(slices: pd.DataFrame) -> tuple[pd.Series, str]:
@@ -216,10 +220,10 @@ def _patients(slices: pd.DataFrame) -> tuple[pd.Series, str]:
             patients[taken] = f"{column} " + slices.loc[taken, column]
             if taken.any():
                 used.append(f"{column} ({slices.loc[taken, column].nunique():,})")
-    told = f"patients are told apart by {', '.join(used)}"
+    message = f"patients are told apart by {', '.join(used)}"
     if not (len(used) == 1 and used[0].startswith("PatientID")):
-        told += "; two scans of one patient may count as two patients: predicted with --patient-id, DICOM tells"
-    return patients, told
+        message += "; two scans of one patient may count as two patients: predicted with --patient-id, DICOM tells"
+    return patients, message
 
 
 def _levels(slices: pd.DataFrame, known: Truth) -> list[Level]:
@@ -272,8 +276,8 @@ def _numbering(joined: pd.DataFrame, keys: pd.Series, known: Truth) -> list[str]
     back = np.lexsort((-number, series))
     if np.isnan(y).any() or len(np.unique(y)) < 2:
         return notes
-    one = np.ones((1, len(y)))
-    as_given, reversed_ = scores.ranking(y[there], p[there], one)[0, 0], scores.ranking(y[back], p[there], one)[0, 0]
+    ones = np.ones((1, len(y)))
+    as_given, reversed_ = scores.ranking(y[there], p[there], ones)[0, 0], scores.ranking(y[back], p[there], ones)[0, 0]
     if reversed_ > as_given:
         notes.append(
             f"the labels fit better with the slices numbered from the other end (AUC of `any` {reversed_:.3f}, as"

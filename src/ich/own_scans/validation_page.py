@@ -56,9 +56,9 @@ def as_text(validation: Validation) -> str:
     for level in validation.levels:
         rows = [["label", "with", "of", "AUC", _RANKING["sensitivity"], "log loss", "recalibrated"]]
         for k, label in enumerate(LABELS):
-            y, found = level.truth[:, k], level.scores.get(label, {})
+            y, scores = level.truth[:, k], level.scores.get(label, {})
             names = ("auc", "sensitivity", "log_loss", "recalibrated_log_loss")
-            rows.append([label, *_counted(y), *(_with_interval(found.get(name)) for name in names)])
+            rows.append([label, *_counted(y), *(_with_interval(scores.get(name)) for name in names)])
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         blocks.append(f"{len(level.truth):,} {level.unit} of {level.patients:,} patients\n" + "\n".join(lines))
@@ -92,19 +92,19 @@ def _facts(validation: Validation) -> dict[str, str]:
 def _level(level: Level) -> dict:
     ranked, calibrated, missing = [], [], []
     for k, label in enumerate(LABELS):
-        y, found = level.truth[:, k], level.scores.get(label, {})
-        ranked.append([label, *_counted(y), *(_with_interval(found.get(name)) for name in _RANKING)])
+        y, scores = level.truth[:, k], level.scores.get(label, {})
+        ranked.append([label, *_counted(y), *(_with_interval(scores.get(name)) for name in _RANKING)])
         of_label = [label]
         for name in _CALIBRATION:
-            of_label += [_with_interval(found.get(name)), _with_interval(found.get(f"recalibrated_{name}"))]
+            of_label += [_with_interval(scores.get(name)), _with_interval(scores.get(f"recalibrated_{name}"))]
         calibrated.append(of_label)
         if label in level.reasons:
             missing.append([label, level.reasons[label]])
         of_reason: dict[str, list[str]] = {}
-        for name, score in found.items():
+        for name, score in scores.items():
             if score.reason:
                 of_reason.setdefault(score.reason, []).append(_NAMES[name])
-        missing += [[label, f"{', '.join(which)}: {reason}"] for reason, which in of_reason.items()]
+        missing += [[label, f"{', '.join(metrics)}: {reason}"] for reason, metrics in of_reason.items()]
     head = [text for name in _CALIBRATION.values() for text in (name, f"{name}, recalibrated")]
     return {
         "unit": level.unit,
@@ -128,11 +128,11 @@ def _level(level: Level) -> dict:
 
 def _published(validation: Validation) -> Table:
     head = ["label", *(f"here, {level.unit}" for level in validation.levels)]
-    head += [f"{one['who']}; {one['on']} ({one['source']})" for one in validation.published]
+    head += [f"{study['who']}; {study['on']} ({study['source']})" for study in validation.published]
     rows = []
     for label in LABELS:
         here = [_with_interval(level.scores.get(label, {}).get("auc")) for level in validation.levels]
-        rows.append([label, *here, *(_number(one["auc"].get(label)) for one in validation.published)])
+        rows.append([label, *here, *(_number(study["auc"].get(label)) for study in validation.published)])
     return Table(head, rows)
 
 

@@ -144,8 +144,10 @@ def grad_cam(path: Path, folds: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
         raise IchError(f"{fold.index[fold.isna()][0]} is in no fold: no model is known that has not seen its patient")
     place = {id: k for k, id in enumerate(ids)}
     out = np.zeros((len(ids), len(LABELS), MAP_SIDE, MAP_SIDE), np.float32)
-    for (id, label), one in heatmaps(path, fold, [(id, label) for id in ids for label in range(len(LABELS))], split):
-        out[place[id], label] = cv2.resize(one, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
+    for (id, label), heatmap in heatmaps(
+        path, fold, [(id, label) for id in ids for label in range(len(LABELS))], split
+    ):
+        out[place[id], label] = cv2.resize(heatmap, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
     return out
 
 
@@ -158,8 +160,8 @@ def _edges(orientations: pd.Series) -> tuple[str, str, str, str] | None:
     Returns:
         Of each edge the nearest of R, L, A, P, F (foot) and H (head); None if one is unknown or two differ.
     """
-    found = {_edges_of(one) for one in orientations}
-    return found.pop() if len(found) == 1 else None
+    edges = {_edges_of(orientation) for orientation in orientations}
+    return edges.pop() if len(edges) == 1 else None
 
 
 def _edges_of(orientation) -> tuple[str, str, str, str] | None:
@@ -179,11 +181,11 @@ def _ends(direction: np.ndarray) -> tuple[str, str]:
 
 
 def _from_sources(scan: pd.DataFrame, sources: Sources) -> tuple[np.ndarray, tuple[float, float] | None]:
-    found, slices = sources.find(scan["SOPInstanceUID"]), []
+    members, slices = sources.find(scan["SOPInstanceUID"]), []
     for row in scan.itertuples():
-        if row.SOPInstanceUID not in found:
+        if row.SOPInstanceUID not in members:
             raise IchError(f"the sources lack {row.SOPInstanceUID}")
-        data = found[row.SOPInstanceUID].read()
+        data = members[row.SOPInstanceUID].read()
         if not pd.isna(row.crc) and isal_zlib.crc32(data) != row.crc:
             raise IchError(f"{row.SOPInstanceUID} has changed in the sources since it was converted")
         slices.append(reader.read(data)[0])
@@ -248,6 +250,6 @@ def _pixel_spacing(row) -> tuple[float, float] | None:
 def _one_spacing(spacings: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
     """The spacing of all slices; None where one is unknown, or they differ, as of slices cropped each for itself."""
     first = spacings[0]
-    if first is None or any(one is None or not np.allclose(one, first, rtol=1e-3) for one in spacings):
+    if first is None or any(spacing is None or not np.allclose(spacing, first, rtol=1e-3) for spacing in spacings):
         return None
     return first

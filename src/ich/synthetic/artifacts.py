@@ -12,11 +12,11 @@ _BASE = 14.0  # mm above or below the petrous bones within which they harden the
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """A movement while one slice is taken: to the right and down in mm, and a turn in degrees."""
+    """A movement while one slice is taken: to the right and down in mm, and a rotation in degrees."""
 
     right: float
     down: float
-    turn: float
+    rotation: float
 
 
 def harden(hu: np.ndarray, plane: Plane, strength: float, rng: np.random.Generator) -> None:
@@ -41,7 +41,7 @@ def harden(hu: np.ndarray, plane: Plane, strength: float, rng: np.random.Generat
 def move(hu: np.ndarray, motion: Motion, spacing: float) -> np.ndarray:
     """Return the mean of a slice before and after a movement: edges double, and bone smears over the brain."""
     rows, columns = hu.shape
-    matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), motion.turn, 1.0)
+    matrix = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), motion.rotation, 1.0)
     matrix = matrix + np.array([[0, 0, motion.right], [0, 0, motion.down]]) / spacing
     moved = cv2.warpAffine(hu, matrix, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.float32(0.6) * hu + np.float32(0.4) * moved

@@ -74,9 +74,9 @@ def _lens(t: Tissue, b: Bleed) -> np.ndarray:
 
 def _crescent(t: Tissue, b: Bleed) -> np.ndarray:
     """Along the inner table, crossing sutures but not the midline, of even thickness until its ends."""
-    turn = np.arctan2(t.y, t.x) - np.arctan2(b.center[1], b.center[0])
-    turn = np.abs((turn + np.pi) % (2 * np.pi) - np.pi)
-    q = (_REACH * turn / b.size[1]) ** 2 + ((t.z - b.center[2]) / b.size[2]) ** 2
+    angle = np.arctan2(t.y, t.x) - np.arctan2(b.center[1], b.center[0])
+    angle = np.abs((angle + np.pi) % (2 * np.pi) - np.pi)
+    q = (_REACH * angle / b.size[1]) ** 2 + ((t.z - b.center[2]) / b.size[2]) ** 2
     thickness = b.thickness * (1 - np.clip(q, 0, 2) ** 2) + 0.8 * t.grain
     return np.minimum(thickness - t.depth, np.sign(b.center[0]) * t.x - 2)
 

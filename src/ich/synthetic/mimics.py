@@ -70,9 +70,9 @@ def _column(t: Tissue, m: Mimic) -> np.ndarray:
 
 def _dura(t: Tissue, m: Mimic) -> np.ndarray:
     """A thickened dura over one hemisphere, as thick at its ends as in its middle."""
-    turn = np.abs(np.arctan2(t.y, np.sign(m.center[0]) * t.x)) * 70  # mm along the bone
+    distance = np.abs(np.arctan2(t.y, np.sign(m.center[0]) * t.x)) * 70  # mm along the bone
     layer = np.minimum(m.size[0] + 0.8 * t.grain - t.depth, np.sign(m.center[0]) * t.x - 2)
-    return np.minimum(layer, np.minimum(m.size[1] - turn, _along_z(t, m)))
+    return np.minimum(layer, np.minimum(m.size[1] - distance, _along_z(t, m)))
 
 
 MIMICS: dict[str, Callable[[Tissue, Mimic], np.ndarray]] = {

@@ -68,16 +68,16 @@ def write_export(source: Path, out: Path, split: str, series: int | None = None)
 
 def _series_of(source: Path, split: str, count: int | None) -> list[list[Member]]:
     """Return the readable slices of a split by series, of so many series, all for None."""
-    found: dict[str, list[Member]] = defaultdict(list)
+    series: dict[str, list[Member]] = defaultdict(list)
     for member in archive.members([source]):
         if member.split == split:
             try:
-                found[reader.read(member.read())[1].SeriesInstanceUID or ""].append(member)
+                series[reader.read(member.read())[1].SeriesInstanceUID or ""].append(member)
             except DicomError:
                 continue  # one is cut, as in the competition
-    if not found:
+    if not series:
         raise IchError(f"{source} has no readable {split} slices; name an archive that has some")
-    return [found[uid] for uid in sorted(found)[:count]]
+    return [series[uid] for uid in sorted(series)[:count]]
 
 
 def _write(chosen: list[list[Member]], out: Path) -> dict[str, str]:
@@ -104,7 +104,7 @@ def _exported(contents: list[bytes], number: int) -> Iterator[tuple[Dataset, str
         number: of the series in the export, from 0.
     """
     slices = [(pydicom.dcmread(io.BytesIO(content)), *reader.read(content)) for content in contents]
-    slices.sort(key=lambda one: (one[2].ImagePositionPatient or (0, 0, 0))[2])
+    slices.sort(key=lambda entry: (entry[2].ImagePositionPatient or (0, 0, 0))[2])
     patient = f"P{int(sha256(str(slices[0][0].PatientID).encode()).hexdigest()[:8], 16)}"
     study = _uid("study", slices[0][0].StudyInstanceUID)
     common = {"PatientID": patient, "PatientName": f"Doe^{patient}", "PatientBirthDate": "19500101"}

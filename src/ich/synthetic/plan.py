@@ -278,7 +278,7 @@ def _draw_series(
 
 def _made_hard(plan: list[SeriesPlan], seed: int) -> list[SeriesPlan]:
     """Make series hard to read; a patient's findings are the same in each study."""
-    made = []
+    hard_plan = []
     for series in plan:
         rng = np.random.default_rng([seed, 3, series.anatomy])
         head = Head.draw(np.random.default_rng(series.anatomy), noise=False)
@@ -295,8 +295,8 @@ def _made_hard(plan: list[SeriesPlan], seed: int) -> list[SeriesPlan]:
             motion={k: artifacts.draw_motion(rng) for k in moved},
         )
         noise = float(rng.uniform(4.5, 8.5))
-        made.append(replace(series, bleeds=bleeds, noise_level=noise, hard=hard))
-    return made
+        hard_plan.append(replace(series, bleeds=bleeds, noise_level=noise, hard=hard))
+    return hard_plan
 
 
 def _with_oddities(plan: list[SeriesPlan], size: int, rng: np.random.Generator) -> list[SeriesPlan]:

@@ -1,4 +1,4 @@
-"""Labeled scans beside the competition's (data.external): read, and refused where they hold the same patients."""
+"""Read labeled scans beside the competition's (data.external); refuse those of the same patients."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ich.images.render import Settings
 from ich.training.joined import Joined
 
 IDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
-"""Columns of the slice table by which a slice, scan or patient is found in two sources."""
+"""Columns of the slice table that identify a slice, a scan or a patient in two sources."""
 
 
 def read(config: Config, slices: pd.DataFrame) -> list[Joined]:
@@ -29,7 +29,7 @@ def read(config: Config, slices: pd.DataFrame) -> list[Joined]:
             in common, or with a slice, series, study or patient of the competition's images; a slice or series in two
             sources.
     """
-    found: list[Joined] = []
+    sources: list[Joined] = []
     for source in config.data.external:
         table = slice_table.read_table(source.images / "slices.parquet", list(slices.columns))
         convert.check_settings(source.images, Settings.of(config.preprocess))
@@ -46,7 +46,7 @@ def read(config: Config, slices: pd.DataFrame) -> list[Joined]:
         used = used[used["split"] == "train"]
         for column in IDS:
             _refuse_shared(source.images, used, "the competition's images", slices, column, "could be held out too")
-        for earlier in found:
+        for earlier in sources:
             for column in IDS[:2]:
                 _refuse_shared(source.images, used, str(earlier.images), earlier.slices, column, "would count twice")
         left_out = {
@@ -54,15 +54,15 @@ def read(config: Config, slices: pd.DataFrame) -> list[Joined]:
             "label(s) without a readable slice of the split train": len(frame) - len(both),
             "slice(s) of the split test": int((table["split"] == "test").sum()),
         }
-        sentences = [f"left out: {count:,} {what}" for what, count in left_out.items() if count]
-        if nobody := int(readable.loc[both, "PatientID"].isna().sum()):
+        sentences = [f"left out: {count:,} {kind}" for kind, count in left_out.items() if count]
+        if anonymous := int(readable.loc[both, "PatientID"].isna().sum()):
             sentences.append(
-                f"{nobody:,} slice(s) have no PatientID: their UIDs alone tell them from the competition's"
+                f"{anonymous:,} slice(s) have no PatientID: their UIDs alone tell them from the competition's"
             )
-        told = tuple(f"{source.images}: {sentence}" for sentence in sentences)
-        what = f"external slices of {source.images}"
-        found.append(Joined(what, frame.loc[both], source.weight, source.images, used, told=told))
-    return found
+        notes = tuple(f"{source.images}: {sentence}" for sentence in sentences)
+        description = f"external slices of {source.images}"
+        sources.append(Joined(description, frame.loc[both], source.weight, source.images, used, notes=notes))
+    return sources
 
 
 def read_labels(path: Path) -> pd.DataFrame:
@@ -98,13 +98,13 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def _refuse_shared(
-    images: Path, table: pd.DataFrame, other: str, of_other: pd.DataFrame, column: str, why: str
+    images: Path, table: pd.DataFrame, other: str, of_other: pd.DataFrame, column: str, reason: str
 ) -> None:
-    """Raise IchError if a table and another have a value of a column in common."""
+    """Raise IchError if two slice tables have a value of a column in common."""
     values = table[column].dropna().unique()
     shared = values[pd.Index(values).isin(of_other[column].dropna())]
     if len(shared):
         raise IchError(
             f"{images} and {other} have {len(shared):,} {column}(s) in common: {name_some(sorted(shared))}; these"
-            f" {why}: take their slices out of the labels in data.external"
+            f" {reason}: take their slices out of the labels in data.external"
         )

@@ -195,9 +195,9 @@ def _print_start(
     """Print what is trained on which devices, and which scores or settings will disappoint."""
     names = devices.names()
     print(f"fold {k}: {len(train.ids):,} slices to train on, {len(held_out.ids):,} held out, on {', '.join(names)}")
-    for one in joined:
-        print(f"fold {k}: of these to train on, {one}")
-        for sentence in one.told:
+    for extra in joined:
+        print(f"fold {k}: of these to train on, {extra}")
+        for sentence in extra.notes:
             print(f"fold {k}: {sentence}")
     constant = [label for label in LABELS if table.loc[held_out.ids, label].nunique() == 1]
     if constant:
@@ -223,7 +223,7 @@ def _fit(
     line = EpochLine(f"fold {k}")
     watching: list[keras.callbacks.Callback] = [TerminateOnNaNLoss(train, advice), ValidationAUC(aucs), line]
     if section.keep == "best":
-        before = [one for one in checkpoint.history.get("val_weighted_log_loss", ()) if not math.isnan(one)]
+        before = [loss for loss in checkpoint.history.get("val_weighted_log_loss", ()) if not math.isnan(loss)]
         watching.append(KeepBest(run.fold(k) / BEST, "weighted_log_loss", min(before, default=math.inf)))
     if section.ema_momentum is not None:
         watching.append(keras.callbacks.SwapEMAWeights())

@@ -151,7 +151,7 @@ def _optimizer(
     factors = None
     if section.backbone_rate != 1:
         slow = {id(variable) for layer in scan.backbone(model) for variable in layer.trainable_variables}
-        factors = [section.backbone_rate if id(one) in slow else 1.0 for one in model.trainable_variables]
+        factors = [section.backbone_rate if id(variable) in slow else 1.0 for variable in model.trainable_variables]
     averaging = {} if section.ema_momentum is None else {"use_ema": True, "ema_momentum": section.ema_momentum}
     return adamw(
         steps_per_epoch,

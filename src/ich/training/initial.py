@@ -1,4 +1,4 @@
-"""The weights that a training begins with: those of another run's models, fold by fold (train.init_from)."""
+"""Initialize a training with the weights of another run's models, fold by fold (train.init_from)."""
 
 import keras
 
@@ -12,10 +12,10 @@ from ich.training.run_directory import Run
 
 
 def source(config: Config, data: RunData) -> Run | None:
-    """Open the run whose weights a training begins with, if its config names one.
+    """Open the run that train.init_from names; return None if the config names none.
 
-    Fold k of it must have held out the patients that fold k holds out here, or the out-of-fold score would be of
-    patients that the weights know: both were trained on the same file of folds.
+    Both runs must use the same file of folds: else the initial weights of fold k would have been trained on patients
+    that fold k holds out, and the out-of-fold score would be too good.
 
     Raises:
         IchError: the run is none of images, lacks a fold, was trained on other folds, or kept weights chosen on the
@@ -61,12 +61,11 @@ def facts(run: Run) -> dict[str, object]:
 def set_weights(model: keras.Model, run: Run, k: int) -> None:
     """Set the weights of a model to those of fold `k` of the run: all of them, or none.
 
-    Of a slice classifier and a scan model, the first gives its weights to the slice classifier within the second, or
-    takes them from there; the layers over the scan stay as they are.
+    If one of the two is a scan model and the other a slice classifier, the weights of the slice classifier alone are
+    copied; the layers over the scan stay as they are.
 
     Raises:
-        IchError: a weight has another shape, as that of images with another number of channels has; the run's model
-            cannot be read.
+        IchError: a weight has another shape, such as for another number of channels; the run's model cannot be read.
     """
     theirs, ours = load_model(run, k), scan.without_slice_head(model)
     if not (scan.is_scan_model(theirs) and scan.is_scan_model(ours)):
@@ -76,22 +75,22 @@ def set_weights(model: keras.Model, run: Run, k: int) -> None:
             f"train.init_from={run.path}: its network has {len(theirs.weights)} weights, this config's"
             f" {len(ours.weights)}; the section model must be the run's"
         )
-    for one, other in zip(theirs.weights, ours.weights, strict=True):
-        if one.shape != other.shape:
+    for source, target in zip(theirs.weights, ours.weights, strict=True):
+        if source.shape != target.shape:
             raise IchError(
-                f"train.init_from={run.path}: its weight {one.path} has the shape {tuple(one.shape)}, this config's"
-                f" {tuple(other.shape)}; model.neighbours, the number of windows and the section model must fit the"
-                " run's"
+                f"train.init_from={run.path}: its weight {source.path} has the shape {tuple(source.shape)}, this"
+                f" config's {tuple(target.shape)}; model.neighbours, the number of windows and the section model must"
+                " fit the run's"
             )
-    for one, other in zip(theirs.weights, ours.weights, strict=True):
-        other.assign(one)
+    for source, target in zip(theirs.weights, ours.weights, strict=True):
+        target.assign(source)
     for layer in ours._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it computes with copies of its weights
 
 
 def check_same(source: Run, run: Run) -> None:
-    """Refuse models of the source that are others than when the training of `run` began.
+    """Refuse a source whose models have changed since the training of `run` began.
 
     Raises:
         IchError: they are.

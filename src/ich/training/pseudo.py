@@ -73,17 +73,19 @@ def read(config: Config, data: RunData, k: int) -> PseudoLabels | None:
                 mean.add(read_predictions(file).loc[test.index].to_numpy())
     of_fold = [_left_out(data, test.index, fold) for fold in range(config.folds.n)]
     held, unknown = of_fold[k]
-    told = [f"left out: {held.sum():,} test slice(s) of {_patients(data, test.index[held])}, whom the fold holds out"]
+    notes = [f"left out: {held.sum():,} test slice(s) of {_patients(data, test.index[held])}, whom the fold holds out"]
     if unknown.any():
-        told.append(f"left out: {unknown.sum():,} test slice(s) without a PatientID: the fold may hold them out")
+        notes.append(f"left out: {unknown.sum():,} test slice(s) without a PatientID: the fold may hold them out")
     if run.config.train.shifting and "corrects_loss" not in run.environment():
-        told.append(f"{' and '.join(run.config.train.shifting)} of {path} shifts its probabilities, and these labels")
+        notes.append(f"{' and '.join(run.config.train.shifting)} of {path} shifts its probabilities, and these labels")
     used = ~(held | unknown)
     if not used.any():
-        raise IchError(f"fold {k}: no test slice is left to be labeled by {path} ({'; '.join(told)})")
+        raise IchError(f"fold {k}: no test slice is left to be labeled by {path} ({'; '.join(notes)})")
     index = test.index[used].rename(INDEX_NAME)
     labels = pd.DataFrame(mean.probabilities()[used].astype(np.float32), index, list(LABELS))
-    joined = Joined(f"test slices labeled by model {k} of {path}", labels, config.train.pseudo_weight, told=tuple(told))
+    joined = Joined(
+        f"test slices labeled by model {k} of {path}", labels, config.train.pseudo_weight, notes=tuple(notes)
+    )
     audit = {
         "folds_sha256": data.folds_digest["folds_sha256"],
         "test_slices": len(test),
@@ -144,7 +146,7 @@ def _check_predictions(file: Path, expected: dict[str, str], run: Run, images: P
 
 
 def _left_out(data: RunData, test: pd.Index, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which test slices are of a patient whom the fold holds out, and which of nobody knows whom; bool each."""
+    """Return which test slices are of a patient whom the fold holds out, and which have no PatientID; bool each."""
     patient = data.slices.set_index(INDEX_NAME).loc[test, "PatientID"]
     held_out = data.folds.loc[data.folds["fold"] == fold, "PatientID"]
     return patient.isin(held_out).to_numpy(), patient.isna().to_numpy()

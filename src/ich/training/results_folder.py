@@ -54,7 +54,7 @@ def _are_of(run: Run, results: Run) -> bool:
     if results.config_path.exists() and differences(load(results.config_path), load(run.config_path)):
         return False
     for k in range(run.config.folds.n):
-        theirs, own = (read_provenance(one.fold(k) / "oof.parquet") or {} for one in (results, run))
+        theirs, own = (read_provenance(directory.fold(k) / "oof.parquet") or {} for directory in (results, run))
         if theirs.get("model") not in (None, own.get("model")):
             return False
     return True

@@ -93,10 +93,10 @@ class RunData:
         if not self.external:
             return digests | {"external": None}
         digest = sha256()
-        for one in self.external:
-            rows = slice_table.readable(one.slices, "train").loc[one.labels.index]
-            digest.update(f"{slices_digest(rows)} {one.weight}\n".encode() + one.labels.to_numpy(np.int8).tobytes())
-        count = sum(len(one.labels) for one in self.external)
+        for extra in self.external:
+            rows = slice_table.readable(extra.slices, "train").loc[extra.labels.index]
+            digest.update(f"{slices_digest(rows)} {extra.weight}\n".encode() + extra.labels.to_numpy(np.int8).tobytes())
+        count = sum(len(extra.labels) for extra in self.external)
         return digests | {"external": {"slices": count, "sha256": digest.hexdigest()}}
 
     @property
