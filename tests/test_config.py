@@ -158,6 +158,7 @@ NETWORK_ALONE = {
     "dropout": 0.1,
     "epochs": 9,
     "batch_size": 4,
+    "max_batches": 9,
     "learning_rate": 0.1,
     "warmup_epochs": 1,
     "weight_decay": 0.1,

@@ -126,12 +126,15 @@ def test_embeddings_of_any_scale_are_told_alike():
 
 def test_batches_to_learn_from():
     several, labels = some_scans((7, 3, 40, 20, 1), embedding=2)
-    data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 2, "noise": 0.0}), seed=0)
+    data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 3, "noise": 0.0}), seed=0)
     assert len(data) == 2
-    x, y, weights = data[0]
-    assert x["slices"].shape == (2, 16, 48)
-    assert y.shape == (2, 16, 6)
-    np.testing.assert_array_equal(weights, x["real"])
+    x, y, weights = data[1]
+    batch, length, features = x["slices"].shape
+    assert batch == len(data.order[1])
+    assert length - 3 <= x["real"].sum(axis=1).max() <= length <= 16
+    assert features == 48
+    assert y.shape == (batch, length, 6)
+    np.testing.assert_array_equal(weights > 0, x["real"])
     assert (y[~x["real"]] == 0).all()
     known = {(*np.round(row, 4), *label) for row, label in zip(np.tanh(several.logits / 6), labels, strict=True)}
     for row, label in zip(x["slices"][x["real"]][:, :6], y[x["real"]], strict=True):
@@ -156,16 +159,77 @@ def test_what_is_drawn_depends_on_seed_epoch_and_scan_alone():
         data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 2}), seed=seed)
         found = []
         for _ in range(2):
-            batches = {index: data[index][0]["slices"] for index in order}
-            found.append(np.stack([batches[0], batches[1]]))
+            batches = {index: data[index][0]["slices"].tobytes() for index in order}
+            found.append((batches[0], batches[1]))
             data.on_epoch_end()
         return found
 
     first, second = epochs(0)
     again, _ = epochs(0, order=(1, 0))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, epochs(1)[0])
+    assert first == again
+    assert first != second
+    assert first != epochs(1)[0]
+
+
+def test_an_epoch_has_every_scan_once_whatever_its_batches():
+    several, labels = some_scans(np.random.default_rng(0).integers(1, 50, 103))
+    orders, samples = {}, {}
+    for size in (4, 7, 200):
+        section = TINY.model_copy(update={"batch_size": size, "noise": 0.0})
+        data = rnn.ScanBatches(several, labels, section, seed=0)
+        data.on_epoch_end()
+        orders[size] = data.order
+        sizes = {len(batch) for batch in data.order}
+        assert max(sizes) - min(sizes) <= 1
+        assert sorted(np.concatenate(data.order)) == list(range(103))
+        of_scan = {}
+        for index, batch in enumerate(data.order):
+            x, y, _ = data[index]
+            for scan, slices, real, truth in zip(batch, x["slices"], x["real"], y, strict=True):
+                of_scan[scan] = slices[real].tobytes(), truth[real].tobytes()
+        samples[size] = of_scan
+    assert samples[4] == samples[7] == samples[200]
+    assert [len(orders[size]) for size in (4, 7, 200)] == [26, 15, 1]
+    few = TINY.model_copy(update={"max_batches": 5})
+    assert [len(batch) for batch in rnn.ScanBatches(several, labels, few, seed=0).order] in ([21, 21, 21, 20, 20],)
+
+
+def test_scans_of_like_length_share_a_batch_in_an_order_that_does_not_tell_it():
+    several, labels = some_scans(np.random.default_rng(0).integers(1, 50, 400))
+    data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 8, "window": 40}), seed=0)
+    real = [data[index][0]["real"] for index in range(1, len(data))]
+    assert np.mean([one.mean() for one in real]) > 0.8  # 0.55 if they were put together by chance
+    longest = np.array([one.sum(axis=1).max() for one in real[: rnn._POOL - 1]])
+    assert (np.diff(longest) > 0).sum() in range(4, 11)
+    first = [batch.tolist() for batch in data.order]
+    data.on_epoch_end()
+    assert not {tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch.tolist())) for batch in data.order}
+
+
+def test_a_slice_weighs_the_same_in_every_batch():
+    """The mean of an epoch's losses is the mean over all its slices, as of one batch of all."""
+    several, labels = some_scans(np.random.default_rng(0).integers(1, 40, 24))
+    model = woken(rnn.build(42, TINY))
+    model.trainable = False
+    rnn.compile_model(model, TINY, 1)
+    losses = {}
+    for size in (24, 6, 3):
+        data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": size}), seed=0)
+        batches = [data[index] for index in range(len(data))]
+        weights = np.concatenate([of_batch[of_batch > 0] for _, _, of_batch in batches])
+        assert len(set(weights)) == 1
+        assert weights.sum() == pytest.approx(len(data), rel=1e-5)
+        losses[size] = np.mean([model.test_on_batch(*batch) for batch in batches])
+    assert losses[6] == pytest.approx(losses[24], rel=1e-4)
+    assert losses[3] == pytest.approx(losses[24], rel=1e-4)
+
+
+def test_batches_of_any_lengths_are_trained_on_by_one_trace():
+    several, labels = some_scans((3, 3, 3, 3, 3, 3, 3, 30, 30))
+    for size in (2, 9):
+        section = TINY.model_copy(update={"batch_size": size, "window": 16})
+        _, history = rnn.train(several, labels, section, seed=0)
+        assert np.isfinite(history["loss"]).all()
 
 
 def test_padding_weighs_nothing_in_the_loss():

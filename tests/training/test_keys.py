@@ -363,6 +363,7 @@ def second_stage_of(config, patch, path):
                 units=[one.units for one in layers if isinstance(one, keras.layers.GRU)],
                 dropout={layer.rate for layer in layers if type(layer) is keras.layers.Dropout},
                 batch=data[0][0]["slices"].shape[:2],
+                batches=len(data),
                 epochs=options["epochs"],
                 optimizer=model.optimizer.get_config(),
                 schedule=model.optimizer._learning_rate.get_config(),
@@ -414,6 +415,9 @@ SECOND_STAGE = {
     "sequence.batch_size": arrives(
         2, lambda seen: (seen.network.batch[0], set(seen.read)), (2, {2}), sequence__kind="recurrent"
     ),
+    "sequence.max_batches": arrives(
+        2, lambda seen: seen.network.batches, 2, sequence__kind="recurrent", sequence__batch_size=1
+    ),
     "sequence.learning_rate": arrives(
         0.02, lambda seen: seen.network.schedule["warmup_target"], 0.02, sequence__kind="recurrent"
     ),
@@ -430,7 +434,8 @@ SECOND_STAGE = {
         [6, 5, 4, 3, 2, 1], lambda seen: seen.network.loss.weights, [6, 5, 4, 3, 2, 1], sequence__kind="recurrent"
     ),
     "sequence.ema": arrives(0.9, lambda seen: seen.network.optimizer["ema_momentum"], 0.9, sequence__kind="recurrent"),
-    "sequence.window": arrives(4, lambda seen: seen.network.batch[1], 4, sequence__kind="recurrent"),
+    # The first batch is padded beyond the longest sample.
+    "sequence.window": arrives(4, lambda seen: seen.network.batch[1], 4 + rnn._STEP, sequence__kind="recurrent"),
     "sequence.noise": arrives(0.1, lambda seen: set(seen.noise), {0.1}, sequence__kind="recurrent"),
     "sequence.shuffle_kinds": arrives(0.4, lambda seen: set(seen.kept), {0.4}, sequence__kind="recurrent"),
     "sequence.reach": of_trees(2, lambda seen: seen.features),

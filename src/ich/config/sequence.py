@@ -43,6 +43,8 @@ class Sequence(Section):
     epochs: int = Field(30, ge=1)
     # Scans in a batch.
     batch_size: int = Field(16, ge=1)
+    # Batches in an epoch of the network at most: of more scans, batches are larger.
+    max_batches: int = Field(400, ge=1)
     # AdamW's learning rate, as in train.
     learning_rate: float = Field(3e-3, gt=0)
     # Length of the warm-up, in epochs.

@@ -20,8 +20,10 @@ from ich.second_stage.scans import Scans, batches, padded
 
 _PLAIN = 42  # features of a slice beside its embedding
 _CORE = 6  # features of a subtype whose mean and maximum over the scan are inputs, too
-# Lengths are padded to a multiple of this when predicting: a new length costs a trace.
-_MULTIPLE = 16
+# Lengths are padded to multiples of these: each length costs a trace when predicting, and on JAX a compilation.
+_MULTIPLE = 16  # when predicting
+_STEP = 4  # in training
+_POOL = 16  # batches that exchange scans of like length
 
 
 def build(features: int, section: Sequence, scale: tuple[np.ndarray, np.ndarray] | None = None) -> keras.Model:
@@ -145,17 +147,19 @@ def _over_scan(x: keras.KerasTensor, mask: keras.KerasTensor) -> list[keras.Kera
 
 
 class ScanBatches(keras.utils.PyDataset):
-    """Training batches of scans, shuffled and augmented anew each epoch.
+    """Training batches of scans, shuffled and augmented anew each epoch; each scan is in one batch of it.
 
-    What is drawn depends on the seed, the epoch and the scan alone.
+    What is drawn depends on the seed, the epoch and the scan alone, the order on the seed and the epoch. Samples of
+    similar length share a batch, so that little is padded: the epoch's order is cut into pools of `_POOL` batches, a
+    pool sorted by length and cut into batches, and these shuffled.
 
     Args:
         labels: 0 or 1, (slices, 6), in the order of the scans' slices.
-        section: of the config: batch_size, window, noise and shuffle_kinds.
+        section: of the config: batch_size, max_batches, window, noise and shuffle_kinds.
 
     Items:
-        ({slices, real}, labels, weights): what `build` takes, float32 (batch, window, 6), and 1 for slices, 0 for
-        padding.
+        ({slices, real}, labels, weights): what `build` takes, float32 (batch, length, 6), and 0 for padding. A slice
+        weighs the same in all batches, whose weights add up to 1 in the mean over the epoch.
     """
 
     def __init__(self, scans: Scans, labels: np.ndarray, section: Sequence, seed: int):
@@ -163,30 +167,45 @@ class ScanBatches(keras.utils.PyDataset):
         self.scans = scans
         self.labels = labels.astype(np.float32)
         self.section = section
-        self.batch_size = min(section.batch_size, len(scans))
         self.seed = seed
         self.epoch = -1
         self.on_epoch_end()
 
     def __len__(self) -> int:
-        return len(self.scans) // self.batch_size  # the rest is left to the next epoch's order
+        return min(max(1, round(len(self.scans) / self.section.batch_size)), self.section.max_batches)
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
-        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.scans))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        lengths = np.array([len(self._drawn_rows(scan)[0]) for scan in range(len(self.scans))])
+        self.weight = np.float32(len(self) / lengths.sum())
+        batches = np.array_split(rng.permutation(len(self.scans)), len(self))  # their sizes differ by one at most
+        self.order = []
+        for first in range(0, len(batches), _POOL):
+            sizes = [len(batch) for batch in batches[first : first + _POOL]]
+            pool = np.concatenate(batches[first : first + _POOL])
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            of_pool = np.split(pool, np.cumsum(sizes)[:-1])
+            self.order += [of_pool[k] for k in rng.permutation(len(of_pool))]
+
+    def _drawn_rows(self, scan: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Draw the rows of a scan's sample; what else is drawn for it comes from the generator after that."""
+        rng = np.random.default_rng([self.seed, self.epoch, scan])
+        start, end = self.scans.starts[scan : scan + 2]
+        return start + drawn_rows(end - start, self.section.window, rng), rng
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        inputs, labels, window = [], [], self.section.window
-        for scan in self.order[index * self.batch_size : (index + 1) * self.batch_size]:
-            rng = np.random.default_rng([self.seed, self.epoch, scan])
-            start, end = self.scans.starts[scan : scan + 2]
-            rows = start + drawn_rows(end - start, window, rng)
+        inputs, labels = [], []
+        for scan in self.order[index]:
+            rows, rng = self._drawn_rows(scan)
             order = drawn_kinds(self.section.shuffle_kinds, rng)
             logits = noisy(self.scans.logits[rows][:, order], self.section.noise, rng)
             inputs.append(slice_inputs(logits, self.scans.z[rows], self.scans.embeddings[rows]))
             labels.append(self.labels[rows][:, order])
-        real = padded([np.ones(len(part), bool) for part in inputs], window)
-        return {"slices": padded(inputs, window), "real": real}, padded(labels, window), real.astype(np.float32)
+        # Keras takes what the first two batches' shapes have in common for that of all.
+        length = _rounded_up(max(map(len, inputs)), _STEP) if index else self.section.window + _STEP
+        real = padded([np.ones(len(part), bool) for part in inputs], length)
+        return {"slices": padded(inputs, length), "real": real}, padded(labels, length), real * self.weight
 
 
 def train(scans: Scans, labels: np.ndarray, section: Sequence, seed: int) -> tuple[keras.Model, pd.DataFrame]:
@@ -217,7 +236,7 @@ def train(scans: Scans, labels: np.ndarray, section: Sequence, seed: int) -> tup
 
 
 def compile_model(model: keras.Model, section: Sequence, steps_per_epoch: int) -> None:
-    """Give a network its optimizer and its loss, the mean over real slices."""
+    """Give a network its optimizer and its loss, the sum over the slices by the weights of `ScanBatches`."""
     model.compile(
         optimizer=adamw(
             steps_per_epoch,
@@ -229,12 +248,16 @@ def compile_model(model: keras.Model, section: Sequence, steps_per_epoch: int) -
             use_ema=True,
             ema_momentum=section.ema,
         ),
-        # The default mean would count the padding as slices of loss 0.
-        loss=WeightedBinaryCrossentropy(section.label_weights, reduction="mean_with_sample_weight"),
+        # A mean over each batch would give the slices of short scans, which share batches, a larger weight.
+        loss=WeightedBinaryCrossentropy(section.label_weights, reduction="sum"),
         jit_compile=False,  # XLA's convolutions take four times as long on a CPU
     )
     # Otherwise the first step creates the optimizer's variables, and such a step is traced twice.
     model.optimizer.build(model.trainable_variables)
+
+
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def mean_of(models: list[keras.Model]) -> keras.Model:
@@ -255,7 +278,7 @@ def predict(model: keras.Model, scans: Scans, batch_size: int) -> np.ndarray:
     """
     logits = np.zeros((len(scans.ids), len(LABELS)), np.float32)
     for batch in batches(scans, batch_size):
-        length = -(-scans.lengths[batch].max() // _MULTIPLE) * _MULTIPLE
+        length = _rounded_up(scans.lengths[batch].max(), _MULTIPLE)
         rows = [scans.rows(i)[::step] for step in (1, -1) for i in batch]
         real = padded([np.ones(len(of_scan), bool) for of_scan in rows], length)
         inputs = [slice_inputs(scans.logits[r], scans.z[r], scans.embeddings[r]) for r in rows]

@@ -45,12 +45,17 @@ def slice_inputs(logits: np.ndarray, z: np.ndarray, embeddings: np.ndarray) -> n
         and after (0 at the ends), the places and whether it is the first and the last slice, the embedding and its two
         differences.
     """
-    n = len(z)
-    ends = np.zeros((n, 2), np.float32)
-    ends[0, 0] = ends[-1, 1] = 1
-    scores = np.concatenate([np.tanh(logits / SQUASH), np.arcsinh(logits) / 2], axis=1)
-    columns = [*_with_differences(scores), places(z), ends, *_with_differences(embeddings)]
-    return np.concatenate(columns, axis=1).astype(np.float32)
+    n, e = len(z), embeddings.shape[1]
+    out = np.zeros((n, 42 + 3 * e), np.float32)
+    np.tanh(logits / SQUASH, out=out[:, :6], casting="same_kind")
+    np.arcsinh(logits, out=out[:, 6:12], casting="same_kind")
+    out[:, 6:12] /= 2
+    _add_differences(out[:, :36])
+    out[:, 36:40] = places(z)
+    out[0, 40] = out[-1, 41] = 1  # the ends
+    out[:, 42 : 42 + e] = embeddings
+    _add_differences(out[:, 42:])
+    return out
 
 
 def embedding_scale(embeddings: np.ndarray, rows: int = 2**14) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +81,12 @@ def embedding_scale(embeddings: np.ndarray, rows: int = 2**14) -> tuple[np.ndarr
     return mean + embeddings[0], np.maximum(variance, 1e-4 * variance.max()) if variance.any() else np.ones_like(mean)
 
 
-def _with_differences(values: np.ndarray) -> list[np.ndarray]:
-    values = values.astype(np.float32)
-    steps = np.diff(values, axis=0)
-    return [values, np.pad(steps, ((1, 0), (0, 0))), np.pad(steps, ((0, 1), (0, 0)))]
+def _add_differences(columns: np.ndarray) -> None:
+    """Fill the second and third third of the columns with the first's differences to the slice before and after."""
+    width = columns.shape[1] // 3
+    values, before, after = columns[:, :width], columns[:, width : 2 * width], columns[:, 2 * width :]
+    np.subtract(values[1:], values[:-1], out=before[1:])
+    after[:-1] = before[1:]
 
 
 def drawn_rows(n: int, window: int, rng: np.random.Generator) -> np.ndarray:
