@@ -1,4 +1,7 @@
-"""Adjust a backbone: channels of its images, stochastic depth, GeM pooling, frozen batch normalization."""
+"""Adjust a network: channels of its images, stochastic depth, GeM pooling, attributes of its layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -113,6 +116,19 @@ def sample_dropout(rate: float, dimensions: int, **options) -> layers.Dropout:
     return layers.Dropout(rate, noise_shape=(None, *[1] * (dimensions - 1)), **options)
 
 
+@contextmanager
+def overridden(body_layers: Sequence[layers.Layer], attribute: str, value: bool) -> Iterator[None]:
+    """Set an attribute of layers within the context, and restore each layer's own value after it."""
+    before = [getattr(layer, attribute) for layer in body_layers]
+    for layer in body_layers:
+        setattr(layer, attribute, value)
+    try:
+        yield
+    finally:
+        for layer, own in zip(body_layers, before, strict=True):
+            setattr(layer, attribute, own)
+
+
 def freeze_batch_norm(body: layers.Layer, name: str) -> None:
     """Freeze the batch normalization of a backbone: it uses its stored statistics in training too, and learns nothing.
 
@@ -123,23 +139,24 @@ def freeze_batch_norm(body: layers.Layer, name: str) -> None:
     Raises:
         IchError: it has none.
     """
-    batch_norms = _batch_norms(body)
-    if not batch_norms:
+    normalizations = batch_norms(body)
+    if not normalizations:
         raise IchError(
             f"model.freeze_batch_norm is true, and {name} has no batch normalization; set model.freeze_batch_norm to"
             " false"
         )
-    for layer in batch_norms:
+    for layer in normalizations:
         layer.trainable = False
 
 
 def has_frozen_batch_norm(body: layers.Layer) -> bool:
     """Return whether `freeze_batch_norm` was applied."""
-    batch_norms = _batch_norms(body)
-    return bool(batch_norms) and not any(layer.trainable for layer in batch_norms)
+    normalizations = batch_norms(body)
+    return bool(normalizations) and not any(layer.trainable for layer in normalizations)
 
 
-def _batch_norms(body: layers.Layer) -> list[layers.BatchNormalization]:
+def batch_norms(body: layers.Layer) -> list[layers.BatchNormalization]:
+    """Return all batch normalizations, also of nested models and layers."""
     # A private method, as `layers` stops at a nested model or a layer made of others.
     return [layer for layer in body._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
 

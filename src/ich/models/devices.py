@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from ich.errors import IchError
+from ich.models import adjustments
 
 
 def names() -> list[str]:
@@ -87,18 +88,10 @@ def synchronized(model: keras.Model) -> Iterator[None]:
     on all of them differs from the saved one, which has those of the first. Layers are as before afterwards, as no
     other backend loads a synchronized one.
     """
-    # A private method, as `layers` stops at a nested model or a layer made of others.
-    normalizations = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    if replicas(model) == 1:  # the formula, and so the rounding, would be another one
-        normalizations = []
-    before = [layer.synchronized for layer in normalizations]
-    for layer in normalizations:
-        layer.synchronized = True
-    try:
+    # On one device the formula, and so the rounding, would be another one.
+    normalizations = adjustments.batch_norms(model) if replicas(model) > 1 else []
+    with adjustments.overridden(normalizations, "synchronized", True):
         yield
-    finally:
-        for layer, value in zip(normalizations, before, strict=True):
-            layer.synchronized = value
 
 
 def validation_batch_size(samples: int, most: int, devices: int) -> int:

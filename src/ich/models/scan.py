@@ -14,7 +14,7 @@ from keras import layers, ops
 
 from ich.competition.labels import LABELS
 from ich.errors import IchError
-from ich.models import backbones, devices
+from ich.models import adjustments, backbones, devices
 
 SLICE_MODEL = "slice_model"
 """Name of the layer that is a whole slice classifier."""
@@ -211,15 +211,9 @@ def frozen_backbone(model: keras.Model) -> Iterator[None]:
 
     The frozen layers work as in prediction: batch normalization by its moving statistics, which stay.
     """
-    frozen = [one for layer in backbone(model) for one in layer._flatten_layers()]  # with layers within layers
-    before = [layer.trainable for layer in frozen]
-    for layer in frozen:
-        layer.trainable = False
-    try:
+    frozen = [inner for layer in backbone(model) for inner in layer._flatten_layers()]  # with layers within layers
+    with adjustments.overridden(frozen, "trainable", False):
         yield
-    finally:
-        for layer, trainable in zip(frozen, before, strict=True):
-            layer.trainable = trainable
 
 
 def image_shape(model: keras.Model) -> tuple[int, int, int]:
