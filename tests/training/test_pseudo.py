@@ -214,9 +214,7 @@ def test_predictions_of_other_models_or_slices_are_refused(place):
     digest = sha256_of(run / "fold1/model.keras")
     good = {"model": digest, "slices": split_digest(RunData(config).slices, "test"), "pass": "flip"}
     write_predictions(logits_of(1, "flip"), file, good | {"model": "another"})
-    with pytest.raises(
-        IchError, match=r"test-flip\.parquet is of another model than the one beside it; run scripts/pr"
-    ):
+    with pytest.raises(IchError, match=r"test-flip\.parquet is not by the model in .*fold1; run scripts/predict\.py"):
         read(config)
     write_predictions(logits_of(1, "flip"), file, good | {"slices": "others"})
     with pytest.raises(IchError, match=r"is of other test slices than .*images holds"):

@@ -22,7 +22,7 @@ from ich.errors import IchError, name_some
 from ich.results.predictions import read_predictions, read_provenance
 from ich.results.result_directory import check_alike, how_to_predict, members
 from ich.second_stage.scans import LIMIT
-from ich.training.inference import mean_logits
+from ich.training.inference import check_test_pass, mean_logits
 from ich.training.run_directory import Run
 
 
@@ -48,14 +48,11 @@ def offsets_of(path: Path) -> np.ndarray:
     if not provenance or not provenance.get("models"):
         raise IchError(f"{run.predictions_path} does not say which models predicted it; {how_to_predict(path)}")
     target = mean.to_numpy(np.float64).mean(axis=0)
-    found = []
+    offsets = []
     for k, model in enumerate(provenance["models"]):
         passes = []
         for tta in provenance["tta"]:
-            file = run.passes(k) / f"test-{tta}.parquet"
-            then = read_provenance(file) or {}
-            if (then.get("model"), then.get("pass")) != (model, tta):
-                raise IchError(f"{file} is missing, or not by the model of {path}/fold{k}; {how_to_predict(path)}")
+            file, _ = check_test_pass(run, k, tta, model)
             logits = read_predictions(file)
             if len(differing := logits.index.symmetric_difference(mean.index)):
                 raise IchError(
@@ -63,8 +60,8 @@ def offsets_of(path: Path) -> np.ndarray:
                     f" {how_to_predict(path)}"
                 )
             passes.append(logits.to_numpy())
-        found.append(offset(mean_logits(passes, provenance["mean"]), target))
-    return np.stack(found)
+        offsets.append(offset(mean_logits(passes, provenance["mean"]), target))
+    return np.stack(offsets)
 
 
 def offset(logits: np.ndarray, target: np.ndarray) -> np.ndarray:

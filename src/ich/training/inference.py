@@ -23,6 +23,7 @@ from ich.files import sha256_of, sweep
 from ich.models import adjustments, devices, hub, scan
 from ich.models.prior import LossCorrection, PriorCorrection
 from ich.results.predictions import read_predictions, read_provenance, write_predictions
+from ich.results.result_directory import how_to_predict
 from ich.training.chunked_inference import predict_logits
 from ich.training.parts import discard_parts, parts_folder
 from ich.training.run_data import RunData, read_slices, slices_digest
@@ -241,6 +242,27 @@ def predict_held_out(
     results.forget_results()
     frame = _frame(mean.probabilities(), slices.ids)
     write_predictions(frame, path, provenance)
+
+
+def check_test_pass(run: Run, k: int, tta: str, model: str) -> tuple[Path, dict]:
+    """Check that a file holds the test logits of one TTA pass of fold k's model, as `predict_test` writes them.
+
+    Args:
+        model: digest of the model.
+
+    Returns:
+        The file, and its provenance.
+
+    Raises:
+        IchError: it is missing or damaged, or of another model or pass.
+    """
+    file = run.passes(k) / f"test-{tta}.parquet"
+    provenance = read_provenance(file)
+    if provenance is None:
+        raise IchError(f"{file} is missing or damaged; {how_to_predict(run.path)}")
+    if (provenance.get("model"), provenance.get("pass")) != (model, tta):
+        raise IchError(f"{file} is not by the model in {run.fold(k)}; {how_to_predict(run.path)}")
+    return file, provenance
 
 
 def pass_logits(run: Run, k: int, slices: Slices, tta: str, model: Callable[[], keras.Model], path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from ich.config import Config
 from ich.errors import IchError, name_some
 from ich.results.predictions import read_predictions, read_provenance
 from ich.results.result_directory import check_folds, check_result, members
-from ich.training.inference import MeanOfPasses, model_digest
+from ich.training.inference import MeanOfPasses, check_test_pass, model_digest
 from ich.training.joined import Joined
 from ich.training.run_data import RunData, slices_digest
 from ich.training.run_directory import Run
@@ -64,10 +64,13 @@ def read(config: Config, data: RunData, k: int) -> PseudoLabels | None:
     mean, models = MeanOfPasses(len(test), section.mean), []
     for fold in range(config.folds.n):
         models.append(_model_of(run, data, fold))
-        expected = {"model": models[fold], "slices": slices_digest(test)}
         for tta in section.tta:
-            file = run.passes(fold) / f"test-{tta}.parquet"
-            _check_predictions(file, expected, run, config.data.images)
+            file, provenance = check_test_pass(run, fold, tta, models[fold])
+            if provenance.get("slices") != slices_digest(test):
+                raise IchError(
+                    f"{file} is of other test slices than {config.data.images} holds; convert the same archive, or"
+                    f" predict these by scripts/predict.py {run.path} --set data.images={config.data.images}"
+                )
             of_files.update(file.read_bytes())
             if fold == k:
                 mean.add(read_predictions(file).loc[test.index].to_numpy())
@@ -130,19 +133,6 @@ def _model_of(run: Run, data: RunData, fold: int) -> str:
             f" scripts/predict.py {run.path}"
         )
     return digest
-
-
-def _check_predictions(file: Path, expected: dict[str, str], run: Run, images: Path) -> None:
-    """Raise IchError unless a file of test predictions is there, of a fold's model and the test slices."""
-    found = read_provenance(file)
-    if found is None or found.get("model") != expected["model"]:
-        state = "is missing or damaged" if found is None else "is of another model than the one beside it"
-        raise IchError(f"{file} {state}; run scripts/predict.py {run.path}")
-    if found.get("slices") != expected["slices"]:
-        raise IchError(
-            f"{file} is of other test slices than {images} holds; convert the same archive, or predict these by"
-            f" scripts/predict.py {run.path} --set data.images={images}"
-        )
 
 
 def _left_out(data: RunData, test: pd.Index, fold: int) -> tuple[np.ndarray, np.ndarray]:
