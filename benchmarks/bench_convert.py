@@ -171,8 +171,8 @@ def _set(values: dict) -> None:
 def in_turns(work: Path, source: Path, runs: list[tuple[str, int]], repeat: int) -> dict[tuple[str, int], float]:
     """Median seconds of each side and number of windows."""
     seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
-    for turn in range(repeat):
-        for side, count in runs[turn % 2 :] + runs[: turn % 2]:
+    for repetition in range(repeat):
+        for side, count in runs[repetition % 2 :] + runs[: repetition % 2]:
             out = work / "out"
             out.mkdir()
             command = [sys.executable, __file__, f"--side={side}", f"--windows={count}", str(source), str(out)]
@@ -431,7 +431,7 @@ def main(argv: list[str] | None = None) -> None:
     if sample is None or not any(sample.glob("*.zip")):
         sys.exit("set RSNA_SAMPLE to a folder with a zip of the competition's slices, or give it as the argument")
 
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=in_memory(args.files)) as memory:
         work = Path(memory)
         if {"folder", "zip"} & set(args.only):
@@ -443,19 +443,19 @@ def main(argv: list[str] | None = None) -> None:
                 took = in_turns(work, source, runs, args.repeat)
                 for (side, count), seconds in took.items():
                     print(f"folder, {count} window(s), {side:24}{args.files / seconds:10.0f} slices/s")
-                found["one_window_vs_floor"] = took["floor", 1] / took["ours", 1]
-                found["one_window_vs_floor_of_our_pngs"] = took["floor, our PNGs", 1] / took["ours", 1]
-                found["one_window_vs_loop"] = took["loop", 1] / took["ours", 1]
-                found["three_windows_vs_loop"] = took["loop", 3] / took["ours", 3]
+                figures["one_window_vs_floor"] = took["floor", 1] / took["ours", 1]
+                figures["one_window_vs_floor_of_our_pngs"] = took["floor, our PNGs", 1] / took["ours", 1]
+                figures["one_window_vs_loop"] = took["loop", 1] / took["ours", 1]
+                figures["three_windows_vs_loop"] = took["loop", 3] / took["ours", 3]
             shutil.rmtree(source)
             if "zip" in args.only:
                 took = in_turns(work, archive, [("ours", 1), ("loop", 1)], args.repeat)
                 for (side, count), seconds in took.items():
                     print(f"zip, {count} window(s), {side:27}{args.files / seconds:10.0f} slices/s")
-                found["zip_vs_loop"] = took["loop", 1] / took["ours", 1]
+                figures["zip_vs_loop"] = took["loop", 1] / took["ours", 1]
             archive.unlink()
         if "decode" in args.only:
-            found |= compare_decoding(sample, work, args.repeat)
+            figures |= compare_decoding(sample, work, args.repeat)
         if "encoder" in args.only:
             print("\n".join(["", *encoder_table(sample, args.repeat), ""]))
         work = Path(disk)
@@ -466,7 +466,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"zip of {args.big:,} slices, all converted: first PNG after {first:.1f} s, end after {seconds:.0f} s"
             )
             print(f"peak of all processes: {peak:,.0f} MB")
-            found |= {"big_zip_peak_mb": peak, "big_zip_start_s": first}
+            figures |= {"big_zip_peak_mb": peak, "big_zip_start_s": first}
             shutil.rmtree(work / "big")
         if "resume" in args.only:
             write_zip(work / "finished.zip", small_slices(sample, FINISHED))
@@ -476,9 +476,9 @@ def main(argv: list[str] | None = None) -> None:
                 start = time.perf_counter()
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 taken.append(time.perf_counter() - start)
-            found["resume_finished_s"] = statistics.median(taken[1:])
-            print(f"finished run of {FINISHED:,} slices, again: {found['resume_finished_s']:.2f} s")
-    print(json.dumps({key: round(value, 2 if value < 100 else None) for key, value in found.items()}))
+            figures["resume_finished_s"] = statistics.median(taken[1:])
+            print(f"finished run of {FINISHED:,} slices, again: {figures['resume_finished_s']:.2f} s")
+    print(json.dumps({key: round(value, 2 if value < 100 else None) for key, value in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def run_image_data_generator(folder: Path, clock: Clock) -> None:
     labels, _ = data(folder)
     frame = labels.assign(filename=labels.index + ".png")
     frame = pd.concat([frame] * -(-(clock.skip + clock.count) * BATCH // IMAGES), ignore_index=True)
-    made = tf.keras.preprocessing.image.ImageDataGenerator(
+    generator = tf.keras.preprocessing.image.ImageDataGenerator(
         rotation_range=15,
         width_shift_range=0.05,
         height_shift_range=0.05,
@@ -267,8 +267,8 @@ def run_image_data_generator(folder: Path, clock: Clock) -> None:
         target_size=(SIDE, SIDE),
         batch_size=BATCH,
     )
-    made.workers = CORES  # it takes no such argument, but Keras honours the attribute
-    consume(made, clock)
+    generator.workers = CORES  # it takes no such argument, but Keras honors the attribute
+    consume(generator, clock)
 
 
 def run_tf_data(folder: Path, clock: Clock) -> None:
@@ -291,10 +291,10 @@ def run_tf_data(folder: Path, clock: Clock) -> None:
     def read(path, label):
         return tf.ensure_shape(tf.io.decode_png(tf.io.read_file(path), channels=1), (SIDE, SIDE, 1)), label
 
-    made = tf.data.Dataset.from_tensor_slices((paths, labels.to_numpy("float32"))).shuffle(IMAGES).repeat()
-    made = made.map(read, tf.data.AUTOTUNE).batch(BATCH)
-    made = made.map(lambda x, y: (layers(tf.cast(x, tf.float32), training=True), y), tf.data.AUTOTUNE)
-    consume(made.prefetch(tf.data.AUTOTUNE), clock)
+    dataset = tf.data.Dataset.from_tensor_slices((paths, labels.to_numpy("float32"))).shuffle(IMAGES).repeat()
+    dataset = dataset.map(read, tf.data.AUTOTUNE).batch(BATCH)
+    dataset = dataset.map(lambda x, y: (layers(tf.cast(x, tf.float32), training=True), y), tf.data.AUTOTUNE)
+    consume(dataset.prefetch(tf.data.AUTOTUNE), clock)
 
 
 def run_tutorial(folder: Path, clock: Clock) -> None:
@@ -381,17 +381,17 @@ def memory() -> dict:
 
     before = resident()
     start = time.perf_counter()
-    made = DataGenerator(frame.index, frame, batch_size=BATCH, **options)
+    generator = DataGenerator(frame.index, frame, batch_size=BATCH, **options)
     result = {"construct_s": time.perf_counter() - start, "above_mb": [resident() - before]}
     start = time.perf_counter()
     for epoch in range(2):
-        made.set_epoch(epoch)
-        for batch in range(len(made)):
-            made[batch]
-            if batch % (len(made) // 8) == 0:
+        generator.set_epoch(epoch)
+        for batch in range(len(generator)):
+            generator[batch]
+            if batch % (len(generator) // 8) == 0:
                 result["above_mb"].append(resident() - before)
     result["lookup_us"] = 1e6 * (time.perf_counter() - start) / (2 * ROWS)
-    result["pickle_mb"] = len(pickle.dumps(made)) / 1e6
+    result["pickle_mb"] = len(pickle.dumps(generator)) / 1e6
 
     # Keras's pool, of spawned processes, which get nothing but by pickling.
     pickled, state = 0, DataGenerator.__getstate__
@@ -403,11 +403,11 @@ def memory() -> dict:
 
     DataGenerator.__getstate__ = counting
     multiprocessing.set_start_method("spawn")
-    made = DataGenerator(frame.index, frame, batch_size=4096, workers=CORES, use_multiprocessing=True, **options)
+    generator = DataGenerator(frame.index, frame, batch_size=4096, workers=CORES, use_multiprocessing=True, **options)
     model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(len(LABELS))])
     model.compile(optimizer="sgd", loss="mse")
-    model.fit(made, verbose=0)
-    return result | {"pickled": pickled, "batches": len(made)}
+    model.fit(generator, verbose=0)
+    return result | {"pickled": pickled, "batches": len(generator)}
 
 
 def prepare(archive: Path, folder: Path) -> None:
@@ -429,17 +429,17 @@ def prepare(archive: Path, folder: Path) -> None:
         for column in ("SOPInstanceUID", "SeriesInstanceUID"):
             part[column] = part[column] + f"_{copy}"
         copies.append(part)
-    made = pd.concat(copies, ignore_index=True)[:IMAGES]
-    for id, path in zip(made["SOPInstanceUID"], made["path"], strict=True):
+    frame = pd.concat(copies, ignore_index=True)[:IMAGES]
+    for id, path in zip(frame["SOPInstanceUID"], frame["path"], strict=True):
         shutil.copyfile(images / path, folder / f"{id}.png")
     with zipfile.ZipFile(archive) as opened:
         name = next(name for name in opened.namelist() if name.endswith("_train.csv"))
         opened.extract(name, folder)
     labels, _ = read_labels(folder / name)
     # Test slices have none: any will do here, and 0 does.
-    labels = labels.reindex(made["SOPInstanceUID"].str.rsplit("_", n=1).str[0]).fillna(0).astype("int8")
-    labels.set_axis(pd.Index(made["SOPInstanceUID"])).to_csv(folder / "labels.csv")
-    write_table(made, folder / "slices.parquet")
+    labels = labels.reindex(frame["SOPInstanceUID"].str.rsplit("_", n=1).str[0]).fillna(0).astype("int8")
+    labels.set_axis(pd.Index(frame["SOPInstanceUID"])).to_csv(folder / "labels.csv")
+    write_table(frame, folder / "slices.parquet")
 
 
 def measure(side: str, folder: Path) -> dict:
@@ -511,8 +511,8 @@ def main(argv: list[str] | None = None) -> None:
             rates = {step: rate.get(fed(side, step, many)) for step in STEPS}
             if "floor" in rate and all(rates.values()):
                 these = {step: rates[step] / min(BATCH / step, rate["floor"]) for step in STEPS}
-                told = ", ".join(f"{1000 * step:.0f} ms: {share:.3f}" for step, share in these.items())
-                print(f"\n{side} fed, {many} step(s) an execution: {told}")
+                summary = ", ".join(f"{1000 * step:.0f} ms: {share:.3f}" for step, share in these.items())
+                print(f"\n{side} fed, {many} step(s) an execution: {summary}")
                 shares[side, many] = round(min(these.values()), 3)
     if rows:
         above = rows["above_mb"]

@@ -88,11 +88,11 @@ def write_images(images: Path, stock: Path, count: int, config) -> None:
     rows = []
     for split, ids in (("train", TRAIN), ("test", test)):
         (images / split).mkdir(parents=True)
-        for number, one in enumerate(ids):
-            os.link(stock / f"{number % DISTINCT}.png", images / split / f"{one}.png")
+        for number, id in enumerate(ids):
+            os.link(stock / f"{number % DISTINCT}.png", images / split / f"{id}.png")
             rows.append(
-                {"SOPInstanceUID": one, "SeriesInstanceUID": f"ID_{number // 34:09x}", "split": split, "status": "ok"}
-                | {"path": f"{split}/{one}.png", "size": 1000, "crc": number}
+                {"SOPInstanceUID": id, "SeriesInstanceUID": f"ID_{number // 34:09x}", "split": split, "status": "ok"}
+                | {"path": f"{split}/{id}.png", "size": 1000, "crc": number}
             )
     (images / "settings.json").write_text(json.dumps(asdict(Settings.of(config.preprocess))))
     slice_table.write_table(slice_table.to_frame(rows), images / "slices.parquet")
@@ -114,9 +114,9 @@ def run_ours(folder: Path) -> float:
         model.predict(DataGenerator(ids[:BATCH], batch_size=BATCH, **options), verbose=0)
     inference.load_model = lambda run, k: models[k]
     start = time.perf_counter()
-    found = inference.predict_test(run, with_results_in(run, folder / f"out{os.getpid()}"))
+    predictions = inference.predict_test(run, with_results_in(run, folder / f"out{os.getpid()}"))
     seconds = time.perf_counter() - start
-    assert len(found) == len(ids)
+    assert len(predictions) == len(ids)
     return 2 * len(ids) / seconds
 
 
@@ -147,7 +147,7 @@ def read(folder: Path, ids):
     from ich.training.run_directory import Run
 
     run = Run.open(folder / "run")
-    return np.stack([reading.read(run.config.data.images / "test" / f"{one}.png") for one in ids])
+    return np.stack([reading.read(run.config.data.images / "test" / f"{id}.png") for id in ids])
 
 
 def throughput(slices: int, repeats: int) -> dict:
@@ -158,8 +158,9 @@ def throughput(slices: int, repeats: int) -> dict:
             for side in SIDES:
                 rates[side].append(float(call(["--side", side, folder]).splitlines()[-1]))
     ours, bare = (statistics.median(rates[side]) for side in SIDES)
-    for side, found in rates.items():
-        print(f"{side:<5} {statistics.median(found):7.1f} slices/s   of {', '.join(f'{rate:.1f}' for rate in found)}")
+    for side, measured in rates.items():
+        single = ", ".join(f"{rate:.1f}" for rate in measured)
+        print(f"{side:<5} {statistics.median(measured):7.1f} slices/s   of {single}")
     print(f"ours / bare: {ours / bare:.3f}", flush=True)
     return {"predict_vs_bare": round(ours / bare, 3), "ours_per_s": round(ours, 1), "bare_per_s": round(bare, 1)}
 
@@ -173,14 +174,14 @@ def growth(counts: list[int], repeats: int) -> dict:
                 command = [sys.executable, ROOT / "scripts/predict.py", f"{folder}/run"]
                 command += ["--out", f"{folder}/out{count}-{repeat}", "--set", f"data.images={folder}/{count}"]
                 peaks[count].append(peak(command))
-    for count, found in peaks.items():
-        told = ", ".join(f"{one / 2**20:.0f}" for one in found)
-        print(f"{count:>8,} slices: peak {statistics.median(found) / 2**20:7.1f} MB   of {told}")
+    for count, measured in peaks.items():
+        megabytes = ", ".join(f"{size / 2**20:.0f}" for size in measured)
+        print(f"{count:>8,} slices: peak {statistics.median(measured) / 2**20:7.1f} MB   of {megabytes}")
     small, large = (statistics.median(peaks[count]) for count in counts)
     print(f"growth: {large / small:.3f}", flush=True)
     return {
         "memory_growth": round(large / small, 3),
-        "memory_mb": {count: round(statistics.median(found) / 2**20, 1) for count, found in peaks.items()},
+        "memory_mb": {count: round(statistics.median(measured) / 2**20, 1) for count, measured in peaks.items()},
         "memory_slices": counts,
     }
 

@@ -162,9 +162,9 @@ def throughput(scans: int, slices: int, repeats: int) -> dict:
                 rates[side].append(float(call(["--side", side, folder]).splitlines()[-1]))
                 for out in Path(folder).glob("out*"):
                     subprocess.run(["rm", "-r", str(out)], check=True)
-    medians = {side: statistics.median(found) for side, found in rates.items()}
-    for side, found in rates.items():
-        print(f"{side:<6} {medians[side]:7.1f} slices/s   of {', '.join(f'{rate:.1f}' for rate in found)}")
+    medians = {side: statistics.median(measured) for side, measured in rates.items()}
+    for side, measured in rates.items():
+        print(f"{side:<6} {medians[side]:7.1f} slices/s   of {', '.join(f'{rate:.1f}' for rate in measured)}")
     return {
         "scans_vs_floor": round(medians["ours"] / medians["floor"], 3),
         "pages_vs_floor": round(medians["pages"] / medians["floor"], 3),
@@ -180,7 +180,7 @@ def growth(counts: list[int]) -> dict:
             peaks[count] = peak(command(Path(folder)))
         print(f"{count:>5} scans: peak {peaks[count] / 2**20:7.1f} MB", flush=True)
     small, large = (peaks[count] for count in counts)
-    return {"memory_growth": round(large / small, 3), "memory_mb": [round(one / 2**20) for one in peaks.values()]}
+    return {"memory_growth": round(large / small, 3), "memory_mb": [round(size / 2**20) for size in peaks.values()]}
 
 
 def start(repeats: int) -> dict:
@@ -195,7 +195,7 @@ def start(repeats: int) -> dict:
             (page,) = (folder / "out").glob("scans/*.html")
             size = page.stat().st_size / 1e6
             subprocess.run(["rm", "-r", str(folder / "out")], check=True)
-    print(f"one scan: {statistics.median(seconds):.1f} s   of {', '.join(f'{one:.1f}' for one in seconds)}")
+    print(f"one scan: {statistics.median(seconds):.1f} s   of {', '.join(f'{duration:.1f}' for duration in seconds)}")
     print(f"its page: {size:.1f} MB", flush=True)
     return {"cold_s": round(statistics.median(seconds), 1), "page_mb": round(size, 2)}
 

@@ -64,13 +64,13 @@ def boosting(stage, seed: int) -> float:
     features = np.column_stack([*neighbours, *of_series, place / length, length]).astype(np.float32)
     y = stage.folds.loc[scans.ids, list(LABELS)].to_numpy()
     fold = stage.folds.loc[scans.ids, "fold"].to_numpy()
-    told = np.empty(y.shape)
+    predictions = np.empty(y.shape)
     for k in range(FOLDS):
         for label in range(len(LABELS)):
             data = lightgbm.Dataset(features[fold != k], y[fold != k, label])
             model = lightgbm.train(LIGHTGBM | {"seed": seed, "num_threads": os.cpu_count()}, data, 250)
-            told[fold == k, label] = model.predict(features[fold == k])
-    return metrics.weighted_log_loss(y, told)
+            predictions[fold == k, label] = model.predict(features[fold == k])
+    return metrics.weighted_log_loss(y, predictions)
 
 
 def against_boosting(path: Path, seeds: list[int], overrides: list[str]) -> dict:
@@ -120,7 +120,7 @@ def demo(seeds: list[int], overrides: list[str]) -> dict:
             config = Path(folder) / "demo.yaml"
             own = [f"{key}={value}" for key, value in values.items()]
             config.write_text(load(ROOT / "configs" / "demo.yaml", own).resolved())
-            settings = [f"--set={one}" for one in (f"sequence.seed={seed}", *overrides)]
+            settings = [f"--set={setting}" for setting in (f"sequence.seed={seed}", *overrides)]
             stages = {
                 "make_demo_data": [archive, "--seed", seed],
                 "preprocess": [config, "--max-failures", 1],

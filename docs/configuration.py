@@ -29,7 +29,7 @@ TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "
 def meanings(section: type) -> dict[str, str]:
     """The comment above each key, as one line."""
     lines = inspect.getsource(section).splitlines()
-    found = {}
+    comments = {}
     for node in ast.parse("\n".join(lines)).body[0].body:
         if isinstance(node, ast.AnnAssign):
             above = []
@@ -37,8 +37,8 @@ def meanings(section: type) -> dict[str, str]:
                 if not line.strip().startswith("#"):
                     break
                 above.insert(0, line.strip().removeprefix("#").strip())
-            found[node.target.id] = " ".join(above)
-    return found
+            comments[node.target.id] = " ".join(above)
+    return comments
 
 
 def values(schema: dict, definitions: dict) -> str:
@@ -47,7 +47,7 @@ def values(schema: dict, definitions: dict) -> str:
         keys = definitions[schema["$ref"].rpartition("/")[2]]["properties"]
         return f"{{{', '.join(keys)}}}"
     for union in schema.keys() & {"anyOf", "oneOf"}:
-        return " or ".join(values(one, definitions) for one in schema[union])
+        return " or ".join(values(member, definitions) for member in schema[union])
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema["type"] == "array":
@@ -73,8 +73,8 @@ def described(title: str, section: type) -> list[str]:
     intro = f"{inspect.cleandoc(section.__doc__)}\n\n" if section.__dict__.get("__doc__") else ""
     parts = [f"## {title}\n\n{intro}{table(section)}\n"]
     for key, field in section.model_fields.items():
-        inner = [one for one in get_args(field.annotation) if inspect.isclass(one) and issubclass(one, BaseModel)]
-        parts += [part for one in inner for part in described(f"{title}.{key}", one)]
+        inner = [kind for kind in get_args(field.annotation) if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+        parts += [part for section_within in inner for part in described(f"{title}.{key}", section_within)]
     return parts
 
 

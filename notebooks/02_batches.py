@@ -81,11 +81,11 @@ for generator in (light, heavy):
 # Here is one slice as eight epochs show it.
 
 # %%
-one = DataGenerator(train.index[:1], labels[:1], image_dir=images, augment=heavy.augment)
+single = DataGenerator(train.index[:1], labels[:1], image_dir=images, augment=heavy.augment)
 figure, panels = plt.subplots(1, 8, figsize=(14, 2.2), layout="constrained")
 for epoch, axes in enumerate(panels):
-    one.set_epoch(epoch)
-    axes.imshow(one[0][0][0])
+    single.set_epoch(epoch)
+    axes.imshow(single[0][0][0])
     axes.set_title(f"epoch {epoch}", fontsize=11)
     axes.axis("off")
 plt.show()

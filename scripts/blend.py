@@ -1,11 +1,12 @@
-"""Blend runs by weights fitted on their out-of-fold predictions, and say what that gains on patients not fitted on.
+"""Blend runs by weights fitted on their out-of-fold predictions; report the gain on patients not fitted on.
 
     python scripts/blend.py runs/baseline runs/gold --out runs/blend
     python scripts/blend.py runs/gold --calibrate temperature --out runs/gold-calibrated
 
-Writes OUT as a run's directory, ready for make_submission: oof.parquet, of each fold by weights fitted on the others;
-score.json, with the gain over the best run, and the weights and calibration fitted on all folds (see
-ich.results.fitted_blend); predictions_test.parquet, by these, if all runs have one; config.yaml and environment.json.
+Writes OUT as a run's directory, ready for make_submission: oof.parquet, each fold blended by weights fitted on the
+others; score.json, with the gain over the best run, and the weights and calibration fitted on all folds (see
+ich.results.fitted_blend); predictions_test.parquet, blended by those weights, if all runs have test predictions;
+config.yaml and environment.json.
 Runs must share their folds; other blends and sequence runs may be among them. A single run needs --calibrate or
 --any-at-least-max: a blend of it alone would predict the same.
 
@@ -26,9 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--method",
         default="weights",
-        help="weights (default), mean, logit_mean or rank_mean, which predicts no other scans",
+        help="weights (default), mean, logit_mean or rank_mean; a blend by rank_mean cannot predict other scans",
     )
-    parser.add_argument("--by-label", action="store_true", help="weights of each label's own")
+    parser.add_argument("--by-label", action="store_true", help="fit weights for each label")
     parser.add_argument(
         "--calibrate", metavar="KIND", help="temperature or platt: try it, and keep it for the labels that it helps"
     )
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--folds", type=Path, help="the file of folds (default: the first run's)")
     arguments = parser.parse_args(argv)
-    copies = arguments.method in ("weights", "mean", "logit_mean") and not arguments.by_label  # of a single run
+    copies = (
+        arguments.method in ("weights", "mean", "logit_mean") and not arguments.by_label
+    )  # such a blend of a single run predicts the same
     if len(arguments.runs) == 1 and copies and not (arguments.calibrate or arguments.any_at_least_max):
         raise IchError(
             f"{arguments.runs[0]} is the only run named, and a blend of one run predicts the same as the run; name two"
@@ -52,36 +55,36 @@ def main(argv: list[str] | None = None) -> None:
     from ich.results import blend, commands, compare, result_directory
 
     recipe = blend.Recipe(arguments.method, arguments.by_label, arguments.calibrate, arguments.any_at_least_max)
-    found = compare.read_results(arguments.runs, arguments.folds)
+    results = compare.read_results(arguments.runs, arguments.folds)
     config = {
         "name": arguments.out.resolve().name,
-        "data": found.data,
-        "blend": {"runs": list(found.oof), **dataclasses.asdict(recipe)},
+        "data": results.data,
+        "blend": {"runs": list(results.oof), **dataclasses.asdict(recipe)},
     }
     with compare.working_in(arguments.out, config):
-        members = np.stack(list(found.oof.values()))
-        blended = blend.nested(members, found.table, recipe).astype(np.float32)  # scored as it is written
-        fitted = blend.fit(members, found.table, recipe)
+        members = np.stack(list(results.oof.values()))
+        blended = blend.nested(members, results.table, recipe).astype(np.float32)  # scored as it is written
+        fitted = blend.fit(members, results.table, recipe)
 
-        made = ("oof.parquet", "predictions_test.parquet")
-        work = commands.Work(arguments.out, *made, made_of=commands.read(*arguments.runs))
-        score = compare.judge(found, blended) | fitted.describe(list(found.oof))
+        files = ("oof.parquet", "predictions_test.parquet")
+        work = commands.Work(arguments.out, *files, made_of=commands.read(*arguments.runs))
+        score = compare.judge(results, blended) | fitted.describe(list(results.oof))
         lacking = [run for run in arguments.runs if not (run / "predictions_test.parquet").exists()]
         test = None
         if not lacking:
             ids, theirs = compare.read_test(arguments.runs)
             test = compare.frame(ids, fitted(theirs))
-        compare.write_results(arguments.out, config, found, blended, test, score)
+        compare.write_results(arguments.out, config, results, blended, test, score)
         work.done("blend", argv)
 
     for run, loss in score["runs"].items():
         shares = [f"{score['weights'][label][run]:.3f}" for label in (LABELS if arguments.by_label else LABELS[:1])]
         print(f"  {run}  log loss {loss:.4f}  weight {' '.join(shares)}")
     for trial in ("calibration", "any_at_least_max"):
-        for label, told in score.get(trial, {}).items():
+        for label, trial_score in score.get(trial, {}).items():
             print(
-                f"  {trial} of {label}: gains {told['gain']:+.5f} ± {told['standard_error']:.5f},"
-                f" {'kept' if told['kept'] else 'left out'}"
+                f"  {trial} of {label}: gains {trial_score['gain']:+.5f} ± {trial_score['standard_error']:.5f},"
+                f" {'kept' if trial_score['kept'] else 'left out'}"
             )
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}; gain over"
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"no test predictions are blended, as {', '.join(map(str, lacking))} has none:")
         print(f"{', then '.join(map(result_directory.how_to_predict, lacking))}, then this command again")
     cli.wrote(
-        f"{arguments.out}: {', '.join(made if test is not None else made[:1])}, score.json",
+        f"{arguments.out}: {', '.join(files if test is not None else files[:1])}, score.json",
         *([cli.command("make_submission", arguments.out)] if test is not None else []),
     )
 

@@ -1,14 +1,14 @@
-"""Set runs side by side by their out-of-fold predictions: score, labels, and how sure their differences are.
+"""Compare runs by their out-of-fold predictions: scores, log loss by label, and intervals of the differences.
 
     python scripts/compare_runs.py runs/baseline runs/gold runs/blend
     python scripts/compare_runs.py runs/* --html runs.html
 
-Prints a row for each run, the best first: its weighted log loss, what it differs from the first named run's (negative
-is better), what it is, and the log loss of each label. Intervals are of 95 %, by bootstrap over patients; all runs are
-scored on the same resampled ones.
+Prints a row for each run, the best first: its weighted log loss, the difference from the first named run's (negative
+is better), the kind of run, and the log loss of each label. The intervals are of 95 %, by bootstrap over patients; all
+runs are scored on the same resamples.
 
-Compared are the runs with the folds that most of them share. The others are listed with their own scores, and with the
-reason: other folds, an unfinished training, a damaged file.
+The runs on the folds that most of them share are compared. Every other run is listed with its own score and the reason:
+other folds, an unfinished training, a damaged file.
 
 More: docs/better_results.md
 """
@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     for path, marker in ((arguments.out, "run,weighted_log_loss,"), (arguments.html, "<title>Runs</title>")):
         if path:
             check_own(path, marker)
-    found = overview.overview(arguments.runs, arguments.folds)
-    floor = metrics.prevalence_log_loss(found.results.table[list(LABELS)].to_numpy())
-    patients = found.results.table["PatientID"].nunique()
-    tables = overview.as_text(found)
+    listing = overview.overview(arguments.runs, arguments.folds)
+    floor = metrics.prevalence_log_loss(listing.results.table[list(LABELS)].to_numpy())
+    patients = listing.results.table["PatientID"].nunique()
+    tables = overview.as_text(listing)
     summary = (
-        f"{len(found.results.table):,} slices of {patients:,} patients; the prevalence baseline scores {floor:.4f};"
-        f" differences are from {next(iter(found.results.oof))}"
+        f"{len(listing.results.table):,} slices of {patients:,} patients; the prevalence baseline scores {floor:.4f};"
+        f" differences are from {next(iter(listing.results.oof))}"
     )
     for title, table in tables.items():
         reasons = table.get("reason", pd.Series(dtype=str))  # too long for a column
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     print(summary)
     warnings = [
         warning
-        for name, loss in found.compared["weighted_log_loss"].items()
+        for name, loss in listing.compared["weighted_log_loss"].items()
         for warning in result_directory.shortcomings(
             name, result_directory.score_file(Path(name)) | {"weighted_log_loss": loss, "of_prevalence": floor}
         )
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.warn(warnings)
     if arguments.out:
         with replacing(arguments.out) as temporary:
-            pd.concat([found.compared, found.others]).to_csv(temporary)
+            pd.concat([listing.compared, listing.others]).to_csv(temporary)
     if arguments.html:
         from ich.report import runs_page
 

@@ -1,16 +1,16 @@
-"""Write a trained result as a model that predicts anywhere, by predict_scans.py and without the training's data.
+"""Export a trained result as a model that predict_scans.py runs without the training's data.
 
     python scripts/export_model.py runs/blend --out models/ich-blend
     python scripts/predict_scans.py models/ich-blend /data/export --out predictions/export
 
 RESULT is a run, a second stage or a blend. Writes into OUT:
 
-    <part>/fold<k>/   the models; with --onnx those of runs as ONNX too
-    ich-model.json    how they are put together, thresholds, the SHA-256 of each file
+    <part>/fold<k>/   the models; with --onnx, those of runs in ONNX too
+    ich-model.json    how the models are combined, thresholds, the SHA-256 of each file
     README.md         a model card: training, out-of-fold scores, limits, license of the data
 
-No identifiers, labels, folds or predictions of the training go along. OUT is replaced if it is an export of the same
-result.
+The export holds no identifiers, labels, folds or predictions of the training. It replaces OUT if that is an export of
+the same result.
 
 More: docs/own-scans.md
 """

@@ -3,15 +3,16 @@
     python scripts/extract_features.py runs/baseline --embeddings
     python scripts/extract_features.py runs/baseline --embeddings --set 'predict.tta=[none, flip]'
 
-Writes RUN/fold<k>/features/, in scan order: oof.parquet and test.parquet, the six logits of the slices that fold k held
-out and of the test set, by its model, the mean over the TTA passes. With --embeddings also oof.npy and test.npy,
-float16: what the model's last layer reads, the pooled features of its backbone; and seen.parquet and seen.npy of the
-slices that it was trained on, whose features are better than those of new patients.
+Writes RUN/fold<k>/features/, in scan order: oof.parquet and test.parquet, the six logits that fold k's model predicts,
+as the mean over the TTA passes, for the slices that the fold held out and for the test set. With --embeddings it also
+writes oof.npy and test.npy, float16: the pooled features of the backbone, which the model's last layer reads; and
+seen.parquet and seen.npy of the slices that the model was trained on, whose features are better than those of new
+patients.
 
 Embeddings of 1,280 numbers (EfficientNetV2) of the competition's 752,803 and 121,232 slices are 2.2 GB a fold, 11 GB
-for five; while a file is put together from its parts, it takes 1.6 GB more. The models predict 4.4 million slices a
-pass, three times as many as for scripts/predict.py. Embeddings are not projected to fewer numbers: a projection would
-have to be fitted for each fold, and scripts/train_sequence.py reads them from the disk.
+for five, and 1.6 GB more while a file is joined from its parts. The models predict 4.4 million slices a pass, three
+times as many as for scripts/predict.py. Embeddings are not projected to fewer numbers: a projection would have to be
+fitted for each fold, and scripts/train_sequence.py reads them from the disk.
 
 Finished files are kept; rerun the same command to resume.
 

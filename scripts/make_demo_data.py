@@ -4,7 +4,7 @@
 
 About 1,500 slices of 512 x 512 in a minute on two cores: 40 train and 8 test patients. A .json file beside the zip
 records the settings, the share of slices with each label, and the files with each of the real archive's oddities.
-The same command again does nothing.
+Rerunning the same command does nothing.
 
 More: docs/architecture.md
 """
@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument(
         "--bleed-factor",
         type=float,
-        help="how many times as many bleeds as in the competition; of epidural ones its square (default: 4, or 1 with"
-        " --hard)",
+        help="factor on the competition's rate of bleeds; its square on epidural ones (default: 4, or 1 with --hard)",
     )
     options.add_argument(
         "--hard",
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
 _RECORD = {"settings", "slices", "prevalence", "oddities"}
 _UNFINISHED = "unfinished"  # the key of the settings in a record while its archive is written
-_BEFORE_HARD = {"hard": False}  # what a record says by silence that was written before there was --hard
+_BEFORE_HARD = {"hard": False}  # settings that a record of a version without --hard lacks
 
 
 def _content(settings: dict, summary: "Summary") -> dict:
@@ -107,7 +106,7 @@ def _content(settings: dict, summary: "Summary") -> dict:
 
 
 def _settings_in(record: Path) -> dict | None:
-    """Read an archive's settings from its record, or the record of one that is unfinished; None if it is no record."""
+    """Read an archive's settings from its record; of an unfinished one, under that key; None if it is no record."""
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         if content.keys() == {_UNFINISHED}:

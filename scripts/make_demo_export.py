@@ -2,8 +2,8 @@
 
     python scripts/make_demo_export.py data/demo/rsna-intracranial-hemorrhage-detection.zip data/demo/export
 
-Of each series: JPEG Lossless slices under new identifiers and names without an extension, the same by a sharp kernel, a
-localizer, a structured report; and a DICOMDIR. The same command again does nothing.
+Writes for each series JPEG Lossless slices under new identifiers and names without an extension, the same slices by a
+sharp kernel, a localizer and a structured report; and a DICOMDIR. Rerunning the same command does nothing.
 
 More: docs/own-scans.md
 """

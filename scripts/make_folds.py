@@ -3,8 +3,8 @@
     python scripts/make_folds.py configs/baseline.yaml
 
 Reads the slice table of data.images and the label CSV (data.labels, or the one in data.sources), writes data.folds: a
-row a train slice with its patient, fold and labels. Every later stage takes labels and folds from there. Beside it, a
-chart of the balance, folds.png.
+row for each train slice with its patient, fold and labels, which every later stage reads. Also writes folds.png, a
+chart of the balance.
 
 More: docs/competition.md
 """
@@ -37,42 +37,42 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{merged:,} image(s) are listed more than once, with equal labels")
 
     train = table[table["split"] == "train"].set_index("SOPInstanceUID")
-    for found, lack in (
+    for unmatched, problem in (
         (frame.index.difference(train.index), "label(s) without a slice"),
         (train.index.difference(frame.index), "slice(s) without a label"),
     ):
-        if len(found) and not settings.folds.allow_unmatched:
+        if len(unmatched) and not settings.folds.allow_unmatched:
             raise IchError(
-                f"{len(found):,} {lack}: {name_some(found)}; give the sources and the label file that belong"
-                " together, or set folds.allow_unmatched=true to work with what both have"
+                f"{len(unmatched):,} {problem}: {name_some(unmatched)}; give the sources and the label file that"
+                " belong together, or set folds.allow_unmatched=true to work with what both have"
             )
-        if len(found):
-            print(f"left out: {len(found):,} {lack}")
+        if len(unmatched):
+            print(f"left out: {len(unmatched):,} {problem}")
 
     usable = slice_table.readable(table, "train").join(frame, how="inner")
     if settings.folds.allow_unmatched:
-        nobody = usable.index[usable["PatientID"].isna()]
-        usable = usable.drop(nobody)
-        if len(nobody):
-            print(f"left out: {len(nobody):,} slice(s) without a PatientID")
-    made = folds.make_folds(usable, n_folds=settings.folds.n, seed=settings.folds.seed)
+        anonymous = usable.index[usable["PatientID"].isna()]
+        usable = usable.drop(anonymous)
+        if len(anonymous):
+            print(f"left out: {len(anonymous):,} slice(s) without a PatientID")
+    assigned = folds.make_folds(usable, n_folds=settings.folds.n, seed=settings.folds.seed)
     path = settings.data.folds_path
     with folders.locked(path.parent, wait=folders.SHORT):
         if not path.exists():
             work = commands.Work(data.images)
-            folds.write_folds(path, made)
+            folds.write_folds(path, assigned)
             work.done("make_folds", argv, wrote=path)
-        elif not folds.read_folds(path).equals(made):
+        elif not folds.read_folds(path).equals(assigned):
             raise IchError(f"{path} holds other folds than these; name another file in data.folds, or delete it")
-        print(folds.audit(made))
+        print(folds.audit(assigned))
         chart = path.with_suffix(".png")
-        if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(made).table), chart):
+        if not chart.exists() and pictures.save_if_possible(lambda: _chart(folds.audit(assigned).table), chart):
             print(f"label balance: {chart}")
     cli.wrote(str(path), cli.command("train_kfold", arguments.config, overrides=arguments.overrides))
 
 
 def _chart(prevalence):
-    from ich.report import figures  # only here: without Matplotlib there is no chart, and folds all the same
+    from ich.report import figures  # here, as the folds are written without Matplotlib too
 
     return figures.label_balance(prevalence)
 

@@ -5,13 +5,14 @@
     python scripts/make_submission.py runs/baseline runs/baseline-sequence
     python scripts/make_submission.py predictions/test --sample-submission sample.csv
 
-Writes submissions/<name>.csv in the order of the sample submission, and submissions/<name>.json, which says where it
-comes from. Of several results of the same folds it submits the one with the best out-of-fold score. A folder of
-predict_scans.py --all-series --no-slabs, on the competition's test slices, is submitted as well.
+Writes submissions/<name>.csv in the order of the sample submission, and submissions/<name>.json, its provenance. Given
+several results of the same folds, it submits the one with the best out-of-fold score. It also takes a folder that
+predict_scans.py --all-series --no-slabs wrote from the competition's test slices.
 
-A test slice that could not be read has no prediction, and without one no submission is written, unless a policy is
-named: series_mean takes the mean of its series, prevalence each label's share of the training's slices; of several, the
-first that can. The manifest counts the slices of each, NAME.filled.csv lists them.
+A test slice that could not be read has no prediction. The command then refuses to write a submission, unless --missing
+names a policy: series_mean fills in the mean of the slice's series, prevalence each label's share of the training
+slices; of several policies, the first that applies. The JSON file counts the slices that each policy filled in;
+NAME.filled.csv lists them.
 
 More: docs/competition.md
 """
@@ -41,11 +42,11 @@ def main(argv: list[str] | None = None) -> None:
         "--missing",
         action="append",
         metavar="POLICY",
-        help="what stands for a slice that could not be read: series_mean, prevalence or refuse, the default;"
+        help="how to fill in a slice that could not be read: series_mean, prevalence or refuse, the default;"
         " several are tried in their order",
     )
     parser.add_argument("--out", type=Path, default=Path("submissions"), help="the folder to write into")
-    parser.add_argument("--name", help="of both files (default: the result's)")
+    parser.add_argument("--name", help="name of both files (default: the result's)")
     arguments = parser.parse_args(argv)
     if arguments.name is not None and (not arguments.name or Path(arguments.name).name != arguments.name):
         raise IchError(f"--name {arguments.name!r} is no name of a file; the folder is --out")
@@ -82,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         if sample is None:
             data = config.load_data(result / "config.yaml", arguments.overrides)
             if data.sample_submission:
-                why = f"beside data.sample_submission={data.sample_submission}"
-                cli.refuse(arguments.overrides, ["data.sources"], why)
+                reason = f"beside data.sample_submission={data.sample_submission}"
+                cli.refuse(arguments.overrides, ["data.sources"], reason)
             sample = data.sample_submission or archive.open_table(data.sources, "_sample_submission.csv")
         rows, images = labels.read_ids(sample)
         if policies != ["refuse"]:
@@ -95,18 +96,18 @@ def main(argv: list[str] | None = None) -> None:
     long = submission.make_submission(probabilities, rows, images)
     path = arguments.out / f"{arguments.name or result.resolve().name}.csv"
     missing = {policy: len(ids) for policy, ids in filled.items()}
-    made = [one["command"] for one in commands.read(*arguments.results)] + [
+    executed = [record["command"] for record in commands.read(*arguments.results)] + [
         commands.as_shell_line("make_submission", argv)
     ]
-    how = {"missing": {"policies": policies, "filled": missing}, "commands": made}
+    how = {"missing": {"policies": policies, "filled": missing}, "commands": executed}
     submission.write_submission(long, path, how | provenance)
     listed = submission.write_filled(filled, path)
     for policy, ids in filled.items():
         print(f"filled in by {policy}: {len(ids):,} slice(s){f', listed in {listed}' if ids else ''}")
     if len(arguments.results) > 1:
-        for one in arguments.results:
-            loss = result_directory.read_score(one)["weighted_log_loss"]
-            print(f"  {one}  log loss {loss:.4f}{'  the best, submitted' if one == result else ''}")
+        for candidate in arguments.results:
+            loss = result_directory.read_score(candidate)["weighted_log_loss"]
+            print(f"  {candidate}  log loss {loss:.4f}{'  the best, submitted' if candidate == result else ''}")
     print(
         f"submitted: {result}, out-of-fold weighted log loss {score['weighted_log_loss']:.4f}; the prevalence baseline"
         f" scores {score['of_prevalence']:.4f}"

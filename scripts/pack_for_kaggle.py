@@ -1,11 +1,11 @@
-"""Pack runs as a data set for Kaggle, where notebooks/kaggle_inference.ipynb predicts with them, without network.
+"""Pack runs as a Kaggle data set, with which notebooks/kaggle_inference.ipynb predicts without network.
 
     python scripts/pack_for_kaggle.py runs/baseline --id jane/ich-baseline --out kaggle/baseline
     kaggle datasets create -p kaggle/baseline --dir-mode zip --keep-tabular
 
-RUN is a run, a second stage or a blend. OUT gets each as a model of export_model.py, the code as its source tree, the
-wheels that Kaggle's image lacks, and the Keras that wrote the models (an older one cannot read them). Nothing of the
-competition's data goes along. Rerun the same command to resume; with other runs, the folder is changed to hold those.
+RUN is a run, a second stage or a blend. Writes into OUT each RUN as export_model.py exports it, the source code, the
+wheels that Kaggle's image lacks, and the version of Keras that wrote the models (an older one cannot read them), but
+none of the competition's data. Rerun the same command to resume; with other runs, it replaces the models in OUT.
 
 The notebook submits the last run named, unless RESULT is set.
 
@@ -28,15 +28,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a directory of runs/")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--id", default="", help="OWNER/SLUG of the data set on Kaggle")
-    parser.add_argument("--title", help="of the data set, 6 to 50 characters (default: the slug)")
-    parser.add_argument("--license", "--licence", default="other", help="as Kaggle names it (default: other)")
+    parser.add_argument("--title", help="title of the data set, 6 to 50 characters (default: the slug)")
+    parser.add_argument("--license", "--licence", default="other", help="license, as Kaggle names it (default: other)")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use instead of pip's index")
     parser.add_argument(
         "--python", default="3.11,3.12,3.13", help="the Pythons that Kaggle's image may have (default: %(default)s)"
     )
-    parser.add_argument("--have", default=HAVE, help=f"what Kaggle's image has, of requirements.txt (default: {HAVE})")
     parser.add_argument(
-        "--lack", default="", help="what it lacks, or has in an unsuitable version: matplotlib,albucore==0.0.24"
+        "--have", default=HAVE, help=f"packages of requirements.txt that Kaggle's image has (default: {HAVE})"
+    )
+    parser.add_argument(
+        "--lack",
+        default="",
+        help="packages that it lacks, or has in an unsuitable version: matplotlib,albucore==0.0.24",
     )
     arguments = parser.parse_args(argv)
 
@@ -49,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     source = arguments.wheels
     if source and not source.is_dir():
-        found = f"{source} is a file" if source.exists() else not_there(source)
-        raise IchError(f"--wheels: {found}; expected a folder of wheels, or leave it out to ask pip's index")
+        problem = f"{source} is a file" if source.exists() else not_there(source)
+        raise IchError(f"--wheels: {problem}; expected a folder of wheels, or leave it out to ask pip's index")
 
     root, out = Path(__file__).resolve().parents[1], arguments.out
     facts = packing.metadata(arguments.id, arguments.title, arguments.license)

@@ -1,15 +1,15 @@
-"""Predict the test set by all folds of a run, and the slices that each held out in the same way.
+"""Predict the test set by all folds of a run, and in the same way the slices that each fold held out.
 
     python scripts/predict.py runs/baseline
     python scripts/predict.py runs/baseline --set 'predict.tta=[none, flip]' --set predict.mean=logit
 
 Writes RUN/predictions_test.parquet, the mean over the folds and the TTA passes, and RUN/oof.parquet with
-RUN/score.json, made in the same way. What was predicted before is not predicted again; stopped, the same command goes
-on where it was. All settings are the run's own, and the section predict stays as it was last set. Where the images
-are can be set anew (--set data.images=…), and so can the folder to write into (--out): for a run that is read-only, or
-for images of other slices, whose predictions would take the place of the run's.
+RUN/score.json, made in the same way. Rerun the same command to resume; finished predictions are kept. All settings are
+the run's own, and the section predict keeps the values that were last set. The images can be moved (--set
+data.images=…), and --out names another folder to write into: for a run that is read-only, or for images of other
+slices, whose predictions would replace the run's.
 
-Of a second stage (scripts/train_sequence.py) it reads what its first stage has predicted by now.
+A second stage (scripts/train_sequence.py) predicts from the current predictions of its first stage.
 
 More: docs/competition.md
 """
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     if "first_stage" in run.environment():
         if arguments.out:
             parser.error("--out is for runs that read images; copy a second stage")
-        why = "on a second stage, which reads predictions; set it for its first stage"
-        cli.refuse(arguments.overrides, ["predict", "machine"], why)
+        reason = "on a second stage, which reads predictions; set it for its first stage"
+        cli.refuse(arguments.overrides, ["predict", "machine"], reason)
 
         import_keras()
 
@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     if before != {"tta": section.tta, "mean": section.mean}:
         cli.warn(f"{path} was made of the predictions that these replace ({before})" for path in dependent)
     score = read_score(target)
-    told = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
-    print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{told}")
+    origin = "" if cli.sets(arguments.overrides, "predict") else " (as the run has it; --set predict.… sets others)"
+    print(f"passes: {', '.join(section.tta)}; mean of the folds' {section.mean}{origin}")
     print(
         f"out-of-fold weighted log loss: {score['weighted_log_loss']:.4f}"
         f" (one pass over the slices as they are: {score['plain_weighted_log_loss']:.4f})"

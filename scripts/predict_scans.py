@@ -2,15 +2,15 @@
 
     python scripts/predict_scans.py runs/gold /data/export --out predictions/export
 
-Reads folders, zips and files of DICOM (or NIfTI) by what they hold, whatever their names, and chooses the series to
-read. Nothing of the training's data is needed. Writes into OUT:
+Reads folders, zips and files of DICOM (or NIfTI) by their content, whatever their names, and chooses the series to
+read. It needs none of the training's data. Writes into OUT:
 
     slices.csv, scans.csv        the probabilities of each slice, and the highest of each scan
-    series.csv                   every series and file, and what became of it
+    series.csv                   every series and file, with its status
     index.html, scans/*.html     pages to look through the scans
-    predictions.json             how all that was made
+    predictions.json             provenance: model, sources, options
 
-Stopped, the same command goes on where it was. The exit status is 3 if something could not be read, or no scan was
+Rerun the same command to resume. The exit status is 3 if something could not be read, or no scan was
 predicted.
 
 For research use only: not a medical device.

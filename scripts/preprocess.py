@@ -2,11 +2,11 @@
 
     python scripts/preprocess.py configs/baseline.yaml
 
-Reads the folders and zips of data.sources where they lie, writes data.images: a PNG a slice under train/ and test/, and
-slices.parquet with a row a slice, read or not. Stopped and started again, it does what is left. contact_sheet.png shows
-random slices, those repaired and what could not be read.
+Reads the folders and zips of data.sources where they lie, writes data.images: a PNG for each slice under train/ and
+test/, and slices.parquet with a row for each slice, read or not. Rerun the same command to resume. contact_sheet.png
+shows random slices, repaired ones, and those that could not be read.
 
-A slice that cannot be read gets no PNG; its row says why, and the rest goes on. If there are more of them than
+A slice that cannot be read gets no PNG, and its row gives the reason. If there are more such slices than
 --max-failures, the exit status is 3.
 
 More: docs/competition.md
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "preprocess")
     parser.add_argument(
-        "--max-failures", type=int, metavar="N", help="slices without a PNG that are no failure (default: 0)"
+        "--max-failures", type=int, metavar="N", help="number of slices without a PNG to accept (default: 0)"
     )
     parser.add_argument("--verify", action="store_true", help="re-read all and compare each PNG with its source")
     arguments = parser.parse_args(argv)

@@ -4,8 +4,8 @@
     python scripts/report.py runs/baseline runs/baseline-sequence
 
 Writes RUN/report.html of each: the out-of-fold score by label, fold and kind of scan, curves, the worst and the surest
-slices with Grad-CAM, the audit of the data, and how it was made. What the directory lacks, the page says so in its
-place. With --pages, the scans of these slices are written as pages of their own, RUN/scans/, some 5 MB each.
+slices with Grad-CAM, the audit of the data, and the provenance. The page names the files that the directory lacks. With
+--pages, each scan of these slices gets a page in RUN/scans/, some 5 MB each.
 
 More: docs/competition.md
 """

@@ -2,8 +2,8 @@
 
     python scripts/train.py configs/baseline.yaml --fold 0
 
-Writes runs/<name>/fold<k>: model.keras, history.csv, curves.png, oof.parquet. A fold that is finished is not trained
-again, and one that was interrupted goes on after its last whole epoch.
+Writes runs/<name>/fold<k>: model.keras, history.csv, curves.png, oof.parquet. A finished fold is not trained
+again; an interrupted one resumes after its last whole epoch.
 
 More: docs/competition.md
 """

@@ -2,9 +2,9 @@
 
     python scripts/train_kfold.py configs/baseline.yaml
 
-Writes runs/<name>: a directory a fold, oof.parquet and score.json. Folds that are finished are not trained again, and
-one that was interrupted goes on after its last whole epoch. The folds are trained one after the other; by a Dask
-cluster, whose workers see the same files, each on a worker:
+Writes runs/<name>: a directory for each fold, oof.parquet and score.json. Finished folds are not trained again; an
+interrupted one resumes after its last whole epoch. The folds are trained one after the other, or on the workers of a
+Dask cluster, one fold on each; the workers must see the same files:
 
     python scripts/train_kfold.py configs/baseline.yaml --set machine.backend=dask --set machine.scheduler=tcp://…:8786
 

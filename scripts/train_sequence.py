@@ -5,7 +5,7 @@
 Writes runs/<run>-sequence, a run like every other: oof.parquet, score.json, each fold's models (model.keras,
 boosting.npz, linear.json), and the test set's predictions if the first stage has some (scripts/predict.py). Of several
 runs with the same folds it takes the mean of their logits. Rerun the same command to resume; after new test predictions
-of the first stage the models that are there predict the test set anew.
+of the first stage the trained models predict the test set again.
 
 Its network can read embeddings too, after scripts/extract_features.py RUN --embeddings:
 
@@ -14,14 +14,14 @@ Its network can read embeddings too, after scripts/extract_features.py RUN --emb
 
 Each fold's network then trains on that fold's model's features of the slices that the model was trained on, which are
 better than those of new patients; the out-of-fold score has no leakage, as neither has seen the fold's patients. See
-ich.second_stage.inputs. The other kinds of a blend read out-of-fold logits all the same.
+ich.second_stage.inputs. The other kinds of a blend read out-of-fold logits in any case.
 
-Instead of runs, a table of scores, which needs no images:
+It also reads a table of scores in place of runs, without images:
 
     python scripts/train_sequence.py --table scores.csv.gz --name stacked
 
-with a row a slice: SOPInstanceUID, PatientID, SeriesInstanceUID, z in mm, the six labels and their logits
-(score_epidural, …). The folds of its patients are made by the section folds, and written into the run.
+with a row for each slice: SOPInstanceUID, PatientID, SeriesInstanceUID, z in mm, the six labels and their logits
+(score_epidural, …). The section folds divides its patients into folds, which are written into the run.
 
 More: docs/better_results.md
 """

@@ -9,7 +9,7 @@ column SOPInstanceUID, SeriesInstanceUID or StudyInstanceUID and some of the six
 
 Writes validation.html, a page to open from disk, and validation.json: for each label AUC, average precision,
 sensitivity and specificity, log loss and calibration before and after recalibration, with intervals over patients,
-beside the model's out-of-fold figures and published ones. What has no label, or no prediction, is counted.
+beside the model's out-of-fold figures and published ones. Slices or scans without a label or a prediction are counted.
 
 More: docs/own-scans.md
 """
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="a folder that predict_scans.py wrote")
     parser.add_argument("labels", type=Path, metavar="LABELS", help="a CSV with labels of scans or slices")
-    parser.add_argument("--format", choices=_FORMATS, default="plain", help="of LABELS (default: plain)")
+    parser.add_argument("--format", choices=_FORMATS, default="plain", help="format of LABELS (default: plain)")
     parser.add_argument("--out", type=Path, help="the folder for the two files (default: PREDICTIONS)")
     arguments = parser.parse_args(argv)
 
@@ -41,13 +41,13 @@ def main(argv: list[str] | None = None) -> None:
         check_own(numbers, '"validation_of"')
 
     check()
-    found = validate.validate(arguments.predictions, arguments.labels, arguments.format)
+    validation = validate.validate(arguments.predictions, arguments.labels, arguments.format)
     with folders.locked(out, check, wait=folders.SHORT):
-        write_json(numbers, validate.as_json(found))
-        validation_page.write(found, page)
-    print(validation_page.as_text(found))
-    print(*(f"note: {note}" for note in found.notes), sep="\n")
-    cli.warn(validation_page.counts(found))
+        write_json(numbers, validate.as_json(validation))
+        validation_page.write(validation, page)
+    print(validation_page.as_text(validation))
+    print(*(f"note: {note}" for note in validation.notes), sep="\n")
+    cli.warn(validation_page.counts(validation))
     cli.wrote(f"{page}, {numbers}", f"open it in a browser: {page.resolve().as_uri()}")
 
 

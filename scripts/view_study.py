@@ -1,18 +1,18 @@
-"""Draw a scan as a montage or write it as a page: its slices in order, with labels and predictions if there are some.
+"""Draw a scan as a montage or write it as a page: its slices in order, with their labels and predictions.
 
     python scripts/view_study.py configs/baseline.yaml ID_63eb1e259 --out scan.png
     python scripts/view_study.py runs/baseline ID_63eb1e259 --window subdural
     python scripts/view_study.py runs/baseline ID_63eb1e259 --out scan.html --grad-cam
 
-The first shows the images of a config with the labels of its folds; the second those of a result directory (a run, a
-blend) with its predictions too: out-of-fold ones of train slices, the test set's of test slices. The id is a
-StudyInstanceUID, a SeriesInstanceUID or that of a slice. A slice that has a label is captioned in orange.
+The first command shows the images of a config with the labels of its folds; the second those of a result directory (a
+run, a blend), with its out-of-fold predictions of train slices or its predictions of test slices. The id is a
+StudyInstanceUID, a SeriesInstanceUID or a SOPInstanceUID. A slice that has a label is captioned in orange.
 
-With a name ending in .html, the third writes one series as a page that opens in any browser without network: slices to
-move through, windows, the probabilities along the scan. Its HU are those of the DICOM files of data.sources if they are
-there, else what the PNGs tell of them, and the page says which.
+With a name ending in .html, as in the third, the command writes one series as a page that opens in any browser without
+network: slices to move through, windows, the probabilities along the scan. Its HU come from the DICOM files of
+data.sources if they are there, else from the PNGs, and the page says from which.
 
-A file that exists is not replaced, unless it is a page that this command wrote.
+No existing file is replaced, unless it is a page that this command wrote.
 
 More: docs/competition.md
 """
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("where", type=Path, metavar="CONFIG_OR_RUN", help="a YAML file, or a directory of runs/")
     parser.add_argument("study", help="the id of a study, a series or a slice")
-    parser.add_argument("--window", help="of a picture: one of the images' windows by name (default: the first)")
+    parser.add_argument("--window", help="window of a picture: one of the images' windows by name (default: the first)")
     parser.add_argument(
         "--out", type=Path, default=Path("study.png"), help="the picture or .html to write (default: study.png)"
     )
     parser.add_argument(
-        "--grad-cam", action="store_true", help="of a page: add Grad-CAM of each slice and label (slow)"
+        "--grad-cam", action="store_true", help="add Grad-CAM to a page: of each slice and label (slow)"
     )
     arguments = parser.parse_args(argv)
     page = arguments.out.suffix.lower() == ".html" and not arguments.out.is_dir()
