@@ -46,11 +46,12 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 if durable:
                     _sync(temporary)
                 temporary.replace(path)
-                if durable:
-                    _sync(path.parent)
-            finally:
+            except BaseException:
                 with suppress(OSError):  # where the folder cannot be entered, nothing was left in it
                     temporary.unlink(missing_ok=True)
+                raise
+            if durable:
+                _sync(path.parent)
     except OSError as error:
         raise IchError(f"cannot write {path}: {one_line(error)}; make room or rights for it, then run again") from error
 
@@ -62,6 +63,9 @@ def making(folder: Path) -> Iterator[None]:
     Raises:
         OSError: the system refuses.
     """
+    if folder.is_dir():  # as for all but the first of many files
+        yield
+        return
     missing = list(takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
     try:
         folder.mkdir(parents=True, exist_ok=True)

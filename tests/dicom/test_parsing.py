@@ -22,8 +22,12 @@ from made_slices import (
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
 )
 
+from ich.dicom.parsing import parse
 from ich.dicom.reader import AIR, read
 from ich.dicom.slice_error import KINDS, DicomError
 
@@ -67,7 +71,7 @@ def test_an_element_cut_in_two_is_told(monkeypatch):
         raise EOFError("unexpected end of file")
 
     monkeypatch.setattr(pydicom, "dcmread", cut)
-    refused(make_dicom(), "truncated", "ends inside an element")
+    refused(make_dicom(syntax=ExplicitVRBigEndian), "truncated", "ends inside an element")
 
 
 def test_a_missing_file_is_unreadable(tmp_path):
@@ -146,3 +150,73 @@ def test_damaged_bytes_are_read_or_refused_and_nothing_else(data, changes, cut):
         assert hu.dtype == np.int16
         assert hu.shape == (header.Rows, header.Columns)
         assert hu.min() >= AIR
+
+
+def content(ds):
+    """All that was read of a file: its elements as they stand in it, and how they are encoded."""
+    meta = {}
+    for tag in list(ds.file_meta.keys()):  # pydicom decodes some of them on reading, so that none is compared undecoded
+        try:
+            meta[tag] = repr(ds.file_meta[tag])
+        except Exception as error:  # noqa: BLE001 - pydicom's are of any type, for damaged bytes
+            meta[tag] = type(error)
+    return [*ds.items()], meta, ds.original_encoding, ds.original_character_set, ds.preamble
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=str)
+def test_a_file_in_the_usual_form_is_parsed_without_pydicom_and_as_by_it(syntax, monkeypatch):
+    data = make_dicom(syntax=syntax, StudyID="", PatientName="")
+    expected = content(pydicom.dcmread(io.BytesIO(data)))
+    monkeypatch.delattr(pydicom, "dcmread")
+    ds = parse(data)
+    assert content(ds) == expected
+    assert ds.Rows == 32  # pydicom decodes further
+
+
+def test_more_than_the_usual_form_is_parsed_as_by_pydicom():
+    sequence = pydicom.Dataset()
+    sequence.ReferencedSOPInstanceUID = "1.2"
+    plain, implicit = make_dicom(), make_dicom(syntax=ImplicitVRLittleEndian)
+    first, pixels = bytes.fromhex("08001600"), bytes.fromhex("e07f1000")
+    for data in (
+        # A length that reads as an explicit VR; a delimiter, at which pydicom stops.
+        implicit.replace(first, bytes.fromhex("08000100 42410000") + b"\0" * 0x4142 + first),
+        implicit.replace(pixels, bytes.fromhex("feff0de0 00000000") + pixels),
+        make_dicom(SpecificCharacterSet="ISO_IR 192", PatientName="Ä^B"),
+        make_dicom(ReferencedImageSequence=[sequence]),
+        make_dicom(syntax=ImplicitVRLittleEndian, ReferencedImageSequence=[sequence]),
+        plain.replace(b"CS\x02\0CT", b"QQ\x02\0CT"),  # no VR of the standard
+        plain + b"\0" * 5,
+        plain + bytes.fromhex("fcfffcff 4f420000 04000000 00000000"),  # padding after the pixels (PS3.10, 7.2)
+        plain.replace(ExplicitVRLittleEndian.encode() + b"\0", ImplicitVRLittleEndian.encode() + b"\0\0\0"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert content(parse(data)) == content(pydicom.dcmread(io.BytesIO(data)))
+
+
+@settings(max_examples=150, deadline=2000)
+@given(
+    data=st.sampled_from([data for data in MUTATED if DeflatedExplicitVRLittleEndian.encode() not in data]),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from([0, 255, None]), st.integers(0, 255)), max_size=4
+    ),
+    cut=st.none() | st.floats(0, 1),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_are_parsed_as_by_pydicom(data, changes, cut):  # a deflated file is refused when it is cut
+    damaged = bytearray(data)
+    head = max(140, len(data) - 2048)
+    for place, extreme, byte in changes:
+        damaged[132 + int(place * (head - 132))] = byte if extreme is None else extreme
+    if cut is not None:
+        del damaged[int(cut * len(data)) :]
+    try:
+        expected = content(pydicom.dcmread(io.BytesIO(bytes(damaged))))
+    except Exception:  # noqa: BLE001 - pydicom's are of any type, for damaged bytes
+        expected = None
+    try:
+        found = content(parse(bytes(damaged)))
+    except DicomError:
+        found = None
+    assert found == expected

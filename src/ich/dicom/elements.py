@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
+from ich.dicom.parsing import tag_of
 from ich.dicom.slice_error import DicomError
 from ich.errors import one_line
 
@@ -126,5 +127,5 @@ def _plain_text(ds: Dataset, keyword: str) -> str | None:
 
 @cache
 def _tag_and_vr(keyword: str) -> tuple[BaseTag, str]:
-    tag = Tag(keyword)
+    tag = tag_of(Tag(keyword))
     return tag, dictionary_VR(tag)

@@ -1,6 +1,7 @@
 """Pixels of a slice as they are stored: decoded, checked against the header, and the values that their bits mean."""
 
 import numpy as np
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
@@ -65,7 +66,12 @@ def stored_values(
 
 
 def _decode_native(ds: FileDataset, shape: tuple[int, int], allocated: int, signed: int) -> np.ndarray:
-    data, expected = elements.value_of(ds, "PixelData"), shape[0] * shape[1] * allocated // 8
+    raw, expected = elements.raw_element(ds, "PixelData"), shape[0] * shape[1] * allocated // 8
+    # Of a plain element, pydicom's conversion gives the same bytes.
+    if isinstance(raw, RawDataElement) and raw.VR in (None, "OB", "OW") and raw.value:
+        data = raw.value
+    else:
+        data = elements.value_of(ds, "PixelData")
     if data is None:
         raise DicomError("no_pixels", "the PixelData element is empty")
     if not isinstance(data, bytes):

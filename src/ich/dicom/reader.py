@@ -161,10 +161,12 @@ def read_parsed(ds: FileDataset) -> tuple[np.ndarray, Header]:
         WindowWidth=elements.numbers(ds, "WindowWidth"),
         repaired=repaired,
     )
-    hu = _rescale(stored, slope, intercept)
+    low, high = _range(stored)
+    hu = _rescale(stored, slope, intercept, low, high)
     if air is not None:
         hu[air] = AIR
-    _check_plausible(hu)
+    if max(low * slope, high * slope) + intercept > _DENSEST:
+        _check_plausible(hu)
     return hu, header
 
 
@@ -216,10 +218,21 @@ def _has_wrapped_air(stored: np.ndarray) -> bool:
     return bool(np.count_nonzero(stored >= _WRAP - 1000) > _WRAPPED_SHARE * stored.size)
 
 
-def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+def _range(stored: np.ndarray) -> tuple[int, int]:
+    """Return bounds of the stored values, the upper one of them the greatest; of unsigned values the lower one is 0."""
+    return int(stored.min()) if stored.dtype.kind == "i" else 0, int(stored.max())
+
+
+def _rescale(stored: np.ndarray, slope: float, intercept: float, low: int, high: int) -> np.ndarray:
+    """Return HU of stored values from `low` to `high`."""
     if slope != 1 or not intercept.is_integer():
         return np.clip(np.rint(stored * slope + intercept), AIR, _TOP).astype(np.int16)
-    # OpenCV takes a fifth of NumPy's time; its stubs know neither a number as an argument, nor that it gives an array.
+    # OpenCV's stubs know neither a number as an argument, nor that it gives an array.
     opencv: Any = cv2
-    hu = opencv.add(stored, intercept, dtype=cv2.CV_16S)  # saturates at what 16 bits hold
+    if high <= _TOP and min(intercept, low + intercept) >= -_TOP and max(intercept, high + intercept) <= _TOP:
+        hu = stored.view(np.int16) + np.int16(intercept)  # a third of OpenCV's time
+    else:
+        hu = opencv.add(stored, intercept, dtype=cv2.CV_16S)  # saturates at what 16 bits hold
+    if low + intercept >= AIR:
+        return hu
     return opencv.max(hu, AIR, dst=hu) if hu.size > 1 else np.maximum(hu, AIR)  # one pixel is a number to OpenCV
