@@ -183,8 +183,9 @@ KEYS = {
     ),
     "predict": "batch_size tta mean",
     "sequence": (
-        "kind features align seed seeds width dilations units dropout epochs batch_size learning_rate "
-        "warmup_epochs weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds tree_rate"
+        "kind features align seed seeds width dilations units dropout epochs batch_size max_batches "
+        "learning_rate warmup_epochs weight_decay clip_norm label_weights ema window noise shuffle_kinds reach rounds "
+        "tree_rate"
     ),
     "machine": "jobs backend scheduler workers processes steps_per_execution jit_compile distribute log_to",
 }
