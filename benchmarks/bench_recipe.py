@@ -20,7 +20,8 @@ the start of processes and the blend's fit do not. The table has each variant's 
 below 1 by what is left of the last epoch.
 
 Losses are out of fold, on all train slices. Errors are standard errors by bootstrap over patients, of the mean over the
-seeds; the spread over seeds is beside it. A variant whose keys this version lacks is n/a, with the reason.
+seeds; the spread over seeds is beside it. A variant whose config keys this version does not have is shown as n/a, and
+the JSON names the missing keys under `not_available`.
 
 Each training is kept in --folder, under a name that has the digest of its config: the same command resumes, and other
 settings (--slice, --scan, --second) train only what they change. The measured times are kept there, so that a folder
@@ -311,8 +312,8 @@ def script(folder: Path, name: str, *arguments) -> None:
     command = list(map(str, [sys.executable, ROOT / "scripts" / f"{name}.py", *arguments]))
     done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        _, told, message = done.stderr.rpartition("error: ")
-        if not told:
+        _, separator, message = done.stderr.rpartition("error: ")
+        if not separator:
             raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr}")
         raise IchError(message.strip())
 
@@ -345,8 +346,8 @@ def losses_of(results: dict[str, dict[int, Result]], folder: Path) -> tuple[pd.D
         for seed, result in of_seed.items():
             folds = read_folds(folder / f"seed-{seed}" / "folds.csv")
             table = folds if table is None else table
-            told = read_predictions(result.path / "oof.parquet").loc[table.index].to_numpy()
-            of_label = log_losses(table[list(LABELS)].to_numpy(), told)
+            predictions = read_predictions(result.path / "oof.parquet").loc[table.index].to_numpy()
+            of_label = log_losses(table[list(LABELS)].to_numpy(), predictions)
             columns[variant, seed] = np.average(of_label, axis=1, weights=list(METRIC_WEIGHTS.values()))
     assert table is not None
     return pd.DataFrame(columns), table["PatientID"].to_numpy()
@@ -365,11 +366,11 @@ def summary(losses: pd.DataFrame, patients: np.ndarray, seconds: dict[str, float
         ratios = own / base[seeds]
         rows[variant] = {
             "loss": own.mean(),
-            "error": _deviation(np.mean([one for one, _ in of_draws], axis=0)),
+            "error": _deviation(np.mean([loss for loss, _ in of_draws], axis=0)),
             "difference": (own - base[seeds]).mean(),
-            "difference_error": _deviation(np.mean([one - other for one, other in of_draws], axis=0)),
+            "difference_error": _deviation(np.mean([loss - other for loss, other in of_draws], axis=0)),
             "ratio": ratios.mean(),
-            "ratio_error": _deviation(np.mean([one / other for one, other in of_draws], axis=0)),
+            "ratio_error": _deviation(np.mean([loss / other for loss, other in of_draws], axis=0)),
             "ratio_spread": ratios.std() if len(seeds) > 1 else np.nan,
             "time": seconds[variant],
             "ratios": " ".join(f"{ratio:.3f}" for ratio in ratios),
@@ -382,7 +383,7 @@ def _deviation(draws: np.ndarray) -> float:
 
 
 def figures(table: pd.DataFrame, lacking: dict[str, str], seeds: list[int]) -> dict:
-    """Return the last line: what a variant that is n/a would give is null, and its reason is told."""
+    """Return the last line; the figures of a variant that is n/a are null, and `lacking` gives the reason."""
     numbers: dict[str, float | None] = {}
     errors: dict[str, float] = {}
 
@@ -412,7 +413,7 @@ def _json(path: Path) -> dict:
 
 
 def _of_seeds(seeds: list[Seed], variant: str) -> dict[int, Result]:
-    return {one.seed: one.result(variant) for one in seeds}
+    return {trained.seed: trained.result(variant) for trained in seeds}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ _PARENT_SECONDS = 0.1  # between a worker's looks at whether its parent lives
 _WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 KILLED = "was killed, which is what a system does that runs out of memory; run again, with fewer"
-"""What is told of a process, and before what there should be fewer of."""
+"""The message on a killed process; the setting to lower follows it."""
 
 _WORKER_KILLED = f"a worker process {KILLED} jobs: what is done is kept"
 _READER_KILLED = f"a process that reads images {KILLED} machine.workers: the same command continues"

@@ -1,4 +1,4 @@
-"""Windows of consecutive slices of a scan, the samples of a scan model: their layout, and means where they overlap."""
+"""Divide scans into windows of consecutive slices, the samples of a scan model; average where windows overlap."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from ich.errors import IchError, name_some
 from ich.images.slice_table import by_scan
 
 PADDING = -1
-"""Row of what a window lacks; it stands behind the window's slices."""
+"""Row that stands for padding, behind a window's slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +18,8 @@ class ScanOrder:
     """Slices by scan, in scan order. A slice without a place in a scan is a scan of its own.
 
     Args:
-        rows: places in the list of ids, scan after scan; int64, shape (slices,).
-        starts: where each scan begins in `rows`, and the end of the last; int64, shape (scans + 1,).
+        rows: indices into the list of ids, scan after scan; int64, shape (slices,).
+        starts: index in `rows` at which each scan begins, and the end of the last; int64, shape (scans + 1,).
         z: position along the slice normal in mm, of `rows`; float64, 0 for a slice without one.
     """
 
@@ -29,7 +29,7 @@ class ScanOrder:
 
     @classmethod
     def of(cls, ids: pd.Index, slices: Any) -> "ScanOrder":
-        """Arrange slices by the slice table.
+        """Arrange slices into scans by the slice table.
 
         Raises:
             IchError: no slice table, or one without the columns that are read here or without some of the slices.
@@ -53,15 +53,15 @@ class ScanOrder:
 class ScanWindows:
     """The windows of n consecutive slices, or all of a shorter scan.
 
-    An epoch's windows show each slice exactly once, so that all count alike. Where they begin is drawn for each epoch
-    and scan; their number is always the same, ⌈(slices + n // 4) / n⌉ of a scan longer than n, which leaves n // 4
-    places or more to draw from. Windows to predict by overlap by half: each slice is seen with n // 4 slices or more
+    An epoch's windows show each slice exactly once, so that all count alike. Their starts are drawn for each epoch and
+    scan; their number is always the same, ⌈(slices + n // 4) / n⌉ of a scan longer than n, which leaves n // 4
+    places or more to draw from. Windows for prediction overlap by half: each slice is seen with n // 4 slices or more
     on either side, as far as the scan has them.
 
     Args:
         scans: all slices.
         n: slices of a window.
-        overlapping: whether these are windows to predict by.
+        overlapping: whether these are windows for prediction.
 
     Raises:
         IchError: n is no whole number from 1.
@@ -89,7 +89,7 @@ class ScanWindows:
         """Return the rows of each window's slices, `PADDING` behind them; int64, shape (windows, n).
 
         Args:
-            rng: draws where windows begin, if they do not overlap; None takes the middle of what could be drawn.
+            rng: draws the starts of windows that do not overlap; None takes the middle of the range.
         """
         scan = np.repeat(np.arange(len(self._counts)), self._counts)
         number = np.arange(len(scan)) - np.repeat(np.cumsum(self._counts) - self._counts, self._counts)
@@ -111,7 +111,7 @@ class ScanWindows:
         return np.take_along_axis(rows, np.argsort(~inside, axis=1, kind="stable"), axis=1)
 
     def inputs(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what a scan model reads beside the images of windows: mask and z, float32, shape (windows, n).
+        """Return the inputs of a scan model beside the images: mask and z, float32, shape (windows, n).
 
         mask is 1 for slices and 0 for padding; z is in mm, from the window's first slice.
         """
@@ -125,11 +125,11 @@ def mean_over_windows(outputs: np.ndarray, rows: np.ndarray, slices: int) -> np.
 
     Args:
         outputs: shape (windows, n, …).
-        rows: of the windows, from `ScanWindows.layout`.
-        slices: their number.
+        rows: rows of the windows' slices, from `ScanWindows.layout`.
+        slices: number of slices.
 
     Returns:
-        Of the dtype of `outputs`, at least float32 being used for sums, shape (slices, …).
+        Shape (slices, …), of the dtype of `outputs`; sums are at least float32.
 
     Raises:
         IchError: outputs of another number of windows, or slices that no window shows.

@@ -10,7 +10,7 @@ from keras import layers, ops
 from ich.errors import IchError
 
 _DROP_CONNECT = 0.2  # of EfficientNets in keras.applications, for the block behind their last
-_LEAST = 1e-6  # what smaller features count as in GeM: the root has no gradient at 0
+_LEAST = 1e-6  # floor of features in GeM: the root has no gradient at 0
 
 
 @keras.saving.register_keras_serializable("ich")
@@ -45,11 +45,11 @@ class GeM(layers.Layer):
 
 
 def with_gem(body: keras.Model, exponent: float, name: str) -> keras.Model:
-    """Return a backbone with `GeM` in the place of its global average; what normalizes the average follows as before.
+    """Replace the global average of a backbone by `GeM`; the normalization behind the average stays.
 
     Args:
         body: from images to features.
-        name: of the backbone, for the message.
+        name: name of the backbone, for the message.
 
     Raises:
         IchError: its features are not the average of its last maps.
@@ -69,16 +69,16 @@ def with_gem(body: keras.Model, exponent: float, name: str) -> keras.Model:
 
 
 def with_drop_path(body: keras.Model, rate: float, name: str) -> keras.Model:
-    """Return a backbone of keras.applications whose residual blocks are skipped at random while it trains.
+    """Add stochastic depth to a backbone of keras.applications: its residual blocks are skipped at random in training.
 
     The rate rises from 0 for the first block to `rate` behind the last (Huang et al., arXiv:1603.09382).
 
     Args:
         body: from images to features.
-        name: of the backbone, for the message.
+        name: name of the backbone, for the message.
 
     Raises:
-        IchError: it has no such blocks.
+        IchError: it has no blocks to drop.
     """
     dropped = [layer for layer in body.layers if isinstance(layer, layers.Dropout) and layer.noise_shape is not None]
     for layer in dropped:  # EfficientNet has them, at a rate of its own
@@ -107,12 +107,12 @@ def with_drop_path(body: keras.Model, rate: float, name: str) -> keras.Model:
 
 
 def drop_rates(rate: float, blocks: int) -> list[float]:
-    """Return the rate of each block, from 0 for the first to `rate` for the last; a single one is the last."""
+    """Return the drop rate of each block, from 0 for the first to `rate` for the last; a single block has `rate`."""
     return [float(value) for value in np.linspace(0, rate, blocks)] if blocks > 1 else [rate] * blocks
 
 
 def sample_dropout(rate: float, dimensions: int, **options) -> layers.Dropout:
-    """Return the dropout of whole samples: of a residual branch, stochastic depth."""
+    """Return a dropout of whole samples, which on a residual branch is stochastic depth."""
     return layers.Dropout(rate, noise_shape=(None, *[1] * (dimensions - 1)), **options)
 
 
@@ -134,7 +134,7 @@ def freeze_batch_norm(body: layers.Layer, name: str) -> None:
 
     Args:
         body: a backbone, as a model or a layer.
-        name: of the backbone, for the message.
+        name: name of the backbone, for the message.
 
     Raises:
         IchError: it has none.
@@ -162,10 +162,10 @@ def batch_norms(body: layers.Layer) -> list[layers.BatchNormalization]:
 
 
 def with_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Fit the first kernel to another number of channels: the response to a gray image stays.
+    """Fit the first kernel to another number of channels, with the same response to a gray image.
 
     Args:
-        kernel: (height, width, channels of it, filters).
+        kernel: (height, width, channels, filters).
     """
     mean = kernel.mean(axis=2, keepdims=True) * (kernel.shape[2] / channels)
     return np.repeat(mean, channels, axis=2)

@@ -15,7 +15,7 @@ from ich.errors import IchError, name_some, one_line
 from ich.models import adjustments
 
 PREFIX = "hub:"
-"""What a name begins with that is a preset of keras-hub, or the folder of one."""
+"""Prefix of a model name that is a preset of keras-hub, or the folder of one."""
 
 _TF = (1 / 127.5, -1.0)
 _TORCH = (1 / (255 * 0.226), -0.449 / 0.226)
@@ -37,15 +37,15 @@ def _swin_multiple(config: dict[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What the backbones of a class of keras-hub have of their own.
+    """The traits of a keras-hub backbone class that differ between classes.
 
     Args:
-        scaling: (scale, offset) of 0 to 255, for a preset that does not say.
-        multiple: of what height and width must be, by the backbone's config.
+        scaling: (scale, offset) of pixels of 0 to 255, for a preset that states none.
+        multiple: the number that must divide height and width, by the backbone's config.
         square: whether height and width must be the same.
-        prefix: the tokens before those of patches, of which the first is the class token; None: it has no tokens.
-        drop_path: the argument that is its rate of stochastic depth; or the attribute of its blocks that drops samples.
-        shape: the argument that is the shape of an image.
+        prefix: number of tokens before those of patches, the class token first; None for a backbone without tokens.
+        drop_path: name of the argument for the rate of stochastic depth; "blocks" if `HubBackbone` sets it in them.
+        shape: name of the argument for the shape of an image.
     """
 
     scaling: tuple[float, float] = _TORCH
@@ -65,7 +65,7 @@ FAMILIES: dict[str, _Family] = {
     "EfficientNetBackbone": _Family(drop_path="dropout", shape="input_shape"),
     "HGNetV2Backbone": _Family(drop_path="blocks"),
 }
-"""By the names of their classes in `keras_hub.models`."""
+"""Supported backbones, by the names of their classes in `keras_hub.models`."""
 
 _BLOCKS = {"DINOV2Layer": "drop_path", "DINOV3Layer": "drop_path", "HGNetV2BasicLayer": "drop_path_layer"}
 """The layer of each residual block through which its branch passes; an identity at a rate of 0."""
@@ -73,13 +73,13 @@ _BLOCKS = {"DINOV2Layer": "drop_path", "DINOV3Layer": "drop_path", "HGNetV2Basic
 
 @keras.saving.register_keras_serializable("ich")
 class HubBackbone(layers.Layer):
-    """A backbone of keras-hub as one layer, which saves what makes it anew.
+    """A backbone of keras-hub as one layer, which saves the arguments to rebuild it.
 
     Args:
         family: a key of `FAMILIES`.
         settings: arguments of that class.
-        drop_path: rate of stochastic depth in the last block, for the families whose blocks it is put into here: those
-            of keras-hub 0.32 multiply by noise and drop nothing (DINO), or cannot be given a rate (HGNetV2).
+        drop_path: rate of stochastic depth in the last block, for the families whose blocks this class changes: those
+            of keras-hub 0.32 multiply by noise and drop nothing (DINO), or take no rate (HGNetV2).
         freeze_batch_norm: as `adjustments.freeze_batch_norm`.
 
     Call:
@@ -126,8 +126,8 @@ class HubBackbone(layers.Layer):
             object.__setattr__(block, _BLOCKS[type(block).__name__], self.drops[-1])
 
     def call(self, images, training=None):
-        given = self.backbone.input
-        x = self.backbone({next(iter(given)): images} if isinstance(given, dict) else images, training=training)
+        inputs = self.backbone.input
+        x = self.backbone({next(iter(inputs)): images} if isinstance(inputs, dict) else images, training=training)
         if isinstance(x, dict):
             (x,) = x.values()
         prefix = FAMILIES[self.family].prefix
@@ -141,7 +141,7 @@ class HubBackbone(layers.Layer):
         return x
 
     def save_own_variables(self, store):
-        """Have DINOv2 save the position embeddings that it has learned.
+        """Save the position embeddings that DINOv2 has learned.
 
         keras-hub 0.32 reads them back from `position_embeddings`, which do not learn, and brings these up to date only
         if the sum of all differences is positive.
@@ -179,7 +179,7 @@ def features(
 ) -> keras.KerasTensor:
     """Build a backbone of keras-hub on images of 0 to 255, and pool its features.
 
-    The images are scaled as the preset says, or else as its family is trained, by the mean over the colors: our
+    The images are scaled as the preset states, else as its family is trained, by the mean over the colors, as our
     channels are windows or neighboring slices.
 
     Args:
@@ -205,26 +205,26 @@ def features(
     family = type(own).__name__
     if family not in FAMILIES:
         raise IchError(f"{PREFIX}{preset} is a {family}, expected one of {', '.join(FAMILIES)}")
-    config, about = own.get_config(), FAMILIES[family]
+    config, traits = own.get_config(), FAMILIES[family]
     height, width, channels = images.shape[1:]
-    _check_size(preset, (height, width), about.multiple(config), about.square)
-    settings, put_in = _settings(config, family, (height, width, channels)), 0.0
+    _check_size(preset, (height, width), traits.multiple(config), traits.square)
+    settings, dropped_here = _settings(config, family, (height, width, channels)), 0.0
     if drop_path is not None:
-        if about.drop_path is None:
+        if traits.drop_path is None:
             raise IchError(
                 f"model.drop_path is {drop_path}, and keras-hub's {family} has no stochastic depth; set model.drop_path"
                 " to null"
             )
-        if about.drop_path == "blocks":
-            put_in = drop_path
+        if traits.drop_path == "blocks":
+            dropped_here = drop_path
         else:
-            settings[about.drop_path] = drop_path
-    layer = HubBackbone(family, settings, drop_path=put_in)
-    scale, offset = _scaling(preset, about.scaling)
+            settings[traits.drop_path] = drop_path
+    layer = HubBackbone(family, settings, drop_path=dropped_here)
+    scale, offset = _scaling(preset, traits.scaling)
     x = layer(layers.Rescaling(scale, offset=offset)(images))
     if weights is not None:
         # ViT has a position embedding for each patch of its own size; keras-hub fits those of the others.
-        shape = {} if family == "ViTBackbone" else {about.shape: (height, width, _channels(own))}
+        shape = {} if family == "ViTBackbone" else {traits.shape: (height, width, _channels(own))}
         _copy_weights(_loaded(preset, load_weights=True, **shape), layer.backbone, preset)
     return layers.GlobalAveragePooling2D()(x) if len(x.shape) == 4 else x
 

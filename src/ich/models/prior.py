@@ -11,11 +11,11 @@ from ich.errors import IchError
 
 @keras.saving.register_keras_serializable("ich")
 class PriorCorrection(keras.layers.Layer):
-    """Take the oversampling of samples with `any` out of logits; in training, leave them as they are.
+    """Correct logits for the oversampling of samples with `any`; in training, return them unchanged.
 
-    Let an epoch show a sample with `any` r times as often as one without, and let the network learn the probability q
-    of `any` and p of a label from it. By Bayes' rule (Elkan, IJCAI 2001, theorem 2; Saerens et al., Neural Computation
-    14, 2002), if sampling depends on `any` alone:
+    Let an epoch show a sample with `any` r times as often as one without, and let q be the probability of `any` and p
+    that of a label that the network learns from it. By Bayes' rule (Elkan, IJCAI 2001, theorem 2; Saerens et al.,
+    Neural Computation 14, 2002), if sampling depends on `any` alone:
 
         P(label) = p / (q + r (1 - q)),    as a sample with the label has `any`,
 
@@ -63,13 +63,13 @@ class LossCorrection(keras.layers.Layer):
 
         logit p = (1 + gamma) z + log(1 + gamma g(-z)) - log(1 + gamma g(z)).
 
-    Of labels smoothed by s it is the p of p (1 - s) + s / 2. What the network gives below s / 2 and above 1 - s / 2, by
-    its errors alone, would be no probability: v = p and v = 1 - p are replaced by v / 2 + sqrt(v² / 4 + e²), which is
+    Of labels smoothed by s it is the p of p (1 - s) + s / 2. An output below s / 2 or above 1 - s / 2, an error of
+    the network, would give no probability: v = p and v = 1 - p are replaced by v / 2 + sqrt(v² / 4 + e²), which is
     more than 0, keeps the order, and is next to v where that is large against e = s / 20. In simulations with errors of
     0.05 to 0.5 in the logit, e between s / 60 and s / 10 cost the least log loss.
 
     Args:
-        gamma: of the focal loss, at least 0; 0 for the log loss.
+        gamma: exponent of the focal loss, at least 0; 0 for the log loss.
         label_smoothing: s, at least 0 and less than 1.
 
     Call:
@@ -115,7 +115,7 @@ class LossCorrection(keras.layers.Layer):
 def corrected(
     model: keras.Model, oversampling: float = 1.0, gamma: float = 0.0, label_smoothing: float = 0.0
 ) -> keras.Model:
-    """Return the classifier with a `LossCorrection` and then a `PriorCorrection` behind it, where they do something."""
+    """Append to a classifier a `LossCorrection` and then a `PriorCorrection`, each only if it has an effect."""
     logits = model.outputs[0]
     if gamma or label_smoothing:
         logits = LossCorrection(gamma, label_smoothing)(logits)

@@ -29,8 +29,7 @@ _HEADS = 4
 class FoldSlices(layers.Layer):
     """Make a batch of slices of a batch of windows: (batch, n, …) to (batch · n, …).
 
-    What stands in place of padding is replaced by the window's first slice, so that nothing of it reaches a batch
-    normalization.
+    Padding is replaced by the window's first slice, so that its pixels never reach a batch normalization.
     """
 
     def call(self, images, mask):
@@ -61,7 +60,7 @@ class UnfoldSlices(layers.Layer):
 
 @keras.saving.register_keras_serializable("ich")
 class NeighborDifferences(layers.Layer):
-    """Add the differences to both neighbors in the window, and their distances.
+    """Concatenate features with their differences from both neighbors in the window, and with the distances.
 
     Call:
         x: features, (batch, n, f). z: mm, (batch, n). mask: (batch, n), 1 for slices and 0 for padding behind them.
@@ -82,7 +81,7 @@ class NeighborDifferences(layers.Layer):
 
 @keras.saving.register_keras_serializable("ich")
 class PositionsInMillimeters(layers.Layer):
-    """Add sines and cosines of positions in mm to features, as transformers do of places (Vaswani et al., 2017).
+    """Add sines and cosines of positions in mm to features, the positional encoding of Vaswani et al., 2017.
 
     Call:
         x: (batch, n, f), f even. z: mm, (batch, n). Returns the shape of x.
@@ -107,7 +106,7 @@ def _gru(x, z, mask, units: int, depth: int, dropout: float):
 
 
 def _attention(x, z, mask, units: int, depth: int, dropout: float):
-    """Pre-norm transformer blocks; padding is attended to by nothing."""
+    """Apply pre-norm transformer blocks; the attention mask leaves padding out."""
     x = PositionsInMillimeters(dtype="float32")(x, z)
     for _ in range(depth):
         y = layers.LayerNormalization(dtype="float32")(x)
@@ -135,8 +134,8 @@ def build_scan_model(
 ) -> keras.Model:
     """Build the untrained scan model.
 
-    Its logits are those of the slice classifier, to which the layers over the slices add a correction that is 0 before
-    the training: with the weights of a trained slice classifier, it predicts as that does.
+    Its logits are the slice classifier's plus a correction by the layers over the slices, which is 0 before the
+    training: with the weights of a trained slice classifier, it predicts the same as that classifier.
 
     Args:
         build_slice_model: builds the slice classifier for images of a shape, as `backbones.build_model` does.
@@ -174,20 +173,20 @@ def build_scan_model(
     with keras.RematScope() if remat else nullcontext():
         classifier = backbones.with_features(build_slice_model(image_shape))
     classifier.name = SLICE_MODEL
-    of_slices, features = classifier(FoldSlices()(image, mask))
-    of_slices, features = UnfoldSlices(slices)(of_slices), UnfoldSlices(slices)(features)
+    slice_logits, features = classifier(FoldSlices()(image, mask))
+    slice_logits, features = UnfoldSlices(slices)(slice_logits), UnfoldSlices(slices)(features)
     x = layers.Dense(units, dtype="float32")(features)
     x = NeighborDifferences(dtype="float32")(layers.LayerNormalization(dtype="float32")(x), z, mask)
-    x = layers.Dense(units, activation="gelu", dtype="float32")(layers.Concatenate(dtype="float32")([x, of_slices]))
+    x = layers.Dense(units, activation="gelu", dtype="float32")(layers.Concatenate(dtype="float32")([x, slice_logits]))
     x = layers.Dropout(dropout, dtype="float32")(KINDS[kind](x, z, mask, units, depth, dropout))
-    # Named as in a slice classifier: what it reads are the embeddings.
+    # Its name is that in a slice classifier, by which the embeddings are found as its input.
     correction = layers.Dense(len(LABELS), kernel_initializer="zeros", dtype="float32", name="logits")(x)
-    logits = layers.Add(dtype="float32", name="scan_logits")([of_slices, correction])
+    logits = layers.Add(dtype="float32", name="scan_logits")([slice_logits, correction])
     return keras.Model({"image": image, "mask": mask, "z": z}, logits, name=f"scan_{kind}")
 
 
 def is_scan_model(model: keras.Model) -> bool:
-    """Whether it is a scan model, as `build_scan_model` gives it, or made of one."""
+    """Return whether a model is one of `build_scan_model`, or wraps one."""
     return any(layer.name == SLICE_MODEL for layer in model.layers)
 
 
@@ -201,13 +200,13 @@ def slice_model(model: keras.Model) -> keras.Model:
 
 
 def backbone(model: keras.Model) -> list[layers.Layer]:
-    """Return the layers of the backbone of a slice classifier or a scan model: what the slice's own logits read."""
+    """Return the backbone's layers of a slice classifier or a scan model: all before the slice logits."""
     return [layer for layer in slice_model(model).layers if layer.name != "logits"]
 
 
 @contextmanager
 def frozen_backbone(model: keras.Model) -> Iterator[None]:
-    """Train the layers behind the backbone alone within the context, in which the model is compiled too.
+    """Freeze the backbone within the context, so that the layers behind it train alone; compile the model in it too.
 
     The frozen layers work as in prediction: batch normalization by its moving statistics, which stay.
     """
@@ -228,9 +227,9 @@ def slices_of(model: keras.Model) -> int | None:
 
 def with_slice_head(model: keras.Model) -> keras.Model:
     """Return the scan model with its slice classifier's logits behind its own, (batch, n, 12), to train both."""
-    of_slices = model.get_layer("scan_logits").input[0]
+    slice_logits = model.get_layer("scan_logits").input[0]
     with devices.scope_of(model):
-        both = layers.Concatenate(dtype="float32", name=_BOTH_HEADS)([model.outputs[0], of_slices])
+        both = layers.Concatenate(dtype="float32", name=_BOTH_HEADS)([model.outputs[0], slice_logits])
         return keras.Model(model.input, both, name=model.name)
 
 

@@ -1,4 +1,4 @@
-"""Of series that show the same slices, which is read: the one with the softer kernel."""
+"""Choose which of the series that show the same slices is read: the one with the softer kernel."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ def choose(parts: Iterable[Part], read: ReadSlice) -> None:
     """Mark as skipped those parts to be read that show the slices of another one with a sharper kernel.
 
     Two series show the same slices if they are of one study, have one plane, are of one patient, frame of reference
-    and acquisition, of the same moment and contrast agent as far as these are told, and if the softer covers most of
+    and acquisition, of the same moment and contrast agent as far as these are known, and if the softer covers most of
     the other's length. Where no kernel is named and no frame of reference, their positions must be the same as well.
     No part is skipped for one of which fewer than half of the slices can be read.
 
@@ -76,7 +76,7 @@ def _choose(parts: list[Part], read: ReadSlice) -> None:
 
 
 def _sharper(part: Part, other: Part, noise_of: Callable[[Part], float]) -> tuple[str, str] | None:
-    """Why another part is to be read in place of this one, as a reason and a sentence; None if it is not."""
+    """Return why another part is read in place of this one, as a reason and a sentence; None if it is not."""
     facts, of_other = part.slices[0].facts, other.slices[0].facts
     if facts.mono_energetic != of_other.mono_energetic:
         return ("derived", f"computed for one energy, beside {_named(other)}") if facts.mono_energetic else None
@@ -146,7 +146,7 @@ def _ends(part: Part, normal: np.ndarray) -> tuple[float, float]:
 
 
 def _taken_apart(part: Part, other: Part) -> bool:
-    """Whether two parts tell different moments of their acquisition; by date and time, or what both have of these."""
+    """Return whether two parts were acquired at different times: by date and time, or by the one that both have."""
     for dated, timed in ((True, True), (True, False), (False, True)):
         here, there = (_moment(side, dated, timed) for side in (part, other))
         if here is not None and there is not None:
@@ -155,7 +155,7 @@ def _taken_apart(part: Part, other: Part) -> bool:
 
 
 def _moment(part: Part, dated: bool, timed: bool) -> float | None:
-    """When its slices were taken, seconds; None where it is not told."""
+    """Return when its slices were taken, in seconds; None if unknown."""
     recorded = [(record.facts.date if dated else 0, record.facts.time if timed else 0) for record in part.slices]
     moments = [date * _DAY + time for date, time in recorded if date is not None and time is not None]
     return median(moments) if moments else None

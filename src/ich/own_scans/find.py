@@ -222,7 +222,7 @@ def _in_order(parts: dict[tuple, list[Part]]) -> list[Series]:
         of_uid[series] += of_series
     names = {}
     for series, of_series in of_uid.items():
-        # The one that people mean is that which is read, or the longest.
+        # The uid without a number goes to the part that is read, else to the longest.
         of_series.sort(key=lambda part: (part.status != "read", -len(part.slices)))
         for number, part in enumerate(of_series, 1):
             names[id(part)] = printable(series) + (f"#{number}" if number > 1 else "")

@@ -53,4 +53,4 @@ PUBLISHED: list[dict] = [
         for auc, source in ((0.954, "arXiv 2102.04869"), (0.96, "PMC11605431"), (0.842, "HKMJ 29(2)"))
     ),
 ]
-"""AUCs by label, with their source, and the formats of labels beside which they are told."""
+"""AUCs by label, with their source, and the formats of labels beside which the page shows them."""

@@ -1,4 +1,4 @@
-"""A series of slices, as it was found: what it is, whether it is read, and what there is to tell of it."""
+"""A series of slices: its description, whether it is read, and notes for the user."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -226,7 +226,7 @@ def _any_of(labels: pd.DataFrame) -> np.ndarray:
 
 
 def _disagreement(labels: pd.DataFrame) -> list[str]:
-    """Where `any` is not what the five say, which is told and left as it is."""
+    """Report where `any` contradicts the five other labels; the labels stay as they are."""
     derived = _any_of(labels)
     contrary = labels.index[(labels["any"].to_numpy() != derived) & labels["any"].notna() & ~np.isnan(derived)]
     if contrary.empty:

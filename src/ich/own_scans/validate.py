@@ -48,7 +48,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Validation:
-    """What is told of predictions.
+    """The content of the page and of validation.json.
 
     Args:
         facts: what was compared with what, as JSON takes it.
