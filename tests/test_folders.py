@@ -187,7 +187,7 @@ def test_a_lock_is_waited_for(tmp_path):
 def test_a_process_takes_its_own_lock_again_but_not_in_another_thread(tmp_path):
     told = []
 
-    def elsewhere():
+    def lock_in_thread():
         try:
             with locked(tmp_path):
                 pass
@@ -197,7 +197,7 @@ def test_a_process_takes_its_own_lock_again_but_not_in_another_thread(tmp_path):
     with locked(tmp_path):
         with locked(tmp_path):
             pass
-        thread = threading.Thread(target=elsewhere)
+        thread = threading.Thread(target=lock_in_thread)
         thread.start()
         thread.join()
         assert (tmp_path / ".ich-lock").exists()

@@ -101,7 +101,7 @@ class Browser:
             time.sleep(0.01)
         return value
 
-    def told(self):
+    def messages(self):
         """What the page has said, in errors, dialogs and on the console."""
         self.js("1")  # what has come before its answer is among the events
         return [event for event in self.events if event["method"] in _TOLD]

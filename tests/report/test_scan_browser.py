@@ -40,7 +40,7 @@ def opened(browser, tmp_path):
 
     yield opened
     assert browser.requested() == [(tmp_path / "scan.html").as_uri()]
-    assert browser.told() == []
+    assert browser.messages() == []
 
 
 def status(browser, start):
@@ -302,7 +302,7 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(browser, tmp_path):
     browser.open(tmp_path / "scan.html")
     browser.wait(READY)
     assert browser.js("typeof window.intruder") == "undefined"
-    assert len([event for event in browser.told() if "Content Security Policy" in str(event)]) >= 2
+    assert len([event for event in browser.messages() if "Content Security Policy" in str(event)]) >= 2
     assert not [e for e in browser.events if e["method"] == "Network.responseReceived" and "localhost" in str(e)]
 
 
@@ -482,5 +482,5 @@ def test_the_list_sorts_by_each_label(browser, tmp_path, width):
     assert browser.js("document.title") == NASTY
     assert browser.js("document.documentElement.scrollWidth") == width
     assert browser.js(CONTRAST)[0] >= 4.5
-    assert browser.told() == []
+    assert browser.messages() == []
     assert browser.requested() == [(tmp_path / "index.html").as_uri()]

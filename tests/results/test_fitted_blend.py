@@ -39,7 +39,7 @@ def test_what_it_tells_makes_the_same_blend(how):
     np.testing.assert_allclose(turned(members[::-1]), fitted(members), rtol=1e-12)
 
 
-def told():
+def description():
     members, table = simulate(60, noise=(0.2, 2.0))
     return blend.fit(members, table, recipe(calibration="platt", any_at_least_max=True)).describe(NAMES)
 
@@ -47,25 +47,25 @@ def told():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda told: told.pop("weights"), "KeyError"),
-        (lambda told: told["weights"].pop("any"), "KeyError"),
-        (lambda told: told["weights"]["any"].pop("runs/a"), "the weights are of other members"),
-        (lambda told: told["weights"]["any"].update({"runs/c": 0.0}), "the weights are of other members"),
-        (lambda told: told["weights"].update(any=0.5), "AttributeError"),
-        (lambda told: told["weights"]["any"].update({"runs/a": "much"}), "ValueError"),
-        (lambda told: told["weights"]["any"].update({"runs/a": 10**400}), "OverflowError"),
-        (lambda told: told["weights"]["any"].update({"runs/a": 2.0}), "do not add up to 1"),
-        (lambda told: told["weights"].update(any={"runs/a": 2.0, "runs/b": -1.0}), "weights are below 0"),
-        (lambda told: told["weights"]["any"].update({"runs/a": float("nan")}), "weights are below 0"),
-        (lambda told: told["calibration"].pop("subdural"), "KeyError"),
-        (lambda told: told["calibration"]["any"].update(scale=-1.0), "or its scale below 0"),
-        (lambda told: told["calibration"]["any"].update(offset=None), "a calibration is not finite"),
-        (lambda told: told["any_at_least_max"]["any"].update(kept="no"), "kept is neither true nor false"),
-        (lambda told: told.update(any_at_least_max=None), "TypeError"),
+        (lambda content: content.pop("weights"), "KeyError"),
+        (lambda content: content["weights"].pop("any"), "KeyError"),
+        (lambda content: content["weights"]["any"].pop("runs/a"), "the weights are of other members"),
+        (lambda content: content["weights"]["any"].update({"runs/c": 0.0}), "the weights are of other members"),
+        (lambda content: content["weights"].update(any=0.5), "AttributeError"),
+        (lambda content: content["weights"]["any"].update({"runs/a": "much"}), "ValueError"),
+        (lambda content: content["weights"]["any"].update({"runs/a": 10**400}), "OverflowError"),
+        (lambda content: content["weights"]["any"].update({"runs/a": 2.0}), "do not add up to 1"),
+        (lambda content: content["weights"].update(any={"runs/a": 2.0, "runs/b": -1.0}), "weights are below 0"),
+        (lambda content: content["weights"]["any"].update({"runs/a": float("nan")}), "weights are below 0"),
+        (lambda content: content["calibration"].pop("subdural"), "KeyError"),
+        (lambda content: content["calibration"]["any"].update(scale=-1.0), "or its scale below 0"),
+        (lambda content: content["calibration"]["any"].update(offset=None), "a calibration is not finite"),
+        (lambda content: content["any_at_least_max"]["any"].update(kept="no"), "kept is neither true nor false"),
+        (lambda content: content.update(any_at_least_max=None), "TypeError"),
     ],
 )
 def test_a_recipe_that_is_not_whole_is_refused(change, message):
-    content = told()
+    content = description()
     fitted_blend.of_description("weights", content, NAMES)
     change(content)
     with pytest.raises(
@@ -77,9 +77,9 @@ def test_a_recipe_that_is_not_whole_is_refused(change, message):
 
 def test_a_method_that_knows_no_other_scans_is_refused():
     with pytest.raises(IchError, match=r"rank_mean counts a slice's ranks among all .* by another method"):
-        fitted_blend.of_description("rank_mean", told(), NAMES)
+        fitted_blend.of_description("rank_mean", description(), NAMES)
     with pytest.raises(IchError, match="unknown method 'median' of blending"):
-        fitted_blend.of_description("median", told(), NAMES)
+        fitted_blend.of_description("median", description(), NAMES)
 
 
 def write_blend(folder, content, method="weights", **more):
@@ -89,11 +89,11 @@ def write_blend(folder, content, method="weights", **more):
 
 
 def test_it_is_read_from_its_directory(tmp_path):
-    write_blend(tmp_path, told())
+    write_blend(tmp_path, description())
     members, again = fitted_blend.read(tmp_path)
     assert list(map(str, members)) == NAMES
     assert again.mixture.weights.shape == (2, len(LABELS))
-    write_blend(tmp_path, told(), "rank_mean")
+    write_blend(tmp_path, description(), "rank_mean")
     with pytest.raises(IchError, match=rf"^{re.escape(str(tmp_path))}: rank_mean counts"):
         fitted_blend.read(tmp_path)
     (tmp_path / "config.yaml").write_text("name: a-run\n")

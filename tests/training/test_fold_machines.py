@@ -129,8 +129,8 @@ def test_two_devices_learn_as_one_does_from_the_same_batches(data, tmp_path):
     )
 
 
-def pieces(batch, devices):
-    """How TensorFlow shares out a batch: pieces of one size, rounded up, until nothing is left."""
+def shard_sizes(batch, devices):
+    """Return the sizes of the parts into which TensorFlow divides a batch: equal, rounded up, the last ones smaller."""
     size = -(-batch // devices)
     return [max(0, min(size, batch - size * place)) for place in range(devices)]
 
@@ -142,7 +142,8 @@ def test_the_last_batch_of_a_validation_has_a_slice_for_each_device(count):
             fine = [
                 size
                 for size in range(count, most + 1, count)
-                if min(pieces(samples % size or size, count)) > 0 and len(set(pieces(min(size, samples), count))) == 1
+                if min(shard_sizes(samples % size or size, count)) > 0
+                and len(set(shard_sizes(min(size, samples), count))) == 1
             ]
             if fine:
                 assert devices.validation_batch_size(samples, most, count) == max(fine)

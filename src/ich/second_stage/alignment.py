@@ -1,14 +1,14 @@
 """Offsets between the folds' models of a run, for a second stage that learns from their logits as if of one model.
 
-Each fold's out-of-fold logits are of another model, and what the second stage reads when it predicts is the mean over
-all of them. Models of one recipe can differ by an offset, which shows where all predict the same slices: in the test
-set. The offset of a model is what brings, added to its logits, its mean probability over the test set to that of the
-mean over the models. So out-of-fold logits become alike among folds, and like those read when predicting, which
-therefore stay as they are: of the test set, and of a scan of another hospital.
+Each fold's out-of-fold logits are of another model, and when the second stage predicts it reads the mean over all of
+them. Models of one recipe can differ by an offset, which can be measured where all predict the same slices: on the test
+set. Added to a model's logits, its offset makes the model's mean probability over the test set that of the mean over
+the models. So out-of-fold logits become alike among folds, and like the logits read when predicting, of the test set or
+of a scan of another hospital, which stay unchanged.
 
-No label is read. The other folds' models were trained on a fold's patients, and what the offsets tell of these is what
-such models make of the test set in the mean, six numbers. Means over the slices that each fold held out tell more:
-they differ with the patients, and as folds are balanced by labels, to make them agree would tell of these.
+No label is read. The other folds' models were trained on a fold's patients, but the offsets depend on these only
+through the mean predictions of the test set, six numbers a model. Means over the slices that each fold held out would
+leak more: they differ with the patients, and as folds are balanced by labels, aligning them would use the labels.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ from ich.training.run_directory import Run
 
 
 def offsets_of(path: Path) -> np.ndarray:
-    """Compute what aligns the logits of each fold's model with the mean over the folds.
+    """Compute the offsets that align the logits of each fold's model with the mean over the folds.
 
     Args:
         path: directory of a run with test predictions.
@@ -65,7 +65,7 @@ def offsets_of(path: Path) -> np.ndarray:
 
 
 def offset(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Find what to add to each label's logits so that their mean probability is the target.
+    """Find the offset of each label's logits that makes their mean probability the target.
 
     Args:
         logits: (n, 6), at least one slice; they count as if clipped to ±`ich.second_stage.scans.LIMIT`.

@@ -75,7 +75,7 @@ def extract(run: Run, embeddings: bool, results: Run | None = None) -> list[Path
                 ids["seen"] = fold.index[fold != k]
             if len(test):
                 ids["test"] = test
-            # Loaded when a pass is to be made, once.
+            # Loaded once, and only if a pass has to be predicted.
             model = cache(partial(inference.load_model, run, k, run.config.machine.distribute))
             for folder in (results.features(k), results.passes(k)):
                 sweep(folder)
@@ -157,7 +157,7 @@ def check_features_match_folds(path: Path, table: pd.DataFrame, test: pd.Index |
 
 
 def _provenance(path: Path, again: str) -> dict:
-    """Return the provenance of a file of features with embeddings; raise IchError if there are none."""
+    """Return the provenance of a file of features with embeddings; raise IchError if it has none."""
     provenance = read_provenance(path)
     if provenance is None or not provenance.get("embeddings"):
         raise IchError(f"{path} is missing or has no embeddings; {again}")
@@ -187,7 +187,7 @@ class _Part:
         return self.results.features(self.k) / f"{self.name}.parquet"
 
     def extract(self, embeddings: bool) -> None:
-        """Write the part, if it is not there."""
+        """Write the part, unless it exists."""
         provenance: dict[str, Any] = {
             "model": inference.model_digest(self.run, self.k),
             "slices": slices_digest(self.rows),
@@ -206,7 +206,7 @@ class _Part:
         discard_parts(self.path)  # also those left by a kill before their removal
 
     def _logits(self) -> np.ndarray:
-        """Return the mean logits of the passes, which are there if the run has predicted."""
+        """Return the mean logits of the passes, read from their files if the run has predicted."""
         # In the order of predictions, not in scan order: the passes' files belong to the predictions.
         config, section = self.run.config, self.run.config.predict
         is_oof = self.name == "oof"

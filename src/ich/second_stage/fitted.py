@@ -142,7 +142,7 @@ def _how_to_train(folder: Path) -> str:
 
 
 def inputs(kind: str, of: Scans, section: config.Sequence) -> Any:
-    """What a kind's model reads of scans: features of each slice and label, or the scans themselves."""
+    """Return a kind's inputs: features of each slice and label, or the scans themselves."""
     if kind == "boosting":
         return scan_features.neighbor_features(of, section.reach)
     return logistic.features(of) if kind == "linear" else of
@@ -154,7 +154,7 @@ def logits(kind: str, model: Any, read: Any, section: config.Sequence) -> np.nda
 
 
 def digest(folder: Path, kinds: Sequence[str]) -> str:
-    """Return one SHA-256 of the models of a fold, of those of their files."""
+    """Return one SHA-256 of a fold's models, computed from those of their files."""
     return sha256(json.dumps({kind: sha256_of(folder / FILES[kind]) for kind in kinds}).encode()).hexdigest()
 
 

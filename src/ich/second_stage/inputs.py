@@ -6,9 +6,9 @@ one and predicts that one.
 With `sequence.features: embeddings` there is a network for each first-stage model, as the competition's 2nd place had
 it: network k trains on model k's embeddings and logits of the slices that model k was trained on, and predicts fold k,
 of which neither has seen a patient; each pair predicts the test set, and the mean is taken. Embeddings of two models
-cannot be mixed, as their dimensions mean different things. The price: features of slices that model k was trained on
-are better than those of new patients, and network k learns to trust them too much. The other kinds of a blend read
-out-of-fold logits all the same, and do not pay it.
+cannot be mixed, as their dimensions mean different things. The disadvantage: features of slices that model k was
+trained on are better than those of new patients, and network k learns to trust them too much. The other kinds of a
+blend read out-of-fold logits, and do not have it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,10 +36,10 @@ from ich.training.run_directory import Run
 
 @dataclass(frozen=True, slots=True)
 class FirstStage:
-    """What a second stage is trained on.
+    """The inputs of a second stage.
 
     Args:
-        config: of the new run; its name is the directory's.
+        config: config of the new run; its name is the directory's.
         folds: as `ich.competition.folds.read_folds` gives them, of the slices to learn from.
         train: these slices in scan order, with out-of-fold scores.
         test: the test set's scans, if they were predicted.
@@ -47,8 +47,8 @@ class FirstStage:
         digests: SHA-256 of the files of the train and of the test scores.
         embedded: (part, fold) -> features by the fold's model: "seen", the scans that it was trained on; "oof", those
             that it held out; "test", the test set, if it was predicted. None if the network reads `train` and `test`.
-        offsets: computes what aligns the folds' logits, (folds, 6), see `ich.second_stage.alignment`; None if they
-            stay as they are.
+        offsets: computes the offsets that align the folds' logits, (folds, 6), see `ich.second_stage.alignment`; None
+            to leave the logits unchanged.
     """
 
     config: Config
@@ -62,9 +62,9 @@ class FirstStage:
 
 
 def inputs_from_runs(paths: Sequence[Path], name: str | None = None, overrides: Iterable[str] = ()) -> FirstStage:
-    """Read the predictions of runs, or of blends; of several, the mean of their logits.
+    """Read the predictions of runs or blends, as the mean of their logits if there are several.
 
-    Test scores are taken if every run has them.
+    Test scores are read if every run has them.
 
     Args:
         name: of the new run; None takes the first one's with -sequence behind.
@@ -92,7 +92,7 @@ def _config_of(path: Path, overrides: Iterable[str]) -> Config:
 
 
 def inputs_from_second_stage(run: Run) -> FirstStage:
-    """Read again what a trained second stage was trained on, with the test predictions that there are by now.
+    """Read the inputs of a trained second stage again, with the current test predictions of its first stage.
 
     Raises:
         IchError: as `inputs_from_runs`; the first stage is a table, or a run without test predictions; or an override
@@ -197,7 +197,7 @@ def inputs_from_table(
 
 
 def check_out_of_fold(path: Path, table: pd.DataFrame) -> None:
-    """Refuse a first stage whose predictions may be of patients that its models have seen.
+    """Refuse a first stage whose models may have seen the patients that they predict.
 
     Args:
         path: a run's directory.

@@ -1,8 +1,8 @@
 """Logistic regression on the scores of a scan: the second stage for few scans.
 
 It has fifty weights where trees and networks have thousands, on features chosen for a linear model: scores smoothed
-along the scan, the scan's level, and above all the subtype that the classifier sees where it sees blood, averaged over
-the whole bleed. The five subtypes share all weights but the intercept.
+along the scan, the scan's level, and above all the subtype that the classifier predicts where it predicts blood,
+averaged over the whole bleed. The five subtypes share all weights but the intercept.
 """
 
 import json

@@ -20,7 +20,7 @@ from ich.second_stage.scans import Scans, batches, padded
 
 _PLAIN = 42  # features of a slice beside its embedding
 _CORE = 6  # features of a subtype whose mean and maximum over the scan are inputs, too
-# Lengths are padded to multiples of these: each length costs a trace when predicting, and on JAX a compilation.
+# Lengths are padded to multiples of these: each new length costs a trace in prediction, and on JAX a compilation.
 _MULTIPLE = 16  # when predicting
 _STEP = 4  # in training
 _POOL = 16  # batches that exchange scans of like length
@@ -202,7 +202,7 @@ class ScanBatches(keras.utils.PyDataset):
             logits = noisy(self.scans.logits[rows][:, order], self.section.noise, rng)
             inputs.append(slice_inputs(logits, self.scans.z[rows], self.scans.embeddings[rows]))
             labels.append(self.labels[rows][:, order])
-        # Keras takes what the first two batches' shapes have in common for that of all.
+        # Keras derives the shape of all batches from the first two.
         length = _rounded_up(max(map(len, inputs)), _STEP) if index else self.section.window + _STEP
         real = padded([np.ones(len(part), bool) for part in inputs], length)
         return {"slices": padded(inputs, length), "real": real}, padded(labels, length), real * self.weight

@@ -34,21 +34,21 @@ _SAME = 1e-6  # between probabilities of one model, fitted twice and stored as f
 
 
 def train(stage: FirstStage, root: Path = run_directory.RUNS) -> tuple[Run, dict]:
-    """Train a second stage on every fold, predict what each held out and the test set.
+    """Train a second stage on every fold; predict each fold's held-out slices and the test set.
 
     Writes `root/<name>/`: the files of every run, and each kind's model of each fold (`ich.second_stage.fitted.FILES`;
     of the network history.csv too); score.json also holds each kind's score and a blend's weights. Called again, it
-    resumes after the last kind and fold that was finished; with new test scores, it predicts the test set anew. Models
-    that an earlier version did not keep are fitted again, if they still predict the same.
+    resumes after the last finished kind and fold; with new test scores, it predicts the test set again. Models that an
+    earlier version did not keep are fitted again, and must predict the same.
 
     A blend has one weight per kind. A fold's are fitted on the predictions of the other folds; the test set's on all.
 
     Returns:
-        The run, and what score.json holds.
+        The run, and the content of score.json.
 
     Raises:
         IchError: the directory is of another config, other folds or scores, or another process works in it; a scan has
-            patients of two folds; a model that was not kept, fitted again, predicts something else.
+            patients of two folds; a refitted model predicts something else than the one that was not kept.
     """
     run = Run(root / stage.config.name, stage.config)
     with run.locked():
@@ -106,7 +106,7 @@ def _claim(stage: FirstStage, run: Run) -> np.ndarray | None:
 
 
 def _offsets_in(run: Run, facts: dict) -> np.ndarray:
-    """Return the offsets that environment.json keeps, (folds, 6)."""
+    """Read the offsets that environment.json keeps, (folds, 6)."""
     try:
         offsets = np.array([[of_fold[label] for label in LABELS] for of_fold in facts["offsets"]], np.float64)
         if offsets.shape != (run.config.folds.n, len(LABELS)) or not np.isfinite(offsets).all():
@@ -144,7 +144,7 @@ def _path(run: Run, kind: str, k: int) -> Path:
 
 
 def _train_part(run: Run, stage: FirstStage, fold_of_scan: np.ndarray, kind: str, k: int) -> None:
-    """Train one kind without fold k, save it and predict fold k; files that are there stay."""
+    """Train one kind without fold k, save it and predict fold k; keep existing files."""
     file, path = run.fold(k) / fitted.FILES[kind], _path(run, kind, k)
     if file.exists() and path.exists():
         return
@@ -175,7 +175,7 @@ def _train_part(run: Run, stage: FirstStage, fold_of_scan: np.ndarray, kind: str
 def _fit(
     kind: str, seen: Scans, labels: np.ndarray, section: config.Sequence, k: int
 ) -> tuple[fitted.Model, pd.DataFrame | None]:
-    """Fit one kind; of networks, one a seed, their mean, and their history."""
+    """Fit one kind; of the network, one for each seed, joined into their mean; return the model and the history."""
     read = fitted.inputs(kind, seen, section)
     if kind == "boosting":
         return boosting.Model.fit(read, labels, section.rounds, section.tree_rate, section.seed + k), None
@@ -198,7 +198,7 @@ def _save(model: fitted.Model, path: Path) -> None:
 
 
 def _check_same(path: Path, predicted: pd.DataFrame, kind: str) -> None:
-    """Refuse a model that was fitted again if it does not predict what the one that was not kept did."""
+    """Refuse a refitted model whose predictions differ from those of the model that an earlier version did not keep."""
     then = read_predictions(path)
     difference = np.inf
     if then.index.sort_values().equals(predicted.index.sort_values()):
@@ -214,7 +214,7 @@ def _blend(stage: FirstStage, run: Run) -> dict:
     """Write the blend of all kinds, out of fold and for the test set, and its score.
 
     Returns:
-        What score.json holds.
+        The content of score.json.
     """
     kinds, n_folds = stage.config.sequence.kinds, stage.config.folds.n
     y, fold = stage.folds[list(LABELS)].to_numpy(), stage.folds["fold"].to_numpy()
@@ -245,15 +245,15 @@ def _blend(stage: FirstStage, run: Run) -> dict:
     return score
 
 
-def _predict_test(run: Run, stage: FirstStage, test: Scans, weights: dict[str, float], made: dict) -> None:
-    """Predict the test set by the models' files, unless they have predicted it; new scores removed what they did."""
-    if read_provenance(run.predictions_path) == made:
+def _predict_test(run: Run, stage: FirstStage, test: Scans, weights: dict[str, float], provenance: dict) -> None:
+    """Predict the test set by the models' files, unless its predictions have this provenance already."""
+    if read_provenance(run.predictions_path) == provenance:
         return
     section, folds = stage.config.sequence, range(stage.config.folds.n)
     models = {kind: [fitted.read_model(run.fold(k), kind) for k in folds] for kind in weights}
     embedded = None if stage.embedded is None else partial(stage.embedded, "test")
-    told = fitted.SecondStage(section, models, weights).predict(test, embedded, progress=True)
-    write_predictions(pd.DataFrame(told, test.ids, list(LABELS)), run.predictions_path, made)
+    probabilities = fitted.SecondStage(section, models, weights).predict(test, embedded, progress=True)
+    write_predictions(pd.DataFrame(probabilities, test.ids, list(LABELS)), run.predictions_path, provenance)
 
 
 def _fit_weights(y: np.ndarray, parts: list[pd.DataFrame]) -> np.ndarray:
