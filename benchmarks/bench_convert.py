@@ -53,7 +53,7 @@ IN_SERIES = 35  # slices, of the small ones
 HEADER = 2048  # bytes at a file's start, in which its id is
 
 
-# cv2's settings for grey slices that take the least time.
+# cv2's settings for gray slices that take the least time.
 QUICKEST = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
 

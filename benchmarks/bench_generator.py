@@ -38,7 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 IMAGES, BATCH, CORES, SIDE = 1024, 32, 2, 512
-ROWS = 752_803  # labelled images of stage 2
+ROWS = 752_803  # labeled images of stage 2
 STEPS = (0.04, 0.08, 0.16)  # seconds that the stand-in for an accelerator takes a batch
 AT_A_TIME = (1, 8)  # `machine.steps_per_execution`
 

@@ -67,14 +67,14 @@ TISSUES = {
     "fat": (-100, -50),
     "CSF": (0, 15),
     "white matter": (20, 30),
-    "grey matter": (37, 45),
+    "gray matter": (37, 45),
     "fresh blood": (50, 80),
     "bone": (300, 2000),
 }
 figure, panels = plt.subplots(1, 2, figsize=(15, 3.6), layout="constrained")
 ranges = (np.arange(-1025, 2026, 25), np.arange(-10, 101))
 for axes, edges, wanted in zip(
-    panels, ranges, (("air", "fat", "bone"), ("CSF", "white matter", "grey matter", "fresh blood"))
+    panels, ranges, (("air", "fat", "bone"), ("CSF", "white matter", "gray matter", "fresh blood"))
 ):
     axes.hist(hu.ravel(), bins=edges, color="0.35", log=edges[0] < -100)
     for place, name in enumerate(wanted):
@@ -87,9 +87,9 @@ plt.show()
 # %% [markdown]
 # ## What a window shows
 #
-# A screen has 256 greys, a slice has some 3,000 different HU. A **window** chooses which of
-# them get the greys: all below `center − width/2` is black, all above `center + width/2` is white, and between them
-# grey rises evenly. Here is the same slice five times; only the window differs.
+# A screen has 256 grays, a slice has some 3,000 different HU. A **window** chooses which of
+# them get the grays: all below `center − width/2` is black, all above `center + width/2` is white, and between them
+# gray rises evenly. Here is the same slice five times; only the window differs.
 
 # %%
 figure, panels = plt.subplots(1, 5, figsize=(15, 3.7), layout="constrained")
@@ -101,24 +101,24 @@ for axes, (name, window) in zip(panels, PRESETS.items()):
 plt.show()
 
 # %% [markdown]
-# * **brain** (40 / 80) makes the most of the few HU between grey matter, white matter and blood. Bone and a bright
+# * **brain** (40 / 80) makes the most of the few HU between gray matter, white matter and blood. Bone and a bright
 #   collection beside it are both white.
 # * **subdural** (80 / 200) is wider: blood along the skull separates from the bone.
 # * **bone** (600 / 2800) shows skull and fractures, and nearly nothing of the brain.
 # * **stroke** (40 / 40) is the brain window's narrow sister, **soft_tissue** (40 / 380) the one for all but bone.
 #
-# The curves below are the windows themselves: HU to grey. One grey step of the brain window is 0.3 HU, of the bone
-# window 11 HU, about as much as grey and white matter differ by.
+# The curves below are the windows themselves: HU to gray. One gray step of the brain window is 0.3 HU, of the bone
+# window 11 HU, about as much as gray and white matter differ by.
 
 # %%
 three = ("brain", "subdural", "bone")
 ramp = np.arange(-200, 2100, dtype=np.int16)
 figure, panels = plt.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
 for axes, limits in zip(panels, ((-100, 250), (-200, 2099))):
-    for colour, name in zip(("tab:red", "tab:green", "tab:blue"), three):
-        axes.plot(ramp, apply_window(ramp, PRESETS[name]), color=colour, label=name)
+    for color, name in zip(("tab:red", "tab:green", "tab:blue"), three):
+        axes.plot(ramp, apply_window(ramp, PRESETS[name]), color=color, label=name)
     axes.axvspan(*TISSUES["fresh blood"], color="0.85", label="fresh blood")
-    axes.set(xlabel="HU", ylabel="grey", xlim=limits)
+    axes.set(xlabel="HU", ylabel="gray", xlim=limits)
     axes.grid(alpha=0.3)
 panels[0].legend(fontsize=9)
 plt.show()
@@ -132,17 +132,17 @@ plt.show()
 # the competition used just these three (40/80, 80/200, 600/2800); the second to fifth places used one to three similar
 # ones.
 #
-# As a colour picture it looks odd, and that is fine: brain is a dull violet, fluid blue, fresh blood orange, bone
+# As a color picture it looks odd, and that is fine: brain is a dull violet, fluid blue, fresh blood orange, bone
 # yellow to white. The blue channel alone tells dense bone from what is merely bright.
 
 # %%
 figure, panels = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained")
 channels = [apply_window(hu, PRESETS[name]) for name in three]
-for axes, name, channel, colour, only in zip(
+for axes, name, channel, color, only in zip(
     panels, three, channels, ("red", "green", "blue"), np.eye(3, dtype="uint8")
 ):
     axes.imshow(channel[..., None] * only)
-    axes.set_title(f"{name} as {colour}", fontsize=11)
+    axes.set_title(f"{name} as {color}", fontsize=11)
 panels[3].imshow(np.dstack(channels))
 panels[3].set_title("all three: what the PNG holds", fontsize=11)
 for axes in panels:

@@ -76,7 +76,7 @@ for generator in (light, heavy):
 
 # %% [markdown]
 # Is a mirrored head still a head? Yes: left and right change places, and the labels do not name a side. Upside down
-# would not do, because no patient is scanned like that, and colours may not be exchanged, because they are windows.
+# would not do, because no patient is scanned like that, and colors may not be exchanged, because they are windows.
 #
 # Here is one slice as eight epochs show it.
 

@@ -88,7 +88,7 @@ for figure in (figures.ranking_curves(truth, p), figures.calibration_curves(trut
 # ## Where along the scan
 #
 # Slices by their place in the scan, lowest fifth first. Groups differ in how many bleeds they hold, so look at the
-# distance between the dot (the run) and the grey mark (the group's own prevalence).
+# distance between the dot (the run) and the gray mark (the group's own prevalence).
 
 # %%
 table = slice_table.read_table(Path(found.data["images"]) / "slices.parquet")
@@ -152,7 +152,7 @@ display(scores[list(LABELS)].rename_axis("log loss of").round(4))
 # %% [markdown]
 # Is the gain more than luck? If the interval of the difference holds 0, these few patients cannot tell.
 #
-# Here are the two scans whose score gained most, and the one that lost most. Grey: the first stage; orange: after the
+# Here are the two scans whose score gained most, and the one that lost most. Gray: the first stage; orange: after the
 # second; shaded: what is true. The probability is that of `any`.
 
 # %%
@@ -173,8 +173,8 @@ for axes, scan in zip(panels, chosen):
     rows = rows[np.argsort(facts["order"].to_numpy()[rows])]
     order, has = facts["order"].to_numpy()[rows], truth[rows, LABELS.index("any")]
     axes.bar(order, has, width=1, color="#F0C6A8", edgecolor="#F0C6A8")
-    for run, colour in ((FIRST, "0.4"), (SECOND, "#D55E00")):
-        axes.plot(order, found.oof[str(run)][rows, LABELS.index("any")], ".-", color=colour, label=run.name)
+    for run, color in ((FIRST, "0.4"), (SECOND, "#D55E00")):
+        axes.plot(order, found.oof[str(run)][rows, LABELS.index("any")], ".-", color=color, label=run.name)
     axes.set(title=f"{scan}: {gained[scan]:+.3f}", xlabel="slice of the scan", ylim=(0, 1.02))
 panels[0].set_ylabel("probability of any")
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=10)

@@ -105,10 +105,10 @@ def test_warnings_stand_at_the_line_that_gave_the_cause(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("labelled", [False, True])
-def test_names_that_are_not_utf8_are_told(labelled, tmp_path):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_names_that_are_not_utf8_are_told(labeled, tmp_path):
     name = os.fsdecode(b"d\xe9mo")
-    labels = pd.DataFrame({"any": [1.0]}, index=["a"]) if labelled else None
+    labels = pd.DataFrame({"any": [1.0]}, index=["a"]) if labeled else None
     frame = pd.DataFrame({"filename": ["a.png"], "class": pd.Series([name], dtype=object)})
     (tmp_path / name).mkdir()
     (tmp_path / "b").mkdir()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ich.data.frames import class_labels, samples_of
 from ich.errors import IchError
 
-NAMES = st.sampled_from(["bleed", "none", "artefact", "tumor"])
+NAMES = st.sampled_from(["bleed", "none", "artifact", "tumor"])
 SEVERAL = st.lists(NAMES, max_size=4).flatmap(
     lambda names: st.sampled_from([names, tuple(names), set(names), frozenset(names), np.array(names, dtype=object)])
 )

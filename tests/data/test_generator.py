@@ -48,7 +48,7 @@ MODES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Grey noise, of which the first pixel is the sample's number."""
+    """Gray noise, of which the first pixel is the sample's number."""
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number, one in enumerate(IDS):
@@ -264,16 +264,16 @@ def test_large_batches_of_processes_arrive_as_they_were_without_a_copy(folder, l
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they go through a pipe")
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labeled", [True, False])
 @pytest.mark.timeout(60)
-def test_a_batch_that_cannot_be_had_from_a_process_ends_the_run(folder, labels, recorder, monkeypatch, labelled):
+def test_a_batch_that_cannot_be_had_from_a_process_ends_the_run(folder, labels, recorder, monkeypatch, labeled):
     receive = shared_memory._received
     lost = functools.wraps(receive)(lambda _, *where: receive(2**30, *where))  # of a process that there is not
     monkeypatch.setattr(shared_memory, "_received", lost)
     options = {"image_dir": folder, "target_size": (256, 256), "workers": 2, "use_multiprocessing": True}
-    generator = DataGenerator(IDS, labels if labelled else None, **options)
+    generator = DataGenerator(IDS, labels if labeled else None, **options)
     with pytest.raises(Exception, match=r"a batch cannot be had from the process 1073741824 that made it: .*No such"):
-        recorder.fit(generator, verbose=0) if labelled else recorder.predict(generator, verbose=0)
+        recorder.fit(generator, verbose=0) if labeled else recorder.predict(generator, verbose=0)
 
 
 @pytest.mark.parametrize("mode", [MODES[1], MODES[2], MODES[6]])
@@ -708,7 +708,7 @@ def test_neighbours_of_several_windows(tmp_path, labels):
 
 
 @pytest.mark.parametrize("offsets", [[1], [0, 1], (-1,), np.array([1])])
-def test_grey_neighbours_keep_the_channel_axis_however_many_they_are(folder, labels, offsets):
+def test_gray_neighbours_keep_the_channel_axis_however_many_they_are(folder, labels, offsets):
     table = scans().assign(status="ok")
     x, _ = DataGenerator(IDS, labels, image_dir=folder, neighbours=offsets, slices=table, augment=heavy())[0]
     assert x.shape == (COUNT, SIZE, SIZE, len(offsets))
@@ -778,7 +778,7 @@ def test_functions_of_ones_own(tmp_path, labels):
     assert y[:, 1].tolist() == [1] * COUNT
 
 
-def test_colours_and_size(folder, labels):
+def test_colors_and_size(folder, labels):
     x, _ = DataGenerator(
         IDS, labels, image_dir=folder, color_mode="rgb", target_size=(16, 48), interpolation="area", shuffle=False
     )[0]

@@ -210,7 +210,7 @@ def test_neighbours_that_do_not_fit_or_cannot_be_read_name_the_slice_too(folder,
         generator[8]
 
 
-def test_colours_that_a_file_does_not_have_name_the_file(tmp_path, labels):
+def test_colors_that_a_file_does_not_have_name_the_file(tmp_path, labels):
     np.save(tmp_path / f"{IDS[0]}.npy", np.zeros((4, 4, 9), np.uint8))
     generator = DataGenerator(IDS[:1], labels, image_dir=tmp_path, suffix=".npy", color_mode="rgb")
     with pytest.raises(IchError, match=r"ID_000.npy: an image of shape \(4, 4, 9\) has no color_mode rgb"):

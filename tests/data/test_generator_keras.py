@@ -28,13 +28,13 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Colour noise in a folder a class; files that are no images, and one outside of the classes, beside it."""
+    """Color noise in a folder a class; files that are no images, and one outside of the classes, beside it."""
     path = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(0)
     for name in [*NAMES, "outside.png"]:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         suffix = ".png" if name.lower().endswith("png") else ".jpg"
-        # Larger blocks than those of JPEG's colours, so that both decoders agree.
+        # Larger blocks than those of JPEG's colors, so that both decoders agree.
         small = rng.integers(0, 256, (2, 3, 3), dtype=np.uint8)
         data = cv2.imencode(suffix, np.kron(small, np.ones((16, 16, 1), np.uint8)))[1]
         (path / name).write_bytes(data.tobytes())
@@ -157,10 +157,10 @@ def test_folders(folder, class_mode, classes):
 
 @pytest.mark.parametrize("color_mode", ["grayscale", "rgb", "rgba"])
 @pytest.mark.parametrize("size", [(32, 48), (7, 9), (64, 50), (256, 256)])
-def test_colours_and_size(folder, frame, color_mode, size):
+def test_colors_and_size(folder, frame, color_mode, size):
     png = frame[frame["filename"].str.lower().str.endswith("png")]
     ours, theirs = both_of_frame(png, folder, size, color_mode, class_mode=None, interpolation="nearest")
-    same(ours, theirs, tolerance=color_mode == "grayscale")  # grey is rounded at another place
+    same(ours, theirs, tolerance=color_mode == "grayscale")  # gray is rounded at another place
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "hamming", "box", "lanczos"])

@@ -11,7 +11,7 @@ ALL_HU = np.arange(-32768, 32768).astype(np.int16)
 windows = st.builds(Window, center=st.floats(-2000, 4000), width=st.floats(1e-3, 1e5))
 
 
-def grey(hu, center, width):
+def gray(hu, center, width):
     """The contract's formula, as a person would write it for one value."""
     share = (float(hu) - (center - width / 2)) / width
     return round(min(max(share, 0.0), 1.0) * 255)  # Python rounds halves to even, as NumPy does
@@ -19,7 +19,7 @@ def grey(hu, center, width):
 
 @given(window=windows, hu=st.lists(st.integers(-32768, 32767), min_size=1, max_size=20))
 def test_agrees_with_the_formula_value_by_value(window, hu):
-    expected = [grey(h, window.center, window.width) for h in hu]
+    expected = [gray(h, window.center, window.width) for h in hu]
     assert apply_window(np.array(hu, np.int16), window).tolist() == expected
 
 

@@ -153,7 +153,7 @@ def test_the_picture_says_what_it_shows(there, tmp_path):
         assert (box.x1 <= 900) & (box.y1 <= 518)
 
 
-def test_one_window_is_drawn_in_grey(there):
+def test_one_window_is_drawn_in_gray(there):
     found = slice_life.follow(opened())
     one = found._replace(
         windows={"brain": found.windows["brain"]}, png=found.png[..., :1], augmented=found.augmented[..., :1]

@@ -723,7 +723,7 @@ def test_every_real_slice_agrees_with_the_formula_in_float64(tmp_path, record_pr
                 differing += np.count_nonzero(off)
     record_property("pixels", pixels)
     record_property("differing", differing)
-    print(f"{len(names):,} slices, {pixels:,} grey levels, {differing:,} of them off by one")
+    print(f"{len(names):,} slices, {pixels:,} gray levels, {differing:,} of them off by one")
 
 
 def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_told(tmp_path, capsys):

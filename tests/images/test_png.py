@@ -12,7 +12,7 @@ from PIL import Image
 from ich.errors import IchError
 from ich.images import png
 
-KINDS = {1: 0, 3: 2}  # the colour types of grey and RGB
+KINDS = {1: 0, 3: 2}  # the color types of gray and RGB
 
 images = st.tuples(st.integers(1, 80), st.integers(1, 40), st.sampled_from([1, 3])).flatmap(
     lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 40, 128, 254, 255]))

@@ -14,8 +14,8 @@ from ich.dicom.windows import PRESETS, apply_window
 from ich.errors import IchError
 from ich.images.reading import COLOR_MODES, INTERPOLATIONS, READERS, check, read, recolor, resize
 
-GREY = np.arange(20 * 30, dtype=np.int64).reshape(20, 30) % 251
-COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
+GRAY = np.arange(20 * 30, dtype=np.int64).reshape(20, 30) % 251
+COLOR = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)
 
 
 def encoded(image, suffix=".png"):
@@ -27,7 +27,7 @@ def encoded(image, suffix=".png"):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("image", [GREY, COLOUR, np.dstack([COLOUR, GREY])], ids=["grey", "colour", "alpha"])
+@pytest.mark.parametrize("image", [GRAY, COLOR, np.dstack([COLOR, GRAY])], ids=["gray", "color", "alpha"])
 def test_png_comes_back_with_its_channels_in_order(tmp_path, image, dtype):
     image = image.astype(dtype)
     path = tmp_path / "image.png"
@@ -47,27 +47,27 @@ def by_pillow(image, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".tif", ".TIFF", ".webp", ".jp2", ".ppm", ".pgm", ".pnm"])
-@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("image", [GRAY, COLOR], ids=["gray", "color"])
 def test_other_formats_come_back_with_their_channels_in_order(tmp_path, suffix, image):
     image = image.astype(np.uint8)
     path = tmp_path / f"image{suffix}"
     path.write_bytes(by_pillow(image, suffix))
     expected = image if image.ndim == 3 else image[..., None]
-    # WebP has no grey.
+    # WebP has no gray.
     np.testing.assert_array_equal(
         read(path), np.repeat(expected, 3, 2) if suffix == ".webp" and image.ndim == 2 else expected
     )
 
 
 def test_a_bitmap_of_one_bit_is_black_and_white(tmp_path):
-    bits = GREY > 100
+    bits = GRAY > 100
     for name in ("image.pbm", "image.bmp", "image.tif"):
         Image.fromarray(bits).save(tmp_path / name)
         np.testing.assert_array_equal(read(tmp_path / name), 255 * bits[..., None].astype(np.uint8))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
-@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("image", [GRAY, COLOR], ids=["gray", "color"])
 def test_a_tiff_of_more_bits_comes_back_in_its_type(tmp_path, dtype, image):
     image = (image * 100).astype(dtype)
     path = tmp_path / "image.tif"
@@ -79,12 +79,12 @@ def test_a_tiff_of_more_bits_comes_back_in_its_type(tmp_path, dtype, image):
 
 def test_what_opencv_would_read_in_part_or_spoil_is_refused(tmp_path):
     path = tmp_path / "image.tif"
-    grey = Image.fromarray(GREY.astype(np.uint8))
-    grey.save(path, save_all=True, append_images=[grey, grey])
+    gray = Image.fromarray(GRAY.astype(np.uint8))
+    gray.save(path, save_all=True, append_images=[gray, gray])
     with pytest.raises(IchError, match=r"image.tif holds several pages, expected one image; write each to a file"):
         read(path)
     for mode in ("RGBA", "CMYK"):  # of which OpenCV multiplies the colors by alpha, and gives the other as they are
-        Image.fromarray(np.dstack([COLOUR, GREY]).astype(np.uint8), mode).save(path)
+        Image.fromarray(np.dstack([COLOR, GRAY]).astype(np.uint8), mode).save(path)
         with pytest.raises(IchError, match=r"image.tif is a TIFF of four channels, which may be alpha or CMYK"):
             read(path)
 
@@ -98,7 +98,7 @@ def test_jpeg_comes_back_nearly(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
-@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("image", [GRAY, COLOR], ids=["gray", "color"])
 def test_npy_comes_back_in_its_type(tmp_path, image, dtype):
     path = tmp_path / "image.npy"
     np.save(path, image.astype(dtype))
@@ -138,7 +138,7 @@ def test_arrays_of_objects_archives_and_other_shapes_are_refused(tmp_path):
     with pytest.raises(IchError, match="without unpickling"):
         read(path)
     with path.open("wb") as file:
-        np.savez(file, GREY)
+        np.savez(file, GRAY)
     with pytest.raises(IchError, match="holds no array"):
         read(path)
     for shape in ((), (5,)):
@@ -164,7 +164,7 @@ def test_an_array_larger_than_memory_is_refused(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("image", [GRAY, COLOR], ids=["gray", "color"])
 def test_a_cut_png_is_refused_not_half_read(tmp_path, image):
     path = tmp_path / "image.png"
     noise = np.random.default_rng(0).integers(0, 256, (*image.shape[:2], *image.shape[2:])).astype(np.uint8)
@@ -177,13 +177,13 @@ def test_a_cut_png_is_refused_not_half_read(tmp_path, image):
 
 def stored_array():
     file = io.BytesIO()
-    np.save(file, COLOUR.astype(np.uint8))
+    np.save(file, COLOR.astype(np.uint8))
     return file.getvalue()
 
 
 FILES = {
-    ".png": encoded(COLOUR.astype(np.uint8)),
-    ".jpg": encoded(COLOUR.astype(np.uint8), ".jpg"),
+    ".png": encoded(COLOR.astype(np.uint8)),
+    ".jpg": encoded(COLOR.astype(np.uint8), ".jpg"),
     ".npy": stored_array(),
 }
 
@@ -221,7 +221,7 @@ def test_a_png_of_20_000_pixels_a_side_is_refused_by_its_header(tmp_path, name):
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    header = (20_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # a bit a pixel, grey
+    header = (20_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # a bit a pixel, gray
     rows = zlib.compress(bytes(20_000 * (1 + 20_000 // 8)), 9)
     path = tmp_path / name
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
@@ -257,29 +257,29 @@ def test_dicom_without_a_window_and_damaged_dicom_are_told(tmp_path):
         read(path, PRESETS["brain"])
 
 
-# ------------------------------------------------------------------------------------------------- colours
+# ------------------------------------------------------------------------------------------------- colors
 
 
 @pytest.mark.parametrize("mode", COLOR_MODES)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_colours_are_those_of_pillow(mode, channels):
+def test_colors_are_those_of_pillow(mode, channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
     pillow = Image.fromarray(image[..., 0] if channels == 1 else image)
     expected = np.asarray(pillow.convert({"grayscale": "L", "rgb": "RGB", "rgba": "RGBA"}[mode]))
     found = recolor(image, mode)
     assert found.shape == (20, 30, {"grayscale": 1, "rgb": 3, "rgba": 4}[mode])
-    # Grey is rounded at another place.
+    # Gray is rounded at another place.
     assert np.abs(found.astype(int) - expected.reshape(found.shape)).max() <= (mode == "grayscale" and channels > 1)
 
 
-def test_what_has_no_colours_is_refused():
+def test_what_has_no_colors_is_refused():
     with pytest.raises(IchError, match="color_mode is 'bgr', expected one of grayscale, rgb, rgba"):
-        recolor(COLOUR, "bgr")
+        recolor(COLOR, "bgr")
     for shape in ((4, 4, 9), (2, 4, 4, 3)):
         with pytest.raises(IchError, match="has no color_mode grayscale, only 1, 3 and 4 channels do"):
             recolor(np.zeros(shape, np.uint8), "grayscale")
     with pytest.raises(IchError, match="an image of int64 has no color_mode; convert it to uint8"):
-        recolor(COLOUR, "grayscale")
+        recolor(COLOR, "grayscale")
 
 
 # ------------------------------------------------------------------------------------------------- size
@@ -327,7 +327,7 @@ def test_smooth_ones_are_those_of_pillow_which_widens_its_filters(interpolation,
         np.testing.assert_array_equal(found[..., channel], expected)
 
 
-def test_a_reduced_chessboard_is_grey():
+def test_a_reduced_chessboard_is_gray():
     board = (np.indices((128, 128)).sum(0) // 2 % 2 * 255).astype(np.uint8)[..., None]
     for interpolation in PILLOW:
         inside = resize(board, (16, 16), interpolation)[2:-2, 2:-2].astype(int)
@@ -365,12 +365,12 @@ def test_what_goes_beyond_a_types_limits_is_clipped_and_not_wrapped_around(inter
 
 def test_what_cannot_be_scaled_is_refused():
     with pytest.raises(IchError, match="interpolation is 'cubic', expected one of nearest, bilinear, bicubic, hamming"):
-        resize(COLOUR, (5, 5), "cubic")
+        resize(COLOR, (5, 5), "cubic")
     for size in (5, (5,), (0, 5), (5, 5, 3), (5.0, 5.5), "55"):
         with pytest.raises(IchError, match=r"target_size is .*, expected \(height, width\)"):
-            resize(COLOUR, size, "nearest")
+            resize(COLOR, size, "nearest")
     with pytest.raises(IchError, match="an image of int64 cannot be scaled; convert it to uint8 or float32"):
-        resize(COLOUR, (5, 5), "bilinear")
+        resize(COLOR, (5, 5), "bilinear")
     with pytest.raises(IchError, match=r"shape \(2, 3, 4, 5\) cannot be scaled; expected"):
         resize(np.zeros((2, 3, 4, 5)), (5, 5), "nearest")
     check(None, None, "nearest")

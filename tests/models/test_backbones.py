@@ -46,7 +46,7 @@ def some_images(size=32, channels=3, count=2):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
-def grey_images(size=32, channels=3):
+def gray_images(size=32, channels=3):
     return np.repeat(some_images(size, 1), channels, axis=-1)
 
 
@@ -85,11 +85,11 @@ def test_nine_channels_of_eight_bits_to_six_logits(name):
 
 
 def check_scaling(first_layer, module, size):
-    """Against `preprocess_input` on grey images; its colours have means of their own, ours takes their average."""
-    grey = grey_images(size).astype(np.float32)
-    theirs = importlib.import_module(f"keras.applications.{module}").preprocess_input(grey.copy())
-    if not np.array_equal(theirs, grey):  # else the family scales inside the model: features are compared below
-        ours = call(first_layer, grey[..., :1])
+    """Against `preprocess_input` on gray images; its colors have means of their own, ours takes their average."""
+    gray = gray_images(size).astype(np.float32)
+    theirs = importlib.import_module(f"keras.applications.{module}").preprocess_input(gray.copy())
+    if not np.array_equal(theirs, gray):  # else the family scales inside the model: features are compared below
+        ours = call(first_layer, gray[..., :1])
         np.testing.assert_allclose(ours, theirs.mean(axis=-1, keepdims=True), atol=0.01 * np.abs(theirs).max())
 
 
@@ -203,17 +203,17 @@ def test_weights_of_small_cnn_from_a_file(tmp_path):
         *[pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetV2B0", "MobileNetV3Small", "Xception")],
     ],
 )
-def test_a_file_of_a_backbones_weights_means_the_same_on_grey_images(name, channels, tmp_path):
+def test_a_file_of_a_backbones_weights_means_the_same_on_gray_images(name, channels, tmp_path):
     """Against the model that keras.applications builds from the file, with that family's own preprocessing."""
     module, size = FAMILIES[name]
     build = getattr(keras.applications, name)
     theirs = build(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
     theirs.save_weights(tmp_path / "backbone.weights.h5")
-    grey = grey_images(size).astype(np.float32)
+    gray = gray_images(size).astype(np.float32)
     preprocess = importlib.import_module(f"keras.applications.{module}").preprocess_input
-    expected = call(theirs, preprocess(grey.copy()))
+    expected = call(theirs, preprocess(gray.copy()))
     ours = backbones.build_model(name, (size, size, channels), weights=str(tmp_path / "backbone.weights.h5"))
-    assert distance(call(features(ours), grey_images(size, channels)), expected) < 0.2
+    assert distance(call(features(ours), gray_images(size, channels)), expected) < 0.2
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def published_efficientnet(tmp_path, monkeypatch):
     build = keras.applications.EfficientNetB0
     donor = build(include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3))
     (normalization,) = [layer for layer in donor.layers if isinstance(layer, keras.layers.Normalization)]
-    # One mean and deviation for all colours, so that nothing but the roots of three deviations differs from ours.
+    # One mean and deviation for all colors, so that nothing but the roots of three deviations differs from ours.
     normalization.adapt_mean.assign([0.449] * 3)
     normalization.adapt_variance.assign([0.226**2] * 3)
     path = tmp_path / "efficientnet.weights.h5"
@@ -238,25 +238,25 @@ def published_efficientnet(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, *[pytest.param(channels, marks=pytest.mark.slow) for channels in (3, 9)]])
-def test_imagenet_weights_of_efficientnet_mean_the_same_on_grey_images(published_efficientnet, channels, tmp_path):
+def test_imagenet_weights_of_efficientnet_mean_the_same_on_gray_images(published_efficientnet, channels, tmp_path):
     path, asked = published_efficientnet
     theirs = keras.applications.EfficientNetB0(
         include_top=False, weights="imagenet", pooling="avg", input_shape=(32, 32, 3)
     )
-    expected = call(theirs, grey_images().astype(np.float32))
-    grey = grey_images(channels=channels)
+    expected = call(theirs, gray_images().astype(np.float32))
+    gray = gray_images(channels=channels)
     ours = backbones.build_model("EfficientNetB0", (32, 32, channels), weights="imagenet")
     assert len(asked) == 2
-    assert distance(call(features(ours), grey), expected) < 0.02
+    assert distance(call(features(ours), gray), expected) < 0.02
     # The same weights as a file, which Keras itself would read without the factor.
     from_file = backbones.build_model("EfficientNetB0", (32, 32, channels), weights=path)
-    np.testing.assert_allclose(call(features(from_file), grey), call(features(ours), grey), rtol=1e-5)
+    np.testing.assert_allclose(call(features(from_file), gray), call(features(ours), gray), rtol=1e-5)
     if channels > 1:
         return
     # The normalization computes with copies of its weights: saving and loading makes them anew.
     ours.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    np.testing.assert_array_equal(call(again, grey), call(ours, grey))
+    np.testing.assert_array_equal(call(again, gray), call(ours, gray))
 
 
 def test_every_weight_of_the_file_arrives(tmp_path):

@@ -122,7 +122,7 @@ def read_parsed(ds: FileDataset) -> tuple[np.ndarray, Header]:
     photometric = elements.text(ds, "PhotometricInterpretation")
     if samples != 1 or frames != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise DicomError(
-            "unsupported", f"{samples} sample(s) a pixel, {frames} frame(s), {photometric}; expected one grey frame"
+            "unsupported", f"{samples} sample(s) a pixel, {frames} frame(s), {photometric}; expected one gray frame"
         )
     bits_stored, signed = elements.integer(ds, "BitsStored"), elements.integer(ds, "PixelRepresentation")
     words = pixels.stored_words(ds, bits_stored, signed)

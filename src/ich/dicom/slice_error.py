@@ -13,7 +13,7 @@ KINDS: dict[str, str] = {
     "secondary_capture": "the image is a Secondary Capture: a screen save or a scanned page, whose values are no HU",
     "localizer": "the image is a localizer (scout), a projection of the patient and no slice",
     "not_hu": "the values are another quantity than Hounsfield units, by RescaleType",
-    "unsupported": "the image is one that this project has no reading for (colour, several frames)",
+    "unsupported": "the image is one that this project has no reading for (color, several frames)",
     "bad_pixels": "the pixel data do not decode, or do not fit what the header says of them",
 }
 

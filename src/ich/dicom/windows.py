@@ -16,7 +16,7 @@ class Window:
     """A range of Hounsfield units, named as in DICOM (WindowCenter, WindowWidth).
 
     Args:
-        center: HU in the middle of the range, shown as mid-grey.
+        center: HU in the middle of the range, shown as mid-gray.
         width: HU from black to white, above 0.
 
     Raises:
@@ -76,7 +76,7 @@ def apply_window(hu: np.ndarray, window: Window) -> np.ndarray:
     """Map HU h to (h - (center - width/2)) / width, clipped to [0, 1], times 255, rounded to the nearest integer.
 
     This is the linear function of the competition's solutions. DICOM's own (PS3.3 C.11.2.1.2) is shifted by half a
-    unit and by one in the width, at most one grey level in 80 HU.
+    unit and by one in the width, at most one gray level in 80 HU.
 
     Args:
         hu: int16, any shape, Hounsfield units.
@@ -99,7 +99,7 @@ _CV2_OF_16_BITS = int(cv2.__version__.partition(".")[0]) >= 5
 
 @lru_cache(maxsize=16)
 def _lookup_table(window: Window) -> np.ndarray:
-    """The grey level of each int16, at the index of its bits as uint16: the formula runs once a value, not a pixel."""
+    """The gray level of each int16, at the index of its bits as uint16: the formula runs once a value, not a pixel."""
     hu = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64)
     share = (hu - (window.center - window.width / 2)) / window.width
     return np.rint(np.clip(share, 0.0, 1.0) * 255.0).astype(np.uint8)
