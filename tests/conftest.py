@@ -55,6 +55,29 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@contextmanager
+def eagerly():
+    """Have TensorFlow run each step as it comes, without tracing a graph of it.
+
+    Of the tests' models, a graph takes seconds to trace and a moment to run. Those that train keep to graphs
+    (test_fold.py, test_fold_survival.py, test_callbacks.py, test_end_to_end.py), as users do.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def eager():
+    """The same for all tests of a module and their fixtures."""
+    with eagerly():
+        yield
+
+
 UID_A = "ID_0123456ab"
 
 

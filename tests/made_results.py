@@ -1,6 +1,9 @@
 """Results of every kind, of models that have learned nothing, on phantoms of the competition's archive."""
 
+import fcntl
+import os
 import runpy
+import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -9,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from conftest import eagerly
 
 from ich.config import load
 from ich.models import scan
@@ -37,20 +41,26 @@ def script(name, *arguments):
     runpy.run_path(str(ROOT / f"scripts/{name}"))["main"](list(map(str, arguments)))
 
 
-_homes = []  # one for all tests of a process
+_homes = []  # one for all tests of a process, which change it
 
 
 def home_of(tmp_path_factory):
-    """Make results on phantoms, and the test slices of their archive in test/."""
+    """Make results on phantoms, and the test slices of their archive in test/, once for all processes of the suite."""
     if _homes:
         return _homes[0]
-    folder = make_results(tmp_path_factory.mktemp("home"))
-    with zipfile.ZipFile(folder / "archive.zip") as archive:
-        for name in archive.namelist():
-            if "stage_2_test/" in name and name.endswith(".dcm"):
-                archive.extract(name, folder / "test")
-    _homes.append(folder)
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_results"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():  # a folder by another name is what a process that failed has left
+            folder = make_results(tmp_path_factory.mktemp("results"))
+            with zipfile.ZipFile(folder / "archive.zip") as archive:
+                for name in archive.namelist():
+                    if "stage_2_test/" in name and name.endswith(".dcm"):
+                        archive.extract(name, folder / "test")
+            folder.rename(made)
+    _homes.append(Path(shutil.copytree(made, tmp_path_factory.mktemp("home") / "home")))
+    return _homes[0]
 
 
 def make_run(build, *overrides):
@@ -73,7 +83,7 @@ def make_run(build, *overrides):
 
 def make_scan_run(home):
     """Add runs/scans to `home_of`, of scan models."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, eagerly():
         patch.chdir(home)
         slices = partial(build_model, "small_cnn")
         build = partial(scan.build_scan_model, slices, 4, (64, 64, 3), units=8)
@@ -85,7 +95,7 @@ def make_results(folder):
     plan = draw_plan(seed=5, patients=6, test_patients=3, size=64, min_slices=8, max_slices=10, bleed_factor=8.0)
     write_archive(folder / "archive.zip", plan)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, eagerly():
         patch.chdir(folder)
         script("preprocess.py", "config.yaml", "--max-failures", 1)
         script("make_folds.py", "config.yaml")

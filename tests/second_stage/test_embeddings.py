@@ -36,6 +36,8 @@ from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 from ich.training.run_score import read_score
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 ROOT = Path(__file__).parents[2]
 TIED, UNPLACED, ALONE = TRAIN[1:3], TRAIN[5], TRAIN[8]
 FAST = [
@@ -349,7 +351,7 @@ def test_killed_in_the_middle_and_continued_it_gives_the_same_bytes(extracted, t
     with subprocess.Popen(command, env=environment, start_new_session=True, **quiet) as running:
         try:
             while running.poll() is None and not list(run.path.glob("fold0/features/*.parts/*/[!.]*.npy")):
-                time.sleep(0.001)
+                time.sleep(0.01)
             assert running.poll() is None
         finally:
             os.killpg(running.pid, signal.SIGKILL)
