@@ -400,7 +400,7 @@ def kill_and_compare(tmp_path, kills):
         with start(run, out) as running:
             try:
                 while running.poll() is None and progress(out) <= before:
-                    time.sleep(0.001)
+                    time.sleep(0.01)
                 time.sleep(rng.uniform(0, 0.4))
                 within += running.poll() is None
             finally:
