@@ -42,6 +42,7 @@ ALL_OF_IT = {
 
 
 OF_SCANS = {"augment": "heavy", "ema_momentum": 0.9, "mixup": 0.4}
+ON_DEVICE = {"augment": "heavy", "augment_on": "device", "mixup": 0.4, "cutmix": 1.0, "head_epochs": 1}
 
 
 class Stop(Exception):
@@ -94,6 +95,7 @@ def stop_after_an_epoch(patch):
     [
         pytest.param(ALL_OF_IT, {}, id="all"),
         pytest.param({}, {}, id="plain"),
+        pytest.param(ON_DEVICE, {}, id="augmented by the model"),
         pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "gru", "units": 8}}, id="scans by a GRU"),
         pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "attention", "units": 8}}, id="scans by attention"),
     ],

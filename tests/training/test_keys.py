@@ -168,6 +168,11 @@ TRAINING = {
     "train.fixed_batches": arrives(True, lambda seen: len(seen.ids), 15),
     "train.accumulate": arrives(2, lambda seen: seen.optimizer["gradient_accumulation_steps"], 2),
     "train.augment": arrives("none", lambda seen: seen.images),
+    "train.augment_on": arrives(
+        "device",
+        lambda seen: (isinstance(seen.train[0][0], dict), type(seen.model).__name__),
+        (True, "_Augmented"),
+    ),
     "train.mixup": arrives(0.4, lambda seen: seen.train.mix.mixup, 0.4, train__cutmix=1.0),
     "train.cutmix": arrives(0.7, lambda seen: (seen.train.mix.cutmix, seen.images), train__mixup=0.4),
     "train.mix_share": arrives(0.5, lambda seen: seen.train.mix.share, 0.5, train__cutmix=1.0),

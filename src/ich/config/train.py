@@ -29,6 +29,9 @@ class Train(Section):
     accumulate: int = Field(1, ge=1)
     # Name of an augmentation pipeline: none, light or heavy (ich.data.augment.PIPELINES).
     augment: str = "light"
+    # cpu, or device: the CPU draws the augmentation of each slice, and the training model applies it in one warp, MixUp
+    # and CutMix behind it, for a GPU that waits for the CPU. The draws are the same, and so is the saved model's input.
+    augment_on: Literal["cpu", "device"] = "cpu"
     # MixUp: alpha of the Beta distribution of two slices' shares in their mixture, such as 0.2; null does without. With
     # cutmix too, each batch draws one of both. The training loss is then that of mixtures, well above the validation's.
     mixup: float | None = Field(None, gt=0)
@@ -84,6 +87,13 @@ class Train(Section):
         """The settings that shift what the network learns, which `ich.models.prior.LossCorrection` takes out."""
         focal = ["train.loss=focal"] if self.loss == "focal" and self.focal_gamma else []
         return focal + (["train.label_smoothing"] if self.label_smoothing else [])
+
+    @field_validator("augment_on")
+    @classmethod
+    def _has_augment(cls, value: str, info: ValidationInfo) -> str:
+        if value != "cpu" and info.data.get("augment") == "none":
+            raise ValueError("train.augment is none, which leaves nothing to do there; set it to cpu, or train.augment")
+        return value
 
     _warm_in_time = field_validator("warmup_epochs")(classmethod(check_warmup))
 

@@ -45,17 +45,7 @@ class Augmenter:
         """
         if self.augment is None:
             return image, label
-        if label is not None:
-            numbers = label.size if label.ndim == 1 else 1
-        if numbers >= _LEAST_PIXELS and self._moves:
-            pixels = math.prod(image.shape[:-1])
-            if pixels >= _LEAST_PIXELS and numbers % pixels == 0:
-                raise IchError(
-                    f"the labels of {id} are {numbers:,} numbers, its image of {image.shape} has {pixels:,} pixels: a"
-                    " flattened mask would not be augmented with the image; have a function labels=… give it as"
-                    " (height, width[, classes]), and flatten it in the model; labels that are no mask need an"
-                    " augmentation in the model"
-                )
+        self.check_label(image, label, id, numbers)
         mask = label if label is not None and label.ndim >= 2 else None
         if mask is not None and self._seeded is None:
             raise IchError(
@@ -77,6 +67,25 @@ class Augmenter:
             augmented = augmented[..., None]
         return augmented, label if mask is None else mask
 
+    def check_label(self, image: np.ndarray, label: np.ndarray | None, id: str, numbers: int = 1) -> None:
+        """Refuse a label that may be a flattened mask, if pixels move; arguments as for a call.
+
+        Raises:
+            IchError: as said.
+        """
+        if label is not None:
+            numbers = label.size if label.ndim == 1 else 1
+        if numbers < _LEAST_PIXELS or not self._moves:
+            return
+        pixels = math.prod(image.shape[:-1])
+        if pixels >= _LEAST_PIXELS and numbers % pixels == 0:
+            raise IchError(
+                f"the labels of {id} are {numbers:,} numbers, its image of {image.shape} has {pixels:,} pixels: a"
+                " flattened mask would not be augmented with the image; have a function labels=… give it as"
+                " (height, width[, classes]), and flatten it in the model; labels that are no mask need an"
+                " augmentation in the model"
+            )
+
 
 def _moves_pixels(augment: Any) -> bool:
     """Whether a transform of albumentations, or a part of it, moves pixels and does not change their values alone."""
@@ -85,32 +94,43 @@ def _moves_pixels(augment: Any) -> bool:
     return "mask" in augment.targets
 
 
-class _SeededTransform(threading.local):
-    """An albumentations transform that is seeded for each call.
+class Seeded(threading.local):
+    """A copy of an albumentations transform for each thread, to be seeded for each sample.
 
-    A Compose holds the state of its random numbers: each thread has a copy, for which it calls this `__init__`.
+    A Compose holds the state of its random numbers: each thread calls this `__init__`.
     """
 
     def __init__(self, transform: Any):
-        from ich.data import channel_groups  # only here: a generator without transforms needs no albumentations
-
         self.original, self.transform = transform, copy.deepcopy(transform)
         # Not set_random_seed: it gives each transform of a Compose the same random numbers, so that those of equal
         # probability would happen together or not at all, and takes four times as long.
         self.numpy, self.python = np.random.PCG64(0), random.Random()
         self.transform.set_random_state(np.random.Generator(self.numpy), self.python)
         self.state = self.numpy.state
-        self.transform = channel_groups.use_groups(self.transform)
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[Any, Any]:
+    def seed(self, seed: int) -> None:
+        """Set the state of the copy's random numbers; `seed` has 128 bits."""
         # The state itself, as a new generator costs more than all that is drawn from it.
         self.state["state"]["state"] = seed
         self.numpy.state = self.state
         self.python.seed(seed)
+
+    def __reduce__(self):
+        return type(self), (self.original,)
+
+
+class _SeededTransform(Seeded):
+    """An albumentations transform that is seeded for each call."""
+
+    def __init__(self, transform: Any):
+        from ich.data import channel_groups  # only here: a generator without transforms needs no albumentations
+
+        super().__init__(transform)
+        self.transform = channel_groups.use_groups(self.transform)
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[Any, Any]:
+        self.seed(seed)
         if mask is None:
             return self.transform(image=image)["image"], None
         both = self.transform(image=image, mask=mask)
         return both["image"], both["mask"]
-
-    def __reduce__(self):
-        return type(self), (self.original,)

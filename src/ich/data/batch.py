@@ -27,6 +27,7 @@ class Sample(NamedTuple):
     id: str
     image: np.ndarray
     label: np.ndarray | None = None  # float32, of any shape, if labels come from a function
+    draw: np.ndarray | None = None  # float32, what the model is to do to the image, as of `affine_draw`
 
 
 def make_batch(
@@ -45,13 +46,13 @@ def make_batch(
         in_worker: whether the batch goes from a worker process to its parent.
 
     Returns:
-        x, (x, labels) or (x, labels, weights). x is an array of shape (count, *image.shape), or, with `extra`, a dict
-        of it, as "image", and of the others.
+        x, (x, labels) or (x, labels, weights). x is an array of shape (count, *image.shape), or, with `extra` or
+        samples that have draws, a dict of it, as "image", of the others, and of the draws, as "augment".
 
     Raises:
         IchError: the samples' own labels differ in shape.
     """
-    rows, own_labels = np.empty(count, np.int64), []
+    rows, own_labels, draws = np.empty(count, np.int64), [], []
     for place, sample in enumerate(samples):
         if place == 0:
             first = sample
@@ -64,7 +65,11 @@ def make_batch(
                     f" {first.label.shape}; give all samples labels of one shape"
                 )
             own_labels.append(sample.label)
+        if sample.draw is not None:
+            draws.append(sample.draw)
     x = images if extra is None else {"image": images} | {name: column[rows] for name, column in extra.items()}
+    if draws:
+        x = (x if isinstance(x, dict) else {"image": x}) | {"augment": np.stack(draws)}
     if labels is None:
         return x
     y = np.stack(own_labels) if callable(labels) else labels[rows]

@@ -58,6 +58,10 @@ class DataGenerator(EpochDataset):
             worker processes alone, which seed them for each sample; with threads, and in this process, it goes on from
             sample to sample and differs from run to run. A generator object of your own, such as a module's
             `np.random.default_rng(5)`, is out of reach: each forked worker repeats the same numbers.
+        augment_on: "cpu", or "device": the model applies `augment`, a Compose that `ich.data.affine_draw.AffineDraw`
+            takes, in one warp, and `mix`, a `Mix`, behind it: `ich.models.augmented.with_augmentation` makes the model
+            that does. x is a dict: "image", as read; "augment", (batch, 8), what is drawn for each sample, by the same
+            random numbers as on the CPU; with `mix` also "mix". Images are uint8, without `preprocess`.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
         mix: `ich.data.mixing.Mix(cutmix=1.0)` for MixUp and CutMix, or a function of a finished batch (images, labels,
             weights or None, numpy.random.Generator) that gives the first three, in their shapes. In training alone:
@@ -119,6 +123,7 @@ class DataGenerator(EpochDataset):
         shuffle: bool | None = None,
         num_classes: int | None = None,
         augment: Callable | None = None,
+        augment_on: str = "cpu",
         sampling: Callable[[np.random.Generator], np.ndarray] | None = None,
         mix: Callable | None = None,
         weights: pd.Series | Mapping[str, float] | None = None,
@@ -162,6 +167,8 @@ class DataGenerator(EpochDataset):
             raise IchError("mix is for training, with labels and shuffle or sampling: a prediction is of one sample")
         if mix is not None and extra is not None:
             raise IchError("mix mixes images and labels, and extra inputs would be of one of both; give one of the two")
+        if augment_on not in ("cpu", "device"):
+            raise IchError(f"augment_on is {augment_on!r}, expected cpu or device")
         functions = {"augment": augment, "sampling": sampling, "mix": mix, "reader": reader, "preprocess": preprocess}
         for name, function in functions.items():
             if function is not None and not callable(function):
@@ -195,6 +202,7 @@ class DataGenerator(EpochDataset):
         if isinstance(mix, mixing.Mix) and isinstance(self.labels, np.ndarray):
             mix.check_labels(self.labels)
         self._augmenter, self.mix, self.preprocess, self.tta = Augmenter(augment), mix, preprocess, tta
+        self._draw = None if augment_on == "cpu" else _draw_for_model(augment, mix, preprocess)
         self.on_error, self._skips = on_error, SkipCounts(len(self.ids))
         self.batch_size, self.sampling = batch_size, sampling
         self.seed = secrets.randbits(64) if seed is None else int(seed)
@@ -301,11 +309,17 @@ class DataGenerator(EpochDataset):
             labels = self.labels if isinstance(self.labels, np.ndarray) else None  # there are no functions of scans
             inputs = self._windows.inputs(slices)
             made = batch.make_scan_batch(images, slices, inputs, labels, self.weights, in_worker)
+            if self._draw is not None:
+                x, shown = made[0] if isinstance(made, tuple) else made, self.ids[slices[:, 0]]
+                seeds = (self._seed_of(id, plan.epoch, repeat) for id, repeat in zip(shown, repeats, strict=True))
+                x["augment"] = np.stack(list(map(self._draw, x["image"][:, 0], seeds)))
         if self.mix is None:
             return made
         seed = seed_of(self.seed, "mix", plan.epoch, index)
         if in_worker:
             user_code.seed_global_states(seed)
+        if isinstance(self.mix, mixing.Mix) and self._draw is not None:
+            return mixing.draw_for_model(made, self.mix, np.random.default_rng(seed))
         return mixing.mix_batch(made, self.mix, np.random.default_rng(seed), f"batch {index} of epoch {plan.epoch}")
 
     def ids_of(self, index: int) -> pd.Index:
@@ -375,7 +389,7 @@ class DataGenerator(EpochDataset):
             passes = 0 if self.tta is None else "any number of" if callable(self.tta) else len(self.tta)
             raise IchError(f"there is no pass {k}: tta gives {passes} passes, counted from 0")
         other = copy.copy(self)
-        other._pass, other.on_error, other.mix = k, "raise", None
+        other._pass, other.on_error, other.mix, other._draw = k, "raise", None, None
         other._first = {}  # a pass may have a size of its own
         other._augmenter = Augmenter(self.tta if callable(self.tta) else self.tta[k])
         return other
@@ -394,6 +408,7 @@ class DataGenerator(EpochDataset):
         n = max(1, n)
         looking = copy.copy(self)
         looking._skips = SkipCounts(len(self.ids))  # nothing is shown to a network
+        looking._draw = None  # the CPU augments by the same random numbers
         samples = looking._samples(plan.epoch, plan.rows[:n], plan.repeats[:n])
         if self._windows is not None:
             rows = plan.windows[:n][plan.windows[:n] != PADDING][:n]
@@ -421,7 +436,9 @@ class DataGenerator(EpochDataset):
             label = None
             if callable(self.labels):
                 label = targets.label_of(user_code.call("labels", id, self.labels, id), id)
-            yield batch.Sample(shown, id, *self._finish(image, label, id, self._seed_of(id, epoch, repeat)))
+            seed = self._seed_of(id, epoch, repeat)
+            draw = None if self._draw is None else self._draw(image, seed)
+            yield batch.Sample(shown, id, *self._finish(image, label, id, seed), draw)
 
     def _images_of_windows(
         self, epoch: int, windows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
@@ -452,10 +469,17 @@ class DataGenerator(EpochDataset):
     def _finish(
         self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Augment, preprocess and check an image as it is read, and augment its label if it is a mask."""
+        """Augment, preprocess and check an image as it is read, and augment its label if it is a mask.
+
+        What the model augments is only checked.
+        """
         if image.dtype != np.uint8 and self.preprocess is None and self._reader.reader is None:
             raise IchError(f"{id} is {image.dtype}, expected uint8, 0 to 255; convert it, or give preprocess=")
-        image, label = self._augmenter(image, label, id, seed, self._numbers)
+        if self._draw is None:
+            image, label = self._augmenter(image, label, id, seed, self._numbers)
+        else:
+            self._draw.check(image, label, id)
+            self._augmenter.check_label(image, label, id, self._numbers)
         if self.preprocess is not None:
             given = user_code.call("preprocess", id, self.preprocess, image)
             image = user_code.as_image(given, "preprocess", id, min_axes=0)
@@ -472,6 +496,12 @@ class DataGenerator(EpochDataset):
         """Return the seed of a sample's augmentation, 128 bits."""
         when = (epoch, repeat) if self._pass is None else ("pass", self._pass)
         return seed_of(self.seed, *when, id)
+
+
+def _draw_for_model(*arguments: Any) -> Any:
+    from ich.data import affine_draw  # only here: a generator without transforms needs no albumentations
+
+    return affine_draw.for_model(*arguments)
 
 
 def _index_of(ids: Any) -> pd.Index:

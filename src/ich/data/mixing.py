@@ -29,6 +29,8 @@ class Mix:
         mixup: alpha of the Beta(alpha, alpha) distribution of the shares; None leaves MixUp out.
         cutmix: the same of the rectangle's area.
         share: of the batches that are mixed.
+        parts: of a batch, of one size, within which samples are mixed: with `DataGenerator(augment_on="device")`, the
+            devices that share a batch.
 
     Call:
         images: shape (batch, height, width, channels), or (batch, slices, height, width, channels); changed in place,
@@ -46,6 +48,7 @@ class Mix:
     mixup: float | None = None
     cutmix: float | None = None
     share: float = 1.0
+    parts: int = 1
 
     def __post_init__(self) -> None:
         alphas = [alpha for alpha in (self.mixup, self.cutmix) if alpha is not None]
@@ -55,6 +58,8 @@ class Mix:
             )
         if not 0 < self.share <= 1:
             raise IchError(f"the share of mixed batches is {self.share!r}, expected a number above 0, 1 at most")
+        if not isinstance(self.parts, int) or self.parts < 1:
+            raise IchError(f"parts is {self.parts!r}, expected a whole number of at least 1")
 
     def check_labels(self, labels: np.ndarray) -> None:
         """Refuse numbers of classes; raises IchError as said of the class."""
@@ -65,45 +70,77 @@ class Mix:
                 " a function of your own"
             )
 
+    def draw(
+        self, count: int, height: int, width: int, weights: np.ndarray | None, rng: np.random.Generator
+    ) -> "Drawn | None":
+        """Draw with whom and how each sample of a batch is mixed; None if the batch is not.
+
+        Args:
+            count: samples. height, width: of the images. weights: as for a call.
+        """
+        alphas = [(cuts, alpha) for cuts, alpha in ((False, self.mixup), (True, self.cutmix)) if alpha is not None]
+        is_mixed, (cuts, alpha) = rng.random() < self.share, alphas[rng.integers(len(alphas))]
+        rings = [rng.permutation(part) for part in np.array_split(np.arange(count), self.parts)]
+        own = rng.beta(alpha, alpha, count)  # the share of each sample in its mixture
+        if not is_mixed or count == 1:
+            return None
+        boxes = None
+        if cuts:
+            boxes = _boxes(own, height, width, rng)
+            heights, widths = (boxes[:, 2:] - boxes[:, :2]).T
+            own = 1 - heights * widths / (height * width)
+        partner = np.empty(count, np.int64)
+        for ring in rings:
+            partner[ring] = np.roll(ring, 1)  # a ring, so that nobody is his own partner
+        own = own.reshape(-1, *[1] * (0 if weights is None else weights.ndim - 1))
+        if weights is not None:
+            own = np.where((weights > 0) & (weights[partner] > 0), own, 1.0)
+        return Drawn(rings, partner, own, boxes)
+
     def __call__(
         self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         _check(images, labels)
         self.check_labels(labels)
-        count = len(images)
-        alphas = [(cuts, alpha) for cuts, alpha in ((False, self.mixup), (True, self.cutmix)) if alpha is not None]
-        is_mixed, (cuts, alpha) = rng.random() < self.share, alphas[rng.integers(len(alphas))]
-        order = rng.permutation(count)
-        own = rng.beta(alpha, alpha, count)  # the share of each sample in its mixture
-        if not is_mixed or count == 1:
+        drawn = self.draw(len(images), images.shape[-3], images.shape[-2], weights, rng)
+        if drawn is None:
             return images, labels, weights
-        boxes = None
-        if cuts:
-            boxes = _boxes(own, images.shape[-3], images.shape[-2], rng)
-            heights, widths = (boxes[:, 2:] - boxes[:, :2]).T
-            own = 1 - heights * widths / (images.shape[-3] * images.shape[-2])
-        partner = np.empty(count, np.int64)
-        partner[order] = np.roll(order, 1)  # a ring, so that nobody is his own partner
-        own = own.reshape(-1, *[1] * (0 if weights is None else weights.ndim - 1))
-        if weights is not None:
-            own = np.where((weights > 0) & (weights[partner] > 0), own, 1.0)
-        labels, mixed_weights = _mix_labels(labels, weights, partner, own)
-        last = images[order[-1]].copy()
-        for place in order[::-1]:  # against the ring: a partner is mixed after all that take of it
-            other = last if place == order[0] else images[partner[place]]
-            for slice_ in np.ndindex(own.shape[1:]):
-                at = place, *slice_
-                if own[at] < 1 and boxes is not None:
-                    top, left, bottom, right = boxes[place]
-                    images[at][..., top:bottom, left:right, :] = other[slice_][..., top:bottom, left:right, :]
-                elif own[at] < 1:
-                    images[at] = _mean(images[at], other[slice_], own[at])
-        return images, labels, mixed_weights
+        for ring in drawn.rings:
+            _mix_images(images, ring, drawn)
+        return images, *_mix_labels(labels, weights, drawn.partner, drawn.own)
 
 
-def build(mixup: float | None, cutmix: float | None, share: float) -> Mix | None:
+@dataclass(frozen=True)
+class Drawn:
+    """What `Mix.draw` has drawn for a batch."""
+
+    rings: list[np.ndarray]  # places in the batch; each has the one before it in its ring as its partner
+    partner: np.ndarray  # places, int64 (batch,)
+    own: np.ndarray  # the share of each sample, or slice of it, in its mixture; (batch,) or (batch, slices)
+    boxes: np.ndarray | None  # CutMix's rectangles (top, left, bottom, right), int64 (batch, 4); None is MixUp
+
+    def numbers(self, height: int, width: int) -> np.ndarray:
+        """Return the draw as `ich.models.augmented.mix` takes it: float32 (batch, 6 + slices), of images 6 + 1.
+
+        These are how many samples are mixed among themselves, all of the batch or those that a device gets of it; how
+        many places behind a sample its partner is, the first one of them following the last; a rectangle (top, left,
+        bottom, right); and the share of each slice within it.
+        """
+        count = len(self.partner)
+        among, ahead = np.empty(count, np.int64), np.empty(count, np.int64)
+        for ring in self.rings:
+            among[ring], ahead[ring] = len(ring), (self.partner[ring] - ring) % len(ring)
+        whole = np.tile([0, 0, height, width], (count, 1))
+        share = self.own.reshape(count, -1)
+        if self.boxes is not None:
+            share = np.where(share < 1, 0.0, 1.0)
+        boxes = whole if self.boxes is None else self.boxes
+        return np.concatenate([among[:, None], ahead[:, None], boxes, share], axis=1).astype(np.float32)
+
+
+def build(mixup: float | None, cutmix: float | None, share: float, parts: int = 1) -> Mix | None:
     """Return the mix of a config's keys; None if there is none."""
-    return None if mixup is None and cutmix is None else Mix(mixup, cutmix, share)
+    return None if mixup is None and cutmix is None else Mix(mixup, cutmix, share, parts)
 
 
 def mix_batch(made: tuple, mix: Callable, rng: np.random.Generator, name: str) -> tuple:
@@ -132,6 +169,31 @@ def mix_batch(made: tuple, mix: Callable, rng: np.random.Generator, name: str) -
     return (x, labels) if weights is None else (x, labels, weights)
 
 
+def draw_for_model(made: tuple, mix: Mix, rng: np.random.Generator) -> tuple:
+    """Mix the labels of a batch as `mix_batch`, and put what the model mixes its images by into x, as "mix".
+
+    Args:
+        made, mix, rng: as for `mix_batch`; x is a dict.
+
+    Raises:
+        IchError: as `Mix`.
+    """
+    x, labels, weights = (*made, None)[:3]
+    images = x["image"]
+    _check(images, labels)
+    mix.check_labels(labels)
+    count, (height, width) = len(images), images.shape[-3:-1]
+    drawn = mix.draw(count, height, width, weights, rng)
+    if drawn is None:
+        slices = images.shape[1] if images.ndim == 5 else 1
+        itself = np.arange(count)
+        drawn = Drawn([itself], itself, np.ones((count, slices)), None)
+    else:
+        labels, weights = _mix_labels(labels, weights, drawn.partner, drawn.own)
+    x = x | {"mix": drawn.numbers(height, width)}
+    return (x, labels) if weights is None else (x, labels, weights)
+
+
 def _check(images: np.ndarray, labels: np.ndarray) -> None:
     """Refuse images without height and width, and masks as labels."""
     if images.ndim not in (4, 5):
@@ -151,6 +213,20 @@ def _boxes(own: np.ndarray, height: int, width: int, rng: np.random.Generator) -
     center = rng.random((len(own), 2)) * [height, width]
     corners = np.rint(np.concatenate([center - sides, center + sides], axis=1)).astype(np.int64)
     return np.clip(corners, 0, [height, width, height, width])
+
+
+def _mix_images(images: np.ndarray, ring: np.ndarray, drawn: Drawn) -> None:
+    """Mix the images of a ring in place."""
+    last = images[ring[-1]].copy()
+    for place in ring[::-1]:  # against the ring: a partner is mixed after all that take of it
+        other = last if place == ring[0] else images[drawn.partner[place]]
+        for slice_ in np.ndindex(drawn.own.shape[1:]):
+            at = place, *slice_
+            if drawn.own[at] < 1 and drawn.boxes is not None:
+                top, left, bottom, right = drawn.boxes[place]
+                images[at][..., top:bottom, left:right, :] = other[slice_][..., top:bottom, left:right, :]
+            elif drawn.own[at] < 1:
+                images[at] = _mean(images[at], other[slice_], drawn.own[at])
 
 
 def _mix_labels(

@@ -42,7 +42,7 @@ def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
     """Return the columns of a frame, shape (len(ids), 1).
 
     Raises:
-        IchError: a Series, or a column called image or without a name; as `as_table` and `array_of`.
+        IchError: a Series, or a column called image, augment or mix, or without a name; as `as_table` and `array_of`.
     """
     table = as_table(extra, "extra inputs")
     if isinstance(table, pd.Series):
@@ -50,8 +50,9 @@ def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
     if any(pd.isna(name) is True for name in table.columns):
         raise IchError("extra has a column without a name, which is that of the input; give it one")
     names = [str(name) for name in table.columns]
-    if "image" in names:
-        raise IchError("the input of images is called image; give that column of extra another name")
+    for name, what in {"image": "of images", "augment": "of augmentations", "mix": "of mixtures"}.items():
+        if name in names:
+            raise IchError(f"the input {what} is called {name}; give that column of extra another name")
     return dict(zip(names, array_of(ids, table, "extra inputs").T[..., None], strict=True))
 
 

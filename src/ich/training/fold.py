@@ -19,7 +19,7 @@ from ich.config import Config
 from ich.data.generator import DataGenerator
 from ich.errors import IchError
 from ich.files import remove, replacing, sweep, write_json
-from ich.models import devices, scan
+from ich.models import augmented, devices, scan
 from ich.models.losses import LabelAUC
 from ich.training import curves, fold_setup, initial, pseudo, trackers
 from ich.training.callbacks import Checkpoint, EpochLine, KeepBest, TerminateOnNaNLoss, ValidationAUC, read_variables
@@ -176,7 +176,7 @@ def _train(run: Run, k: int, data: RunData, source: Run | None) -> None:
     with strategy.scope() if strategy else nullcontext():
         history, seconds = _fit(run, k, model, train, held_out, aucs)
     with replacing(run.fold(k) / "model.keras") as temporary:
-        scan.without_slice_head(model).save(temporary)
+        scan.without_slice_head(augmented.without_augmentation(model)).save(temporary)
     with replacing(run.fold(k) / "history.csv") as temporary:
         history.to_csv(temporary)
     write_json(run.fold(k) / "training.json", {"epochs": len(history), "seconds": round(seconds, 1)})

@@ -11,7 +11,7 @@ from ich.competition.labels import LABELS
 from ich.config import Config, Model, ScanModel, Train
 from ich.data import augment, mixing, sampling
 from ich.data.generator import DataGenerator
-from ich.models import backbones, devices, prior, scan
+from ich.models import augmented, backbones, devices, prior, scan
 from ich.models.losses import LabelAUC, SliceHeadLoss, WeightedLogLoss, build_loss
 from ich.models.optimizers import adamw
 from ich.training.inference import generator_options
@@ -44,14 +44,16 @@ def generators(
     augment.passes(config.predict.tta, height, width)  # refuses an unknown pass before the training
     labels, slices, options = training_set(labels[table["fold"] != k], slices, options, joined)
     ids, sample = _sampling(config, labels, slices)
+    on_device = config.train.augment_on == "device"
     train = DataGenerator(
         ids,
         labels,
         batch_size=config.train.batch_size,
         shuffle=True,
         augment=augment.pipeline(config.train.augment, height, width),
+        augment_on=config.train.augment_on,
         sampling=sample,
-        mix=mixing.build(config.train.mixup, config.train.cutmix, config.train.mix_share),
+        mix=mixing.build(config.train.mixup, config.train.cutmix, config.train.mix_share, multiple if on_device else 1),
         seed=config.train.seed,
         **options,
     )
@@ -96,6 +98,8 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     model = prior.corrected(model, oversampling, gamma, config.train.label_smoothing)
     if config.model.scan is not None and config.model.scan.slice_loss:
         model = scan.with_slice_head(model)
+    if config.train.augment_on == "device":
+        model = augmented.with_augmentation(model)
     if config.train.head_epochs:
         _optimizer(config.train, model, len(train), head=True)  # raises before the training what it raises
     compile_model(model, config, train, aucs)
