@@ -295,6 +295,11 @@ def test_set_makes_a_section_the_last_one_wins_and_the_rest_stays(written):
     assert yaml.safe_load(path.read_text())["train"] == {"seed": 5, "epochs": 2}
 
 
+def test_an_augmentation_on_the_device_needs_one(written):
+    told = refusal(written(LEAST), "train.augment=none", "train.augment_on=device")
+    assert "train.augment is none, which leaves nothing to do there; set it to cpu, or train.augment" in told
+
+
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", ""])
 def test_a_set_of_another_form_is_refused(written, override):
     assert refusal(written(LEAST), override) == f"--set {override!r} is not of the form section.key=value"
