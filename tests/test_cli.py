@@ -176,8 +176,8 @@ KEYS = {
     "folds": "n seed allow_unmatched",
     "model": "name weights dropout drop_path gem freeze_batch_norm neighbours scan",
     "train": (
-        "seed epochs head_epochs init_from batch_size fixed_batches accumulate augment mixup cutmix mix_share "
-        "learning_rate warmup_epochs backbone_rate weight_decay clip_norm loss focal_gamma label_weights "
+        "seed epochs head_epochs init_from batch_size fixed_batches accumulate augment augment_on mixup cutmix "
+        "mix_share learning_rate warmup_epochs backbone_rate weight_decay clip_norm loss focal_gamma label_weights "
         "label_smoothing ema_momentum slices_per_series centre_weighted positive_share pseudo pseudo_weight "
         "validate_every keep precision"
     ),
