@@ -20,6 +20,7 @@ from ich.files import replacing
 from ich.second_stage.trees import Trees
 
 _ROWS_FOR_THREADS = 20_000
+_ROWS_AT_ONCE = 50_000  # that are predicted
 # Leaves and the slices in each; the model of all subtypes sees five times as many rows.
 _OWN = {"max_leaf_nodes": 15, "min_samples_leaf": 100}
 _SHARED = {"max_leaf_nodes": 31, "min_samples_leaf": 200}
@@ -59,8 +60,9 @@ class Model:
             "early_stopping": False,
             "random_state": seed,
         }
-        shared = _fit(_stacked(features), labels[:, :ANY].T.ravel(), _SHARED | options)
-        own = tuple(_fit(features[:, k], labels[:, k], _OWN | options) for k in range(len(LABELS)))
+        by_label = [features[:, k] for k in range(len(LABELS))]
+        shared = _fit(by_label[:ANY], labels[:, :ANY].T.ravel(), _SHARED | options)
+        own = tuple(_fit([by_label[k]], labels[:, k], _OWN | options) for k in range(len(LABELS)))
         return cls(features.shape[2], own, shared)
 
     def save(self, path: Path) -> None:
@@ -112,15 +114,13 @@ class Model:
                 " another than that they were trained with, or the version is: train the second stage anew"
             )
         logits = np.stack([trees.logits(features[:, k]) for k, trees in enumerate(self.own)], axis=1)
-        logits[:, :ANY] += self.shared.logits(_stacked(features)).reshape(ANY, -1).T
+        for k in range(ANY):
+            for start in range(0, len(features), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                own = features[rows, k]
+                logits[rows, k] += self.shared.logits(np.column_stack([own, np.full(len(own), k, np.float32)]))
         logits[:, :ANY] /= 2
         return logits
-
-
-def _stacked(features: np.ndarray) -> np.ndarray:
-    """Concatenate the five subtypes' rows, the subtype's number as the last feature; (5 n, f + 1)."""
-    subtype = np.repeat(np.arange(ANY, dtype=np.float32), len(features))
-    return np.column_stack([np.concatenate([features[:, k] for k in range(ANY)]), subtype])
 
 
 def logit_of_share(y: np.ndarray) -> float:
@@ -128,12 +128,27 @@ def logit_of_share(y: np.ndarray) -> float:
     return float(np.log((y.sum() + 1) / (len(y) - y.sum() + 1)))
 
 
-def _fit(features: np.ndarray, y: np.ndarray, options: dict) -> Trees:
+def _fit(parts: list[np.ndarray], y: np.ndarray, options: dict) -> Trees:
+    """Fit one ensemble to the rows of all parts; of several, a part's number is the last feature.
+
+    Args:
+        parts: float32, (n, f) each.
+        y: 0 or 1, (parts · n,).
+    """
     if y.min() == y.max():
         return Trees.none(logit_of_share(y))
     # scikit-learn fails on an all-NaN column: of neighbors farther off than any scan is long.
-    present = np.flatnonzero(~np.isnan(features).all(axis=0))
+    present = np.flatnonzero([any((~np.isnan(part[:, f])).any() for part in parts) for f in range(parts[0].shape[1])])
+    # scikit-learn computes in float64, and would hold its copy beside one of ours in float32: 2 GB at the
+    # competition's 602,000 slices of four folds.
+    table = np.empty((len(y), len(present) + (len(parts) > 1)))
+    for number, part in enumerate(parts):
+        of_part = table[number * len(part) : (number + 1) * len(part)]
+        for column, f in enumerate(present):
+            of_part[:, column] = part[:, f]
+        of_part[:, len(present) :] = number
+    columns = present if len(parts) == 1 else np.append(present, parts[0].shape[1])
     # With few rows, threads wait for one another longer than they work.
     with threadpool_limits(1 if len(y) < _ROWS_FOR_THREADS else None, user_api="openmp"):
-        model = HistGradientBoostingClassifier(**options).fit(features[:, present], y)
-    return Trees.of_classifier(model, present)
+        model = HistGradientBoostingClassifier(**options).fit(table, y)
+    return Trees.of_classifier(model, columns)
