@@ -75,6 +75,7 @@ bench: install
 	$(BIN)/python benchmarks/bench_convert.py  # this and the next on real slices, of the folder that RSNA_SAMPLE names
 	$(BIN)/python benchmarks/bench_generator.py
 	$(BIN)/python benchmarks/bench_predict.py
+	$(BIN)/python benchmarks/bench_scale.py
 
 clean-demo:
 	rm -rf data/demo images/demo runs/demo runs/demo-sequence submissions/demo.csv submissions/demo.json predictions/demo

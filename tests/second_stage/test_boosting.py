@@ -92,6 +92,13 @@ def test_it_predicts_what_scikit_learn_predicts(monkeypatch):
         np.testing.assert_allclose(model.predict(unseen)[:, k], expected, rtol=0, atol=1e-12)
 
 
+def test_rows_are_predicted_alike_in_any_portions(fitted, monkeypatch):
+    model, unseen = fitted
+    whole = model.predict(unseen)
+    monkeypatch.setattr(boosting, "_ROWS_AT_ONCE", 7)
+    np.testing.assert_array_equal(model.predict(unseen), whole)
+
+
 def test_a_label_that_no_slice_shows_is_predicted_as_rare(tmp_path):
     features, labels = some_slices(600)
     labels[:, 0] = 0
