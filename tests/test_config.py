@@ -112,14 +112,14 @@ def test_the_head_leaves_epochs_to_the_whole_network(written):
     assert "the training has 3 epochs; leave the whole network one" in refusal(
         path, "train.epochs=3", "train.head_epochs=3"
     )
-    told = refusal(path, "train.epochs=3", "train.head_epochs=1", "train.warmup_epochs=2.5")
-    assert "the training has 2 epochs of the whole network; set it to these at most" in told
+    message = refusal(path, "train.epochs=3", "train.head_epochs=1", "train.warmup_epochs=2.5")
+    assert "the training has 2 epochs of the whole network; set it to these at most" in message
     load(path, ["train.epochs=3", "train.head_epochs=1", "train.warmup_epochs=2"])
 
 
 def test_a_compiler_that_devices_do_not_share(written):
-    told = refusal(written(LEAST), "machine.jit_compile=true", "machine.distribute=mirrored")
-    assert "needs machine.jit_compile=auto or false: XLA compiles nothing that several devices share" in told
+    message = refusal(written(LEAST), "machine.jit_compile=true", "machine.distribute=mirrored")
+    assert "needs machine.jit_compile=auto or false: XLA compiles nothing that several devices share" in message
 
 
 def test_ways_to_sample_that_do_not_go_together(written):
@@ -199,10 +199,10 @@ def test_a_key_that_nothing_reads_is_refused_on_the_command_line_and_named_in_a_
     section, _, name = key.partition(".")
     default = getattr(getattr(load(path), section), name)
     for override in (f"{key}={value}", f"{key}={json.dumps(default)}"):
-        told = refusal(path, with_it, override)
-        assert told.startswith("config FILE: ")
-        assert needs in told
-        assert told.endswith("; or leave it out")
+        message = refusal(path, with_it, override)
+        assert message.startswith("config FILE: ")
+        assert needs in message
+        assert message.endswith("; or leave it out")
     assert load(path, [with_it]).unused == {}  # with the default, as a run's own config has it
 
     named = load(written(LEAST, **{section: {name: value}}), [with_it])

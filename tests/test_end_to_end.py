@@ -312,11 +312,11 @@ def test_the_passes_stay_in_another_folder_too(home, capsys):
 
 
 def test_the_manifests_name_the_passes_of_what_a_result_was_made_of(further):
-    told = {name: json.loads((further / f"submissions/{name}.json").read_text()) for name in ("tiny-sequence", "blend")}
-    assert told["tiny-sequence"]["predictions"]["passes"] == {"runs/tiny": FLIPPED}
+    text = {name: json.loads((further / f"submissions/{name}.json").read_text()) for name in ("tiny-sequence", "blend")}
+    assert text["tiny-sequence"]["predictions"]["passes"] == {"runs/tiny": FLIPPED}
     of_blend = {"runs/tiny": FLIPPED, "runs/tiny-sequence": {"runs/tiny": FLIPPED}}
-    assert told["blend"]["predictions"]["passes"] == of_blend
-    assert told["blend"]["commands"][-2:] == [
+    assert text["blend"]["predictions"]["passes"] == of_blend
+    assert text["blend"]["commands"][-2:] == [
         "python scripts/blend.py runs/tiny runs/tiny-sequence --out runs/blend --method mean",
         "python scripts/make_submission.py runs/blend",
     ]

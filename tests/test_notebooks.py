@@ -177,13 +177,13 @@ def test_it_runs_from_top_to_bottom_and_writes_nothing(path, demo, monkeypatch):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= PICTURES[path.stem[:2]]
     said = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
     assert "Warning:" not in said, said
-    told = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
     for line in {
         "01": ["repaired slice(s): {'wrapped': "],
         "02": ["second generator: True", "backwards: True", "Keras workers: True", "epoch 0 again: True"],
         "03": ["prevalence floor", "of the floor"],
     }[path.stem[:2]]:
-        assert line in told
+        assert line in printed
     if path.stem.startswith("03"):
         (widgets,) = notebook.metadata["widgets"].values()
         (shown,) = (one for one in widgets["state"].values() if one["model_name"] == "ImageModel")

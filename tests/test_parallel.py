@@ -205,9 +205,9 @@ def wait_in_a_pool(kill, tasks):
         time.sleep(0.3)
         if kill:
             os.kill(pool._pool[0].pid, signal.SIGKILL)
-        told = [result.get(timeout=30) for result in results]
+        outcomes = [result.get(timeout=30) for result in results]
         time.sleep(0.3)  # of the watch
-        return pool, told
+        return pool, outcomes
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 50])

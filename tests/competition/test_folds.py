@@ -256,10 +256,10 @@ def test_names_without_control_characters_are_written_as_ever(tmp_path):
 
 def test_a_name_of_two_lines_is_told_in_one():
     rows = slices(["A\n1", "A\n1", "B"], [[0] * 5] * 3)
-    with pytest.raises(IchError) as told:
+    with pytest.raises(IchError) as raised:
         check_no_shared_patients(rows.assign(fold=[0, 1, 0]))
-    assert "\n" not in str(told.value)
-    assert r"A\n1" in str(told.value)
+    assert "\n" not in str(raised.value)
+    assert r"A\n1" in str(raised.value)
 
 
 def test_unsound_folds_are_not_written(tmp_path):

@@ -69,8 +69,8 @@ def fill(asked, *policies, prevalence=PREVALENCE):
 
 def test_the_mean_of_the_series_stands_for_its_slice_alone():
     given = predictions(["ID_2", "ID_1", "ID_0"])
-    filled, told = fill(["ID_0", "ID_1", "ID_2", "ID_3"], "series_mean")
-    assert told == {"series_mean": ["ID_3"]}
+    filled, counts = fill(["ID_0", "ID_1", "ID_2", "ID_3"], "series_mean")
+    assert counts == {"series_mean": ["ID_3"]}
     pd.testing.assert_frame_equal(filled.iloc[:3], given)
     assert (filled.dtypes == np.float32).all()
     for label in LABELS:
@@ -81,19 +81,19 @@ def test_the_mean_of_the_series_stands_for_its_slice_alone():
 
 def test_policies_are_tried_in_their_order():
     asked = ["ID_0", "ID_1", "ID_2", *UNREAD]
-    filled, told = fill(asked, "series_mean", "prevalence")
-    assert told == {"series_mean": ["ID_3"], "prevalence": ["ID_4", "ID_5"]}
+    filled, counts = fill(asked, "series_mean", "prevalence")
+    assert counts == {"series_mean": ["ID_3"], "prevalence": ["ID_4", "ID_5"]}
     assert filled.loc["ID_5"].to_dict() == pytest.approx(PREVALENCE)
     assert not np.allclose(filled.loc["ID_3"], list(PREVALENCE.values()))
-    filled, told = fill(asked, "prevalence", "series_mean")
-    assert told == {"prevalence": UNREAD, "series_mean": []}
+    filled, counts = fill(asked, "prevalence", "series_mean")
+    assert counts == {"prevalence": UNREAD, "series_mean": []}
     assert filled.index.name == INDEX_NAME
 
 
 def test_nothing_is_missing_and_nothing_changes():
-    filled, told = fill(["ID_0", "ID_1", "ID_2"], "series_mean", "prevalence")
+    filled, counts = fill(["ID_0", "ID_1", "ID_2"], "series_mean", "prevalence")
     pd.testing.assert_frame_equal(filled, predictions(["ID_2", "ID_1", "ID_0"]))
-    assert told == {"series_mean": [], "prevalence": []}
+    assert counts == {"series_mean": [], "prevalence": []}
 
 
 def test_a_slice_that_no_policy_fills_is_refused():
@@ -143,13 +143,13 @@ def test_a_value_that_is_no_probability_is_refused(value):
 def test_the_file_reads_back_to_the_same_values_and_its_manifest_tells_what_it_is(tmp_path):
     frame = predictions(["ID_0", "ID_1"])
     frame.loc["ID_0", "any"] = np.nextafter(np.float32(1), np.float32(0))  # would round to 1, and cost 34.5 if wrong
-    made = make_submission(frame, *sample(rows_of(["ID_0", "ID_1"])))
+    submission = make_submission(frame, *sample(rows_of(["ID_0", "ID_1"])))
     path = tmp_path / "run.csv"
-    write_submission(made, path, {"run": "runs/run"})
+    write_submission(submission, path, {"run": "runs/run"})
     assert path.read_text().startswith("ID,Label\nID_0_epidural,0.")
     back = pd.read_csv(path)
-    assert back["ID"].tolist() == made["ID"].tolist()
-    assert (back["Label"].astype(np.float32) == made["Label"]).all()
+    assert back["ID"].tolist() == submission["ID"].tolist()
+    assert (back["Label"].astype(np.float32) == submission["Label"]).all()
     manifest = json.loads((tmp_path / "run.json").read_text())
     assert manifest == {
         "file": "run.csv",

@@ -41,9 +41,9 @@ def test_arguments_that_others_have_are_answered_with_todays(made):
 
 @pytest.mark.parametrize("made", MADE)
 def test_any_other_is_answered_by_those_that_there_are(made):
-    with pytest.raises(IchError, match="there is no argument colour, sise; those that there are: ") as told:
+    with pytest.raises(IchError, match="there is no argument colour, sise; those that there are: ") as raised:
         MADE[made](colour=1, sise=2)
-    listed = set(str(told.value).partition("are: ")[2].split(", "))
+    listed = set(str(raised.value).partition("are: ")[2].split(", "))
     assert listed <= KNOWN
     assert {"shuffle", "augment", "workers", "use_multiprocessing"} <= listed
     assert ("class_mode" in listed) == ("frame" in made or "folder" in made)
@@ -90,13 +90,13 @@ def test_warnings_stand_at_the_line_that_gave_the_cause(tmp_path):
         (tmp_path / name).write_bytes(b"")
     options = {"image_dir": tmp_path / "x", "on_error": "skip", "shuffle": True}
     lines, first = inspect.getsourcelines(test_warnings_stand_at_the_line_that_gave_the_cause)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         DataGenerator(["a", "b"], {"a": 0, "b": 1}, **options)  # 1
         Own(["a", "b"], {"a": 0, "b": 1}, **options)
         DataGenerator.from_dataframe(FRAME, classes=["x", "y"], **options)  # 1
         DataGenerator.from_directory(tmp_path)  # 2
-    counted = Counter((Path(one.filename).name, one.lineno) for one in told)
+    counted = Counter((Path(one.filename).name, one.lineno) for one in raised)
     for offset, line in enumerate(lines):
         if re.search(r"# \d$", line):
             assert counted.pop(("test_arguments.py", first + offset)) == int(line.strip()[-1])

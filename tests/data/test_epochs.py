@@ -169,37 +169,37 @@ def test_a_training_that_keras_restores_shows_what_one_in_one_go_does(tmp_path, 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupted_fit_goes_on_with_the_same_generator(mode):
-    made, model = generator(**mode), Recorder()
+    dataset, model = generator(**mode), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        model.fit(made, epochs=3, shuffle=False, verbose=0, callbacks=[Stop(1)])
-    assert made.epoch == 1
+        model.fit(dataset, epochs=3, shuffle=False, verbose=0, callbacks=[Stop(1)])
+    assert dataset.epoch == 1
     model.seen = []
-    model.fit(made, initial_epoch=1, epochs=3, shuffle=False, verbose=0)
+    model.fit(dataset, initial_epoch=1, epochs=3, shuffle=False, verbose=0)
     assert model.seen == EXPECTED[LENGTH : 3 * LENGTH]
 
 
 def test_a_second_fit_goes_on():
-    made, model = generator(), Recorder()
+    dataset, model = generator(), Recorder()
     for _ in range(2):
-        model.fit(made, epochs=2, shuffle=False, verbose=0)
+        model.fit(dataset, epochs=2, shuffle=False, verbose=0)
     assert model.seen == EXPECTED[: 4 * LENGTH]
 
 
 def test_a_loop_of_ones_own_that_ends_its_epochs():
-    made, batches, epoch_iterator = generator(), [], range(3)  # a name that Keras has too
+    dataset, batches, epoch_iterator = generator(), [], range(3)  # a name that Keras has too
     for epoch in epoch_iterator:
-        assert made.epoch == epoch
-        made.on_epoch_begin()
-        batches += [tuple((int(i[0, 0, 0]), int(i[1, 0, 0])) for i in made[k][0]) for k in range(len(made))]
-        made.on_epoch_end()
+        assert dataset.epoch == epoch
+        dataset.on_epoch_begin()
+        batches += [tuple((int(i[0, 0, 0]), int(i[1, 0, 0])) for i in dataset[k][0]) for k in range(len(dataset))]
+        dataset.on_epoch_end()
     assert batches == EXPECTED[: 3 * LENGTH]
 
 
 def test_a_callback_that_ends_the_epoch_too_does_not_skip_one():
     for wrap in (lambda made: made, Outer):
-        made, model = generator(), Recorder()
-        ending = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, made=made: made.on_epoch_end())
-        model.fit(wrap(made), epochs=3, shuffle=False, verbose=0, callbacks=[ending])
+        dataset, model = generator(), Recorder()
+        ending = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, made=dataset: made.on_epoch_end())
+        model.fit(wrap(dataset), epochs=3, shuffle=False, verbose=0, callbacks=[ending])
         assert model.seen == EXPECTED[: 3 * LENGTH]
 
 
@@ -258,33 +258,33 @@ class Named(Outer):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("wrap", [lambda made, **mode: made, Outer], ids=["alone", "wrapped"])
 def test_a_callback_is_told_the_ids_of_a_batch_unless_keras_shuffles_them(wrap, mode):
-    made, model = generator(**mode), Recorder()
-    asking = Asking(made)
-    model.fit(wrap(made, **mode), shuffle=False, epochs=2, verbose=0, callbacks=[asking])
+    dataset, model = generator(**mode), Recorder()
+    asking = Asking(dataset)
+    model.fit(wrap(dataset, **mode), shuffle=False, epochs=2, verbose=0, callbacks=[asking])
     assert asking.ids == [[IDS[number] for number, _ in batch] for batch in model.seen]
     with pytest.raises(IchError, match=r"fit shows the batches in an order of its own, .*; give it shuffle=False"):
-        Recorder().fit(wrap(made, **mode), verbose=0, callbacks=[asking])
-    other = Asking(made)  # it is another data set that is shuffled
+        Recorder().fit(wrap(dataset, **mode), verbose=0, callbacks=[asking])
+    other = Asking(dataset)  # it is another data set that is shuffled
     Recorder().fit(generator(), verbose=0, callbacks=[other])
     assert len(other.ids) == LENGTH
 
 
 def test_ids_are_told_in_evaluation_and_to_a_wrapping_data_set_though_keras_shuffles():
-    made, model = generator(), Recorder()
-    asking = Asking(made)
-    model.evaluate(made, verbose=0, callbacks=[asking])
+    dataset, model = generator(), Recorder()
+    asking = Asking(dataset)
+    model.evaluate(dataset, verbose=0, callbacks=[asking])
     assert asking.ids == [[IDS[number] for number, _ in batch] for batch in model.seen]
-    Recorder().fit(Named(made), verbose=0)
+    Recorder().fit(Named(dataset), verbose=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_evaluation_shows_the_same_each_time_and_leaves_the_epoch(mode):
-    made, model = generator(**mode), Recorder()
+    dataset, model = generator(**mode), Recorder()
     for _ in range(2):
-        model.evaluate(made, verbose=0)
-        model.evaluate(made, steps=3, verbose=0)
+        model.evaluate(dataset, verbose=0)
+        model.evaluate(dataset, steps=3, verbose=0)
     assert model.seen == [*EXPECTED[:LENGTH], *EXPECTED[:3]] * 2
-    assert made.epoch == 0
+    assert dataset.epoch == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -304,10 +304,10 @@ def test_predictions_of_shuffled_samples_are_refused(mode):
         half = type("Half", (Outer,), {told: keras.utils.PyDataset.__dict__[told]})  # hands on the other one
         with pytest.raises(IchError, match="in the order of this epoch, not in that of the ids"):
             Recorder().predict(half(generator(), **mode), verbose=0)
-    made = generator(shuffle=False, augment=None, **mode)
+    dataset = generator(shuffle=False, augment=None, **mode)
     for _ in range(2):
-        assert Recorder().predict(made, verbose=0)[:, 0, 0, 0].tolist() == list(range(COUNT))
-    assert [id for k in range(len(made)) for id in made.ids_of(k)] == IDS
+        assert Recorder().predict(dataset, verbose=0)[:, 0, 0, 0].tolist() == list(range(COUNT))
+    assert [id for k in range(len(dataset)) for id in dataset.ids_of(k)] == IDS
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a strategy of TensorFlow's")
@@ -330,12 +330,14 @@ def large(path):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere batches go through a pipe")
 def test_processes_leave_nothing_open():
     """Each batch of processes is an open file as long as it is kept."""
-    made, model = generator(reader=large, workers=2, use_multiprocessing=True), Recorder()
+    dataset, model = generator(reader=large, workers=2, use_multiprocessing=True), Recorder()
     counts = []
     counting = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: counts.append(psutil.Process().num_fds())
     )
-    model.fit(made, validation_data=made, validation_steps=2, epochs=6, shuffle=False, verbose=0, callbacks=[counting])
+    model.fit(
+        dataset, validation_data=dataset, validation_steps=2, epochs=6, shuffle=False, verbose=0, callbacks=[counting]
+    )
     assert counts[-1] <= counts[2] + 2
 
 

@@ -236,11 +236,11 @@ def test_what_a_folder_holds_beside_images_is_counted_and_said(folder, tmp_path)
     (tmp_path / "beside.png").write_bytes(b"")
     (tmp_path / "b" / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "empty").mkdir()
-    with pytest.warns(UserWarning, match="left out are|no sample of the class") as told:
+    with pytest.warns(UserWarning, match="left out are|no sample of the class") as raised:
         found = DataGenerator.from_directory(tmp_path, shuffle=False)
     assert found.ids.tolist() == ["a/1.png", "a/deep/2.png", "b/1.png"]
     assert found.class_indices == {"a": 0, "b": 1, "empty": 2}
-    left, without = sorted(str(one.message) for one in told)[::-1]
+    left, without = sorted(str(one.message) for one in raised)[::-1]
     assert without.startswith(f"{tmp_path}: left out are 2 .gif, 1 .txt, 2 hidden file(s), 2 hidden folder(s), ")
     assert "1 image(s) beside the folders of classes, 1 link(s) to folders, 1 without suffix; read are .png" in without
     assert left == "there is no sample of the class empty, which still has an index"

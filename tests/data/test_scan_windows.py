@@ -170,14 +170,14 @@ def generator(labels=LABELS, **options):
 
 def test_a_batch_holds_images_mask_positions_labels_and_weights():
     weights = pd.Series(np.arange(1, len(UIDS) + 1), index=UIDS)
-    made = generator(shuffle=False, weights=weights)
+    dataset = generator(shuffle=False, weights=weights)
     shown = 0
-    for index in range(len(made)):
-        x, y, w = made[index]
+    for index in range(len(dataset)):
+        x, y, w = dataset[index]
         assert x["image"].shape == (len(w), 4, 8, 8, 1)
         assert x["image"].dtype == np.uint8
         real = x["mask"] > 0
-        ids = made.ids_of(index)
+        ids = dataset.ids_of(index)
         numbers = [int(id[3:]) for id in ids]
         assert x["image"][real][:, 0, 0, 0].tolist() == numbers
         assert y[real].tolist() == LABELS.loc[ids].to_numpy().tolist()
@@ -190,8 +190,8 @@ def test_a_batch_holds_images_mask_positions_labels_and_weights():
 
 def test_a_shuffled_epoch_draws_its_windows_anew_and_the_same_for_the_same_seed():
     def shown(epoch, seed=0):
-        made = generator(epoch=epoch, seed=seed)
-        return [tuple(made.ids_of(index)) for index in range(len(made))]
+        dataset = generator(epoch=epoch, seed=seed)
+        return [tuple(dataset.ids_of(index)) for index in range(len(dataset))]
 
     assert shown(3) == shown(3)
     assert len({str(shown(epoch)) for epoch in range(4)}) == 4
@@ -200,12 +200,12 @@ def test_a_shuffled_epoch_draws_its_windows_anew_and_the_same_for_the_same_seed(
 
 
 def test_one_draw_moves_all_slices_of_a_sample_alike_and_another_those_of_the_next():
-    made = generator(augment=noise, batch_size=1)
+    dataset = generator(augment=noise, batch_size=1)
     drawn = set()
-    for index in range(len(made)):
-        x, _, _ = made[index]
+    for index in range(len(dataset)):
+        x, _, _ = dataset[index]
         images = x["image"][x["mask"] > 0].astype(int)
-        shifts = images[:, 0, 0, 0] - [int(id[3:]) for id in made.ids_of(index)]
+        shifts = images[:, 0, 0, 0] - [int(id[3:]) for id in dataset.ids_of(index)]
         assert len(set(shifts)) == 1
         drawn.add(shifts[0])
     assert len(drawn) > 3
@@ -253,17 +253,17 @@ def test_slices_of_overlapping_windows_are_decoded_once():
         calls.append(path.name)
         return read(path)
 
-    made = generator(None, reader=counting)
-    for index in range(len(made)):
-        made[index]
+    dataset = generator(None, reader=counting)
+    for index in range(len(dataset)):
+        dataset[index]
     assert sorted(calls) == UIDS
 
 
 def test_predictions_come_back_in_the_order_of_the_ids():
-    made = generator(None)
-    windows_of = [made[index]["image"][..., 0, 0, 0] for index in range(len(made))]
-    assert made.sample_count == sum(map(len, windows_of))
-    merged = made.mean_over_windows(np.concatenate(windows_of)[..., None].astype(np.float32))
+    dataset = generator(None)
+    windows_of = [dataset[index]["image"][..., 0, 0, 0] for index in range(len(dataset))]
+    assert dataset.sample_count == sum(map(len, windows_of))
+    merged = dataset.mean_over_windows(np.concatenate(windows_of)[..., None].astype(np.float32))
     assert merged[:, 0].tolist() == [int(id[3:]) for id in UIDS]
     alone = DataGenerator(UIDS, reader=read, suffix="")
     assert (alone.sample_count, alone.mean_over_windows(merged) is merged) == (len(UIDS), True)
@@ -283,9 +283,9 @@ def test_what_scans_do_not_take_is_refused(options):
 
 
 def test_a_sampling_chooses_windows():
-    made = generator(sampling=lambda rng: np.array([0, 2]), shuffle=False, batch_size=1)
+    dataset = generator(sampling=lambda rng: np.array([0, 2]), shuffle=False, batch_size=1)
     whole = generator(shuffle=False, batch_size=1)
-    assert [made.ids_of(index).tolist() for index in range(2)] == [whole.ids_of(k).tolist() for k in (0, 2)]
+    assert [dataset.ids_of(index).tolist() for index in range(2)] == [whole.ids_of(k).tolist() for k in (0, 2)]
 
     class Sized:
         def __len__(self):

@@ -240,8 +240,8 @@ def test_other_endings_of_dicom_are_read_and_the_rest_is_counted(tmp_path, pack)
     found = members([source])
     assert ids(found) == [f"ID_{letter}" for letter in "abcdef"]
     assert {m.name: m.read() for m in found} == files
-    told = re.sub(r" \(such as train/\S+\)", "", found.left_out)
-    assert told == "4 without an extension, 3 .gz, 1 .7z, 1 .csv, 1 .html, 3 of 3 other kinds"
+    summary = re.sub(r" \(such as train/\S+\)", "", found.left_out)
+    assert summary == "4 without an extension, 3 .gz, 1 .7z, 1 .csv, 1 .html, 3 of 3 other kinds"
     both = members([source, as_folder(tmp_path / "more", {"test/ID_g.dcm": b"g", "test/d.gz": b"?"})]).left_out
     assert re.match(r"4 without an extension \(such as train/\S+\), 4 \.gz \(such as train/\S+\), 1 ", both)
 
@@ -249,8 +249,8 @@ def test_other_endings_of_dicom_are_read_and_the_rest_is_counted(tmp_path, pack)
 def test_a_source_without_slices_tells_what_it_holds(tmp_path):
     files = {f"train/{number}": b"" for number in range(1200)} | {"stage_2_train.csv": b"", "a.png": b""}
     for source in (as_folder(tmp_path / "data", files), as_zip(tmp_path / "data.zip", files)):
-        told = r"holds no .* files, but 1,200 without an extension \(such as train/\d+\), 1 \.png \(.*; point"
-        with pytest.raises(IchError, match=rf"{source.name} {told}"):
+        message = r"holds no .* files, but 1,200 without an extension \(such as train/\d+\), 1 \.png \(.*; point"
+        with pytest.raises(IchError, match=rf"{source.name} {message}"):
             members([source])
 
 
@@ -571,8 +571,8 @@ def test_a_comment_that_looks_like_an_end_of_a_zip_does_not_hide_slices(tmp_path
         try:
             assert ids(members([path])) == ["x"]
         except IchError as error:
-            told = str(error)
-            assert "no readable zip" in told or "holds no" in told
+            message = str(error)
+            assert "no readable zip" in message or "holds no" in message
 
 
 def test_entries_that_reach_beyond_the_directory_are_not_the_end_of_it(tmp_path):

@@ -215,9 +215,9 @@ def test_what_was_packed_predicts_where_only_the_test_slices_are(home, packed, t
         monkeypatch.chdir(tmp_path / "work")
         for step in notebook.steps(packed, name, competition, tmp_path / "work", tmp_path / "made"):
             script(step.script, *step.arguments)
-    made = pd.read_csv(tmp_path / "made/submission.csv")
-    assert made["ID"].tolist() == [f"{one}_{label}" for one in expected.index for label in LABELS]
-    np.testing.assert_allclose(made["Label"], expected.to_numpy().ravel(), atol=1e-6)
+    submission = pd.read_csv(tmp_path / "made/submission.csv")
+    assert submission["ID"].tolist() == [f"{one}_{label}" for one in expected.index for label in LABELS]
+    np.testing.assert_allclose(submission["Label"], expected.to_numpy().ravel(), atol=1e-6)
     manifest = json.loads((tmp_path / "made/submission.json").read_text())
     assert (manifest["file"], manifest["run"]) == ("submission.csv", name)
     assert manifest["predictions"]["options"]["slabs"] is False
@@ -357,8 +357,8 @@ def test_the_notebook_runs_without_network(home, tmp_path, monkeypatch):
     with without(home):
         subprocess.run([sys.executable, NOTEBOOK.with_suffix(".py")], check=True, env=environment, cwd=tmp_path / "in")
     expected = read_predictions(home / "runs/mixed/predictions_test.parquet")
-    made = pd.read_csv(tmp_path / "made/submission.csv").set_index("ID")["Label"]
+    submission = pd.read_csv(tmp_path / "made/submission.csv").set_index("ID")["Label"]
     wanted = [f"{one}_{label}" for one in expected.index for label in LABELS]
-    assert len(made) == len(wanted)
-    np.testing.assert_allclose(made[wanted], expected.to_numpy().ravel(), atol=1e-6)
+    assert len(submission) == len(wanted)
+    np.testing.assert_allclose(submission[wanted], expected.to_numpy().ravel(), atol=1e-6)
     assert train

@@ -148,17 +148,19 @@ def test_saved_and_loaded_in_safe_mode_it_predicts_the_same(name, tmp_path):
 @pytest.mark.parametrize("name", ["small_cnn", "ConvNeXtTiny", "MobileNetV3Small", "VGG16"])
 def test_features_are_told_beside_the_logits_that_are_made_of_them(name):
     model = backbones.build_model(name, (32, 32, 2), dropout=0.5)
-    logits, told = (keras.ops.convert_to_numpy(one) for one in backbones.with_features(model)(some_images(channels=2)))
+    logits, features = (
+        keras.ops.convert_to_numpy(one) for one in backbones.with_features(model)(some_images(channels=2))
+    )
     np.testing.assert_allclose(logits, call(model, some_images(channels=2)), rtol=1e-5, atol=1e-6)
     kernel, bias = (keras.ops.convert_to_numpy(one) for one in model.get_layer("logits").weights)
-    np.testing.assert_allclose(told @ kernel + bias, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_features_are_the_mean_of_the_last_maps():
     model = backbones.build_model("VGG16", (64, 64, 3))
     maps = keras.Model(model.input, model.get_layer("block5_pool").output)
-    _, told = backbones.with_features(model)(some_images(64))
-    np.testing.assert_allclose(told, call(maps, some_images(64)).mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
+    _, features = backbones.with_features(model)(some_images(64))
+    np.testing.assert_allclose(features, call(maps, some_images(64)).mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -166,9 +168,9 @@ def test_features_are_the_mean_of_the_last_maps():
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_model_tells_its_features(name):
     model = backbones.build_model(name, (96, 96, 1))  # the least that all of them take
-    logits, told = backbones.with_features(model).outputs
+    logits, features = backbones.with_features(model).outputs
     assert logits.shape == (None, 6)
-    assert told.shape == model.get_layer("logits").input.shape
+    assert features.shape == model.get_layer("logits").input.shape
 
 
 def test_a_model_of_another_kind_tells_none():

@@ -304,10 +304,10 @@ def test_the_script_tells_what_was_not_read_and_ends_with_3(home, tmp_path, caps
     )
     arguments = (home / "runs/tiny", "in", "--out", "out", "--no-pages")
     script("predict_scans.py", *arguments)
-    told = capsys.readouterr()
-    assert "1 scans of 6 slices predicted" in told.out
-    assert "localizer" in told.out
-    assert "of no series" not in told.out
+    printed = capsys.readouterr()
+    assert "1 scans of 6 slices predicted" in printed.out
+    assert "localizer" in printed.out
+    assert "of no series" not in printed.out
     paths[0].write_bytes(paths[0].read_bytes()[:-2000])
     with pytest.raises(SystemExit) as ended:
         script("predict_scans.py", *arguments)
@@ -322,9 +322,9 @@ def test_the_script_does_not_pass_over_a_folder_without_scans(home, tmp_path, ca
     with pytest.raises(SystemExit) as ended:
         script("predict_scans.py", home / "runs/tiny", "in", "--out", "out", "--no-pages")
     assert ended.value.code == 3
-    told = capsys.readouterr()
-    assert "1 file of no series: neither DICOM nor NIfTI" in told.out
-    assert "no scan was predicted of in" in told.err
+    printed = capsys.readouterr()
+    assert "1 file of no series: neither DICOM nor NIfTI" in printed.out
+    assert "no scan was predicted of in" in printed.err
 
 
 def test_grad_cam_is_as_strong_as_the_label_is_probable(spec):

@@ -24,9 +24,9 @@ def some_table(n=60, seed=0):
 
 def test_by_label_agrees_with_slow_counts():
     table, p = some_table()
-    told = diagnostics.by_label(table, p)
+    by_label = diagnostics.by_label(table, p)
     for k, label in enumerate(LABELS):
-        y, row = table[label].to_numpy(), told.loc[label]
+        y, row = table[label].to_numpy(), by_label.loc[label]
         yes, no = p[y == 1, k], p[y == 0, k]
         pairs = (yes[:, None] > no).mean() + 0.5 * (yes[:, None] == no).mean()
         assert row["auc"] == pytest.approx(pairs)
@@ -39,16 +39,16 @@ def test_by_label_agrees_with_slow_counts():
         assert row["of_prevalence"] == pytest.approx(
             -(y.mean() * np.log(y.mean()) + (1 - y.mean()) * np.log1p(-y.mean()))
         )
-    np.testing.assert_allclose(told["log_loss"], metrics.log_loss_by_label(table[list(LABELS)], p))
+    np.testing.assert_allclose(by_label["log_loss"], metrics.log_loss_by_label(table[list(LABELS)], p))
     interval = bootstrap.estimate(metrics.log_losses(table[list(LABELS)], p), table["PatientID"].to_numpy())
-    np.testing.assert_allclose(told[["low", "high"]], np.stack([interval.low, interval.high], axis=1))
+    np.testing.assert_allclose(by_label[["low", "high"]], np.stack([interval.low, interval.high], axis=1))
 
 
 def test_a_label_that_no_slice_has_has_no_ranking():
     table, p = some_table()
-    told = diagnostics.by_label(table.assign(epidural=np.int8(0)), p).loc["epidural"]
-    assert told[["auc", "average_precision", "sensitivity"]].isna().all()
-    assert told["of_prevalence"] == pytest.approx(0, abs=1e-12)
+    epidural = diagnostics.by_label(table.assign(epidural=np.int8(0)), p).loc["epidural"]
+    assert epidural[["auc", "average_precision", "sensitivity"]].isna().all()
+    assert epidural["of_prevalence"] == pytest.approx(0, abs=1e-12)
 
 
 def test_one_patient_has_no_interval():
@@ -59,25 +59,25 @@ def test_one_patient_has_no_interval():
 
 def test_groups_add_up_to_the_whole():
     table, p = some_table()
-    told = diagnostics.by_group(table, p, table["fold"])
-    assert told["slices"].sum() == len(table)
+    groups = diagnostics.by_group(table, p, table["fold"])
+    assert groups["slices"].sum() == len(table)
     whole = metrics.weighted_log_loss(table[list(LABELS)], p)
-    assert (told["weighted_log_loss"] * told["slices"]).sum() / len(table) == pytest.approx(whole)
+    assert (groups["weighted_log_loss"] * groups["slices"]).sum() / len(table) == pytest.approx(whole)
     part = (table["fold"] == 1).to_numpy()
     y = table.loc[part, list(LABELS)]
-    assert told.loc[1, "of_prevalence"] == metrics.prevalence_log_loss(y)
-    assert told.loc[1, "patients"] == table.loc[part, "PatientID"].nunique()
+    assert groups.loc[1, "of_prevalence"] == metrics.prevalence_log_loss(y)
+    assert groups.loc[1, "patients"] == table.loc[part, "PatientID"].nunique()
     np.testing.assert_allclose(
-        told.loc[1, [f"{label} log loss" for label in LABELS]].astype(float), metrics.log_loss_by_label(y, p[part])
+        groups.loc[1, [f"{label} log loss" for label in LABELS]].astype(float), metrics.log_loss_by_label(y, p[part])
     )
 
 
 def test_groups_keep_the_order_of_categories_and_leave_out_what_has_none():
     table, p = some_table()
     names = pd.Categorical(["low", "high", None] * 20, categories=["low", "high", "never"], ordered=True)
-    told = diagnostics.by_group(table, p, pd.Series(names))
-    assert told.index.tolist() == ["low", "high"]
-    assert told["slices"].tolist() == [20, 20]
+    groups = diagnostics.by_group(table, p, pd.Series(names))
+    assert groups.index.tolist() == ["low", "high"]
+    assert groups["slices"].tolist() == [20, 20]
 
 
 def some_slices():
@@ -122,10 +122,10 @@ def test_bands_hold_what_they_say(values):
 
 
 def test_fifths():
-    told = diagnostics.fifths(pd.Series([0, 0.19, 0.2, 0.5, 0.79, 0.8, 1, np.nan]))
+    fifths = diagnostics.fifths(pd.Series([0, 0.19, 0.2, 0.5, 0.79, 0.8, 1, np.nan]))
     names = ["lowest fifth", "lowest fifth", "second", "middle", "fourth", "top fifth", "top fifth"]
-    assert told[:7].tolist() == names
-    assert told.isna().tolist() == [False] * 7 + [True]
+    assert fifths[:7].tolist() == names
+    assert fifths.isna().tolist() == [False] * 7 + [True]
 
 
 @pytest.mark.parametrize("positive", [False, True])

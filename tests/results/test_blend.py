@@ -235,20 +235,20 @@ def test_calibration_is_kept_where_it_helps_and_only_there(kind):
     bent = members.astype(np.float64)
     bent[:, :, 2] = expit(3 * np.log(bent[:, :, 2] / (1 - bent[:, :, 2])))  # far too sure of this label
     fitted = blend.fit(bent, table, recipe(calibration=kind))
-    told = fitted.describe(["one"])["calibration"]
-    assert told["intraventricular"]["kept"]
-    assert told["intraventricular"]["scale"] == pytest.approx(1 / 3, rel=0.1)
-    left_out = [label for label in LABELS if not told[label]["kept"]]
+    calibration = fitted.describe(["one"])["calibration"]
+    assert calibration["intraventricular"]["kept"]
+    assert calibration["intraventricular"]["scale"] == pytest.approx(1 / 3, rel=0.1)
+    left_out = [label for label in LABELS if not calibration[label]["kept"]]
     assert left_out
     for label in left_out:
-        assert (told[label]["scale"], told[label]["offset"]) == (1, 0)
-        assert told[label]["gain"] <= told[label]["standard_error"]
+        assert (calibration[label]["scale"], calibration[label]["offset"]) == (1, 0)
+        assert calibration[label]["gain"] <= calibration[label]["standard_error"]
         k = LABELS.index(label)
         np.testing.assert_array_equal(fitted(bent)[:, k], bent[0, :, k])
     gain = losses(table, blend.nested(bent, table, recipe())) - losses(
         table, blend.nested(bent, table, recipe(calibration=kind))
     )
-    assert gain[2] == pytest.approx(told["intraventricular"]["gain"])  # the same folds, the same fits
+    assert gain[2] == pytest.approx(calibration["intraventricular"]["gain"])  # the same folds, the same fits
 
 
 def test_any_is_raised_if_that_helps_and_only_then():
@@ -278,14 +278,14 @@ def test_raising_leaves_the_five_alone():
 
 def test_it_describes_itself_in_plain_numbers():
     members, table = simulate(240, noise=(1.0, 1.0))
-    told = blend.fit(members, table, recipe()).describe(["a", "b"])
-    assert list(told) == ["weights"]
-    assert list(told["weights"]) == list(LABELS)
-    assert sum(told["weights"]["any"].values()) == pytest.approx(1)
-    told = blend.fit(members, table, recipe(calibration="platt", any_at_least_max=True)).describe(["a", "b"])
-    assert list(told) == ["weights", "calibration", "any_at_least_max"]
-    assert list(told["calibration"]) == list(LABELS)
-    assert {type(value) for value in told["calibration"]["any"].values()} == {float, bool}
+    description = blend.fit(members, table, recipe()).describe(["a", "b"])
+    assert list(description) == ["weights"]
+    assert list(description["weights"]) == list(LABELS)
+    assert sum(description["weights"]["any"].values()) == pytest.approx(1)
+    description = blend.fit(members, table, recipe(calibration="platt", any_at_least_max=True)).describe(["a", "b"])
+    assert list(description) == ["weights", "calibration", "any_at_least_max"]
+    assert list(description["calibration"]) == list(LABELS)
+    assert {type(value) for value in description["calibration"]["any"].values()} == {float, bool}
 
 
 # ------------------------------------------------------------------------------------------- refusals

@@ -131,10 +131,10 @@ def test_a_run_named_twice_is_refused(workdir):
 def test_what_is_no_result_directory_is_told(workdir, name, content):
     path = Path("runs/a") / name
     path.unlink() if content is None else path.write_text(content)
-    told = rf"(?s)runs/a/{name}, which every result of train_kfold, .* and blend has, cannot be read .*; restore it"
+    message = rf"(?s)runs/a/{name}, which every result of train_kfold, .* and blend has, cannot be read .*; restore it"
     if content is None and name == "config.yaml":
-        told = r"runs/a has no config.yaml, as every result .* has: restore it; .*, such as runs/[bc] or runs/[bc]$"
-    with pytest.raises(IchError, match=told):
+        message = r"runs/a has no config.yaml, as every result .* has: restore it; .*, such as runs/[bc] or runs/[bc]$"
+    with pytest.raises(IchError, match=message):
         compare.read_results(RUNS)
 
 
@@ -162,34 +162,34 @@ def test_compare_tells_the_metric_and_paired_differences():
     table = fold_table()
     y, patients = table[list(LABELS)].to_numpy(), table["PatientID"].to_numpy()
     predictions = {name: some_predictions(seed).to_numpy() for seed, name in enumerate("abc")}
-    told = compare.compare(table, predictions, baseline="b")
-    assert told.index.tolist() == ["a", "b", "c"]
+    comparison = compare.compare(table, predictions, baseline="b")
+    assert comparison.index.tolist() == ["a", "b", "c"]
     losses = {
         name: metrics.log_losses(y, p) @ [1 / 7, 1 / 7, 1 / 7, 1 / 7, 1 / 7, 2 / 7] for name, p in predictions.items()
     }
     for name, p in predictions.items():
-        assert told.loc[name, "weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(y, p))
-        np.testing.assert_allclose(told.loc[name, list(LABELS)].astype(float), metrics.log_loss_by_label(y, p))
+        assert comparison.loc[name, "weighted_log_loss"] == pytest.approx(metrics.weighted_log_loss(y, p))
+        np.testing.assert_allclose(comparison.loc[name, list(LABELS)].astype(float), metrics.log_loss_by_label(y, p))
         alone = bootstrap.estimate(losses[name], patients)
-        np.testing.assert_allclose(told.loc[name, ["standard_error", "low", "high"]].astype(float), alone[1:])
+        np.testing.assert_allclose(comparison.loc[name, ["standard_error", "low", "high"]].astype(float), alone[1:])
         paired = bootstrap.estimate(losses[name] - losses["b"], patients)
         columns = ["difference", *(f"difference_{part}" for part in ("standard_error", "low", "high"))]
-        np.testing.assert_allclose(told.loc[name, columns].astype(float), paired, atol=1e-12)
-    assert told.loc["b", "difference":"difference_high"].eq(0).all()
-    assert (told.loc[["a", "c"], "difference_standard_error"] > 0).all()
+        np.testing.assert_allclose(comparison.loc[name, columns].astype(float), paired, atol=1e-12)
+    assert comparison.loc["b", "difference":"difference_high"].eq(0).all()
+    assert (comparison.loc[["a", "c"], "difference_standard_error"] > 0).all()
 
 
 def test_judge_takes_the_best_of_the_members(workdir):
     found = compare.read_results(RUNS)
-    made = np.mean(list(found.oof.values()), axis=0)
-    told = compare.judge(found, made)
-    assert json.loads(json.dumps(told)) == told
+    mean = np.mean(list(found.oof.values()), axis=0)
+    score = compare.judge(found, mean)
+    assert json.loads(json.dumps(score)) == score
     y = fold_table()[list(LABELS)].to_numpy()
-    assert told["runs"] == {name: metrics.weighted_log_loss(y, p) for name, p in found.oof.items()}
-    assert told["best_run"] == min(told["runs"], key=told["runs"].get)
-    assert told["gain"] == pytest.approx(min(told["runs"].values()) - told["weighted_log_loss"])
-    assert told["gain_interval"][0] < told["gain"] < told["gain_interval"][1]
-    none = compare.judge(found, found.oof[told["best_run"]])
+    assert score["runs"] == {name: metrics.weighted_log_loss(y, p) for name, p in found.oof.items()}
+    assert score["best_run"] == min(score["runs"], key=score["runs"].get)
+    assert score["gain"] == pytest.approx(min(score["runs"].values()) - score["weighted_log_loss"])
+    assert score["gain_interval"][0] < score["gain"] < score["gain_interval"][1]
+    none = compare.judge(found, found.oof[score["best_run"]])
     assert (none["gain"], none["gain_standard_error"]) == (0, 0)
 
 
@@ -203,8 +203,8 @@ def test_compare_runs_prints_and_writes_a_row_a_run(workdir, capsys):
     order = expected["weighted_log_loss"].sort_values()
     assert [line.split()[:2] for line in lines[2:5]] == [[name, f"{loss:.4f}"] for name, loss in order.items()]
     floor = metrics.prevalence_log_loss(fold_table()[list(LABELS)].to_numpy())
-    told = f"{COUNT} slices of 60 patients; the prevalence baseline scores {floor:.4f}; differences are from runs/a"
-    assert told in lines
+    summary = f"{COUNT} slices of 60 patients; the prevalence baseline scores {floor:.4f}; differences are from runs/a"
+    assert summary in lines
     script("compare_runs", *RUNS, "--out", "out/table.csv", "--html", "out/runs.html")
     script("compare_runs", *RUNS, "--html", "out/runs.html")  # they replace their own
     for option in ("--out", "--html"):

@@ -29,13 +29,13 @@ def test_what_it_tells_makes_the_same_blend(how):
     members[..., 1] **= 3  # so that a calibration helps
     members[..., 5] = members[..., :5].max(axis=2) / 2  # and raising any
     fitted = blend.fit(members, table, how)
-    told = json.loads(json.dumps(fitted.describe(NAMES) | {"weighted_log_loss": 0.1}))
-    again = fitted_blend.of_description(how.method, told, NAMES)
+    content = json.loads(json.dumps(fitted.describe(NAMES) | {"weighted_log_loss": 0.1}))
+    again = fitted_blend.of_description(how.method, content, NAMES)
     np.testing.assert_array_equal(again(members), fitted(members))
     assert again.raises_any == how.any_at_least_max
     assert (again.calibration.scale[1] != 1) == (how.calibration is not None)
     np.testing.assert_array_equal(again(members[:, 7:8]), fitted(members)[7:8])  # a slice alone
-    turned = fitted_blend.of_description(how.method, told, NAMES[::-1])
+    turned = fitted_blend.of_description(how.method, content, NAMES[::-1])
     np.testing.assert_allclose(turned(members[::-1]), fitted(members), rtol=1e-12)
 
 

@@ -103,9 +103,9 @@ def test_a_misspelt_result_is_told_those_that_are_there(tmp_path, monkeypatch):
     for name in ("demo", "demo-sequence", "other"):
         write_result(Path("runs") / name)
     for wrong in ("runs/dem", "run/dem"):
-        with pytest.raises(IchError) as told:
+        with pytest.raises(IchError) as raised:
             result_directory.check_result(Path(wrong))
-        assert str(told.value) == (
+        assert str(raised.value) == (
             f"{tmp_path}/{wrong} does not exist ({wrong} from the working directory {tmp_path}: is that the right"
             " one?); name a directory of a run, a second stage or a blend, such as runs/demo or runs/demo-sequence or"
             " runs/other"

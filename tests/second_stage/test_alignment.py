@@ -139,8 +139,8 @@ def test_the_offsets_are_constants_of_the_second_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(alignment, "offsets_of", None)
     assert train_on(run, ALIGNED, "second")[1] == facts
     before = read_predictions(second.predictions_path)
-    told = read_predictions(run.predictions_path)
-    write_predictions(told / 2, run.predictions_path)
+    predictions = read_predictions(run.predictions_path)
+    write_predictions(predictions / 2, run.predictions_path)
     assert train_on(run, ALIGNED, "second")[1] == facts
     assert not read_predictions(second.predictions_path).equals(before)
     assert second.environment()["offsets"] == kept
@@ -217,8 +217,8 @@ def test_what_the_test_set_lacks_is_named(tmp_path):
     with pytest.raises(IchError, match=r"run scripts/predict.py .*first"):
         train_on(run, ALIGNED, "second")
     assert not (run.path.parent / "second" / "config.yaml").exists()
-    told = read_predictions(run.predictions_path)
-    write_predictions(told, run.predictions_path, WAY | {"models": ["others"]})
+    predictions = read_predictions(run.predictions_path)
+    write_predictions(predictions, run.predictions_path, WAY | {"models": ["others"]})
     with pytest.raises(IchError, match="were made in two ways"):
         alignment.offsets_of(run.path)
     for name in ("oof.parquet", "predictions_test.parquet"):

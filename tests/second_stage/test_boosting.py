@@ -39,11 +39,11 @@ def test_it_learns_every_label_and_knows_the_unseen():
     features, labels = some_slices()
     unseen, truth = some_slices(seed=1)
     model = fit(features, labels)
-    told = model.predict(unseen)
-    assert told.shape == (1500, 6)
-    by_label = metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-told)))
+    predictions = model.predict(unseen)
+    assert predictions.shape == (1500, 6)
+    by_label = metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-predictions)))
     assert (by_label < 0.42).all(), by_label  # a tenth of wrong labels alone costs 0.33, the prevalence 0.57
-    np.testing.assert_allclose(model.predict(unseen[:7]), told[:7], atol=1e-12)
+    np.testing.assert_allclose(model.predict(unseen[:7]), predictions[:7], atol=1e-12)
 
 
 def test_the_kinds_learn_from_each_other():
@@ -52,10 +52,10 @@ def test_the_kinds_learn_from_each_other():
     rare = np.random.default_rng(2).normal(-1.5, 1, len(features))
     features[:, 0, 1], labels[:, 0] = rare, rare > 0.8
     unseen, truth = some_slices(seed=1)
-    told = fit(features, labels).predict(unseen)
+    predictions = fit(features, labels).predict(unseen)
     alone = np.repeat(labels[:, :1], 6, axis=1)
     by_itself = fit(np.repeat(features[:, :1], 6, axis=1), alone).predict(np.repeat(unseen[:, :1], 6, axis=1))
-    expected = [metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-one)))[0] for one in (told, by_itself)]
+    expected = [metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-one)))[0] for one in (predictions, by_itself)]
     assert expected[0] < 0.9 * expected[1]
 
 
@@ -104,12 +104,12 @@ def test_a_label_that_no_slice_shows_is_predicted_as_rare(tmp_path):
     labels[:, 0] = 0
     labels[:, 5] = 1
     model = fit(features, labels)
-    told = model.predict(features)
-    assert np.isfinite(told).all()
-    np.testing.assert_allclose(told[:, 5], np.log(601))
-    assert (told[:, 0] < -1).all()
+    predictions = model.predict(features)
+    assert np.isfinite(predictions).all()
+    np.testing.assert_allclose(predictions[:, 5], np.log(601))
+    assert (predictions[:, 0] < -1).all()
     model.save(tmp_path / "boosting.npz")
-    np.testing.assert_array_equal(Model.load(tmp_path / "boosting.npz").predict(features), told)
+    np.testing.assert_array_equal(Model.load(tmp_path / "boosting.npz").predict(features), predictions)
 
 
 def test_neighbors_that_no_scan_to_learn_from_has_are_left_out():
@@ -119,9 +119,9 @@ def test_neighbors_that_no_scan_to_learn_from_has_are_left_out():
     others = features.copy()
     features[..., 2] = np.nan
     model = fit(features, labels, rounds=5)
-    told = model.predict(features)
-    assert np.isfinite(told).all()
-    np.testing.assert_array_equal(model.predict(others), told)
+    predictions = model.predict(features)
+    assert np.isfinite(predictions).all()
+    np.testing.assert_array_equal(model.predict(others), predictions)
 
 
 # ----------------------------------------------------------------------------------------------------- the file
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused_or_reads_the_same(fitted, tmp_path):
     model, unseen = fitted
     path = tmp_path / "boosting.npz"
     model.save(path)
-    whole, told = path.read_bytes(), model.predict(unseen)
+    whole, predictions = path.read_bytes(), model.predict(unseen)
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(60):
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_refused_or_reads_the_same(fitted, tmp_path):
         content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         path.write_bytes(content)
         try:
-            np.testing.assert_array_equal(Model.load(path).predict(unseen), told)
+            np.testing.assert_array_equal(Model.load(path).predict(unseen), predictions)
         except IchError:
             refused += 1
     assert refused > 40

@@ -40,20 +40,20 @@ def logit(p):
 def test_probabilities_are_averaged_over_folds_and_logits_over_kinds():
     section = Sequence()
     models = {"boosting": [constant(-3.0), constant(1.0)], "linear": [line(0), line(-2)]}
-    told = SecondStage(section, models, {"boosting": 0.25, "linear": 0.75}).predict(some_scans())
+    predictions = SecondStage(section, models, {"boosting": 0.25, "linear": 0.75}).predict(some_scans())
     trees, linear = (expit(-3.0) + expit(1.0)) / 2, (expit(0.0) + expit(-2.0)) / 2
-    np.testing.assert_allclose(told, np.full((8, 6), expit(0.25 * logit(trees) + 0.75 * logit(linear))))
+    np.testing.assert_allclose(predictions, np.full((8, 6), expit(0.25 * logit(trees) + 0.75 * logit(linear))))
 
 
 def test_a_kind_without_weight_is_not_asked():
     models = {"boosting": [None, None], "linear": [line(1)]}
-    told = SecondStage(Sequence(), models, {"boosting": 0.0, "linear": 1.0}).predict(some_scans())
-    np.testing.assert_allclose(told, expit(1.0))
+    predictions = SecondStage(Sequence(), models, {"boosting": 0.0, "linear": 1.0}).predict(some_scans())
+    np.testing.assert_allclose(predictions, expit(1.0))
 
 
 def test_certainty_is_clipped_as_stored_logits_are():
-    told = SecondStage(Sequence(kind="linear"), {"linear": [line(800)]}, {"linear": 1.0}).predict(some_scans())
-    np.testing.assert_allclose(told, expit(15.0))
+    predictions = SecondStage(Sequence(kind="linear"), {"linear": [line(800)]}, {"linear": 1.0}).predict(some_scans())
+    np.testing.assert_allclose(predictions, expit(15.0))
 
 
 def test_each_network_reads_the_embeddings_of_its_fold(monkeypatch):
@@ -61,9 +61,9 @@ def test_each_network_reads_the_embeddings_of_its_fold(monkeypatch):
     section = Sequence(kind="recurrent", features="embeddings", shuffle_kinds=0)
     stage = SecondStage(section, {"recurrent": [1.0, 2.0]}, {"recurrent": 1.0})
     of_folds = [some_scans(seed=seed) for seed in (1, 2)]
-    told = stage.predict(some_scans(), of_folds.__getitem__)
+    predictions = stage.predict(some_scans(), of_folds.__getitem__)
     expected = (expit(1 + of_folds[0].logits) + expit(2 + of_folds[1].logits)) / 2
-    np.testing.assert_allclose(told, expected, rtol=1e-5)
+    np.testing.assert_allclose(predictions, expected, rtol=1e-5)
     with pytest.raises(IchError, match="the embeddings are not of the scans that are predicted"):
         stage.predict(some_scans((3, 4)), of_folds.__getitem__)
     with pytest.raises(IchError, match=r"reads embeddings, and there are none; .* sequence.features=embeddings"):
@@ -84,8 +84,8 @@ def write_stage(folder, weights):
 def test_it_is_read_from_its_directory(tmp_path):
     write_stage(tmp_path, {"test": {"boosting": 1.0}})
     section = Sequence(kind="boosting")
-    told = SecondStage.read(tmp_path, section, 2).predict(some_scans())
-    np.testing.assert_allclose(told, (expit(0.0) + expit(1.0)) / 2)
+    predictions = SecondStage.read(tmp_path, section, 2).predict(some_scans())
+    np.testing.assert_allclose(predictions, (expit(0.0) + expit(1.0)) / 2)
     digests = [fitted.digest(tmp_path / f"fold{k}", ["boosting"]) for k in (0, 1, 0)]
     assert digests[0] == digests[2] != digests[1]
     with pytest.raises(IchError, match=r"fold2/boosting.npz is missing, .*: run the command of scripts/train_sequence"):

@@ -128,23 +128,23 @@ def test_it_learns_from_a_few_scans_and_knows_the_unseen():
     scans, labels = bleeds(20)
     unseen, truth = bleeds(20, seed=1)
     model, read = fit(scans, labels), logistic.features(unseen)
-    told = model.predict(read)
-    assert told.shape == truth.shape
-    assert loss(truth, told) < 0.4 * loss(truth, unseen.logits.astype(float))
-    np.testing.assert_allclose(model.predict(read[:7]), told[:7])
+    predictions = model.predict(read)
+    assert predictions.shape == truth.shape
+    assert loss(truth, predictions) < 0.4 * loss(truth, unseen.logits.astype(float))
+    np.testing.assert_allclose(model.predict(read[:7]), predictions[:7])
 
 
 def test_it_predicts_what_scikit_learn_predicts():
     """Standardized features, with a one-hot code of the subtype; `any` by a regression of its own."""
     scans, labels = bleeds(10)
     read = logistic.features(scans).astype(float)
-    told = fit(scans, labels).predict(logistic.features(scans))
+    predictions = fit(scans, labels).predict(logistic.features(scans))
     rows = np.concatenate([np.column_stack([read[:, k], np.tile(np.eye(5)[k], (len(read), 1))]) for k in range(5)])
     slow = make_pipeline(StandardScaler(), LogisticRegression(C=0.15, solver="newton-cholesky"))
     expected = slow.fit(rows, labels[:, :5].T.ravel()).decision_function(rows).reshape(5, -1).T
-    np.testing.assert_allclose(told[:, :5], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(predictions[:, :5], expected, rtol=0, atol=1e-9)
     expected = slow.fit(read[:, 5], labels[:, 5]).decision_function(read[:, 5])
-    np.testing.assert_allclose(told[:, 5], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(predictions[:, 5], expected, rtol=0, atol=1e-9)
 
 
 def test_of_many_slices_it_takes_some_from_everywhere(monkeypatch):
@@ -159,9 +159,9 @@ def test_of_many_slices_it_takes_some_from_everywhere(monkeypatch):
 def test_a_label_that_all_slices_share_is_predicted_as_common_or_rare(value):
     scans, labels = bleeds(5)
     labels[:, 5] = value
-    told = fit(scans, labels).predict(logistic.features(scans))
-    np.testing.assert_allclose(told[:, 5], (2 * value - 1) * np.log(len(labels) + 1))
-    assert np.isfinite(told).all()
+    predictions = fit(scans, labels).predict(logistic.features(scans))
+    np.testing.assert_allclose(predictions[:, 5], (2 * value - 1) * np.log(len(labels) + 1))
+    assert np.isfinite(predictions).all()
 
 
 def test_what_is_read_again_predicts_the_same_to_the_last_bit(tmp_path):

@@ -78,9 +78,9 @@ def test_what_lies_in_the_padding_is_not_read():
     model = woken(rnn.build(42, TINY))
     slices = rng.normal(size=(3, 12, 42)).astype(np.float32)
     real = np.arange(12) < np.array([[12], [5], [1]])
-    told = model.predict_on_batch([np.where(real[..., None], slices, 0), real])
+    predictions = model.predict_on_batch([np.where(real[..., None], slices, 0), real])
     other = model.predict_on_batch([np.where(real[..., None], slices, 99), real])
-    np.testing.assert_allclose(other[real], told[real], atol=1e-6)
+    np.testing.assert_allclose(other[real], predictions[real], atol=1e-6)
 
 
 @pytest.mark.parametrize("embedding", [0, 3])
@@ -95,14 +95,14 @@ def test_a_scan_read_backwards_is_told_the_same(embedding):
         logits=several.logits[backwards],
         embeddings=several.embeddings[backwards],
     )
-    told = rnn.predict(model, several, 2)
-    np.testing.assert_allclose(rnn.predict(model, turned, 2), told[backwards], atol=2e-5)
+    predictions = rnn.predict(model, several, 2)
+    np.testing.assert_allclose(rnn.predict(model, turned, 2), predictions[backwards], atol=2e-5)
 
 
 def test_a_new_network_gives_the_squashed_logits():
     several, _ = some_scans((5, 9))
-    told = rnn.predict(rnn.build(42, TINY), several, 2)
-    np.testing.assert_allclose(told, 6 * np.tanh(several.logits / 6), atol=1e-5)
+    predictions = rnn.predict(rnn.build(42, TINY), several, 2)
+    np.testing.assert_allclose(predictions, 6 * np.tanh(several.logits / 6), atol=1e-5)
 
 
 def test_a_scan_of_one_slice_without_a_place():
@@ -115,10 +115,10 @@ def test_a_scan_of_one_slice_without_a_place():
 def test_embeddings_of_any_scale_are_told_alike():
     factor = 64  # changes no digit
     several, labels = some_scans((16,) * 8, embedding=2)
-    told = rnn.predict(rnn.train(several, labels, TINY, seed=0)[0], several, 4)
+    predictions = rnn.predict(rnn.train(several, labels, TINY, seed=0)[0], several, 4)
     other = replace(several, embeddings=(factor * several.embeddings).astype(np.float16))
     model, _ = rnn.train(other, labels, TINY, seed=0)
-    np.testing.assert_allclose(rnn.predict(model, other, 4), told, atol=1e-3)
+    np.testing.assert_allclose(rnn.predict(model, other, 4), predictions, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -255,12 +255,12 @@ def test_training_improves_on_the_first_stage_and_repeats_itself():
     assert len(history) == 12
     assert history["loss"].iloc[-1] < 0.75 * history["loss"].iloc[0]
     held_out, truth = some_scans((20,) * 40, seed=1)
-    told = rnn.predict(model, held_out, 8)
+    predictions = rnn.predict(model, held_out, 8)
 
     def loss(logits):
         return np.mean(np.logaddexp(0, logits) - truth * logits)
 
-    assert loss(told) < 0.8 * loss(held_out.logits)
+    assert loss(predictions) < 0.8 * loss(held_out.logits)
     again, _ = rnn.train(several, labels, network.model_copy(update={"epochs": 1}), seed=0)
     same, _ = rnn.train(several, labels, network.model_copy(update={"epochs": 1}), seed=0)
     np.testing.assert_allclose(rnn.predict(again, held_out, 8), rnn.predict(same, held_out, 8), atol=1e-5)
@@ -291,9 +291,9 @@ def test_subtypes_that_are_folded_into_the_batch_are_unfolded_again():
 def test_the_mean_of_several_networks_is_saved_and_read_in_safe_mode(tmp_path):
     several, _ = some_scans((9, 4), embedding=2)
     networks = [woken(rnn.build(features(several), TINY), seed) for seed in (0, 1)]
-    told = [rnn.predict(network, several, 2) for network in networks]
+    predictions = [rnn.predict(network, several, 2) for network in networks]
     mean = rnn.mean_of(networks)
     mean.save(tmp_path / "model.keras")
     read = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
-    np.testing.assert_allclose(rnn.predict(read, several, 2), np.mean(told, axis=0), atol=1e-5)
+    np.testing.assert_allclose(rnn.predict(read, several, 2), np.mean(predictions, axis=0), atol=1e-5)
     assert rnn.mean_of(networks[:1]) is networks[0]

@@ -95,9 +95,9 @@ def test_it_leaves_a_run_like_every_other(blended):
     assert read_score(opened).keys() >= read_score(first).keys()
     check_alike(second.path)  # so that a submission can be made of it
     for path in (second.oof_path, second.predictions_path):
-        told = read_predictions(path)
-        assert told.index.sort_values().equals(read_predictions(first.path / path.name).index.sort_values())
-        assert ((told > 0) & (told < 1)).all(axis=None)
+        predictions = read_predictions(path)
+        assert predictions.index.sort_values().equals(read_predictions(first.path / path.name).index.sort_values())
+        assert ((predictions > 0) & (predictions < 1)).all(axis=None)
     assert {path.name for path in second.fold(0).iterdir()} >= {"model.keras", "history.csv", "oof.parquet"}
     history = pd.read_csv(second.fold(0) / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
@@ -126,8 +126,8 @@ def test_the_weights_are_fitted_on_other_patients_than_they_are_judged_on(blende
         weights = train._fit_weights(y, [part[others] for part in parts])
         assert dict(zip(kinds, weights, strict=True)) == pytest.approx(facts["weights"]["folds"][k], abs=1e-6)
         mixed = expit(sum(weight * part[~others] for weight, part in zip(weights, parts, strict=True)))
-        told = read_predictions(second.fold(k) / "oof.parquet")
-        np.testing.assert_allclose(told, mixed.loc[told.index], atol=1e-6)
+        predictions = read_predictions(second.fold(k) / "oof.parquet")
+        np.testing.assert_allclose(predictions, mixed.loc[predictions.index], atol=1e-6)
 
 
 def test_the_weights_are_the_best_there_are():
@@ -181,14 +181,14 @@ def forbid_training(monkeypatch):
 def test_new_test_predictions_are_read_by_the_models_that_are_there(blended, tmp_path, monkeypatch):
     first, second = copied(blended, tmp_path)
     forbid_training(monkeypatch)
-    told = [read_predictions(second.predictions_path)]
+    predictions = [read_predictions(second.predictions_path)]
     (second.fold(1) / "boosting_test.parquet").touch()  # as earlier versions left it
     unseen = table_of_scores(6, seed=1)
     unseen["score_any"] += 1
     write_predictions(probabilities(unseen), first.predictions_path)
     assert train_again(first) == blended[2]
-    told.append(read_predictions(second.predictions_path))
-    assert not told[0].equals(told[1])
+    predictions.append(read_predictions(second.predictions_path))
+    assert not predictions[0].equals(predictions[1])
     assert not (second.fold(1) / "boosting_test.parquet").exists()
     first.predictions_path.unlink()
     train_again(first)
@@ -200,9 +200,9 @@ def test_the_test_set_is_predicted_as_its_scans_are_one_by_one(blended):
     test = inputs.inputs_from_runs([first.path], overrides=FAST).test
     read = SecondStage.read(second.path, second.config.sequence, 2)
     parts = [read.predict(test.take(np.array([number]))) for number in range(len(test))]
-    told = read_predictions(second.predictions_path)
-    assert told.index.equals(test.ids)
-    np.testing.assert_allclose(np.concatenate(parts), told, rtol=0, atol=1e-6)
+    predictions = read_predictions(second.predictions_path)
+    assert predictions.index.equals(test.ids)
+    np.testing.assert_allclose(np.concatenate(parts), predictions, rtol=0, atol=1e-6)
 
     logits = 0  # the slow way: fold by fold and kind by kind
     for kind, weight in facts["weights"]["test"].items():
@@ -215,7 +215,7 @@ def test_the_test_set_is_predicted_as_its_scans_are_one_by_one(blended):
             values = [expit(model.predict(train.logistic.features(test))) for model in of_folds]
         mean = (values[0] + values[1]) / 2
         logits = logits + weight * np.log(mean / (1 - mean)).clip(-15, 15)
-    np.testing.assert_allclose(told, expit(logits), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(predictions, expit(logits), rtol=0, atol=1e-6)
 
 
 def test_scans_of_any_length_trace_a_network_a_few_times_at_most(blended):
@@ -234,14 +234,14 @@ def test_a_stopped_run_goes_on_where_it_was(blended, tmp_path, monkeypatch):
     """What was fitted is not fitted again, be it that its file or also its predictions were written."""
     first, second = copied(blended, tmp_path)
     before = {path: path.read_bytes() for path in second.path.glob("fold*/*.*")}
-    told = read_predictions(second.predictions_path)
+    predictions = read_predictions(second.predictions_path)
     for kind in ("recurrent", "boosting", "linear"):
         (second.fold(1) / f"{kind}.parquet").unlink()
     second.predictions_path.unlink()
     forbid_training(monkeypatch)
     assert train_again(first)["weights"] == blended[2]["weights"]
     assert {path: path.read_bytes() for path in second.path.glob("fold*/*.*")} == before
-    np.testing.assert_allclose(read_predictions(second.predictions_path), told, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(read_predictions(second.predictions_path), predictions, rtol=0, atol=1e-6)
 
 
 def test_models_that_were_not_kept_are_fitted_again_if_they_predict_the_same(blended, tmp_path, monkeypatch):

@@ -204,12 +204,12 @@ def test_the_best_epochs_weights_on_request(data, tmp_path):
     # The rate rises all along, until the network gets worse with each step.
     options = {"epochs": 4, "learning_rate": 0.5, "warmup_epochs": 4, "keep": "best"}
     run = trained(data, tmp_path, 0, train=options)
-    told = pd.read_csv(run.fold(0) / "history.csv")["val_weighted_log_loss"]
-    assert told.idxmin() < 3
+    losses = pd.read_csv(run.fold(0) / "history.csv")["val_weighted_log_loss"]
+    assert losses.idxmin() < 3
     _, held_out = generators(run.config, folds.read_folds(data / "folds.csv"))
     model = inference.load_model(run, 0)
     model.compile(loss=WeightedBinaryCrossentropy(), metrics=[WeightedLogLoss()])
-    assert model.evaluate(held_out, return_dict=True)["weighted_log_loss"] == pytest.approx(told.min(), rel=1e-4)
+    assert model.evaluate(held_out, return_dict=True)["weighted_log_loss"] == pytest.approx(losses.min(), rel=1e-4)
 
 
 def generators(config, table, multiple=1):

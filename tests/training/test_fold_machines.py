@@ -103,27 +103,27 @@ def test_two_devices_learn_as_one_does_from_the_same_batches(data, tmp_path):
     (tmp_path / "tiny.yaml").write_text(config.resolved())
     done = subprocess.run([sys.executable, "-c", DEVICES, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "told.json").read_text())
-    one, two = (pd.DataFrame(told[distribute]["history"]) for distribute in ("null", "mirrored"))
+    content = json.loads((tmp_path / "told.json").read_text())
+    one, two = (pd.DataFrame(content[distribute]["history"]) for distribute in ("null", "mirrored"))
     assert one["loss"].nunique() == 5
     # The AUC of so few jumps when rounding takes one of them across a threshold.
     losses = [name for name in one.columns if "loss" in name]
     assert len(losses) == 4
     pd.testing.assert_frame_equal(one[losses], two[losses], rtol=1e-5)
     pd.testing.assert_frame_equal(
-        *(pd.DataFrame(told[distribute]["oof"]) for distribute in ("null", "mirrored")), rtol=1e-5
+        *(pd.DataFrame(content[distribute]["oof"]) for distribute in ("null", "mirrored")), rtol=1e-5
     )
-    assert told["stopped"]
+    assert content["stopped"]
     # What was validated is what was saved and predicts.
-    y, oof = table.loc[table["fold"] == 0, list(LABELS)].to_numpy(), np.array(told["mirrored"]["oof"])
+    y, oof = table.loc[table["fold"] == 0, list(LABELS)].to_numpy(), np.array(content["mirrored"]["oof"])
     assert metrics.weighted_log_loss(y, oof) == pytest.approx(two["val_weighted_log_loss"].min(), rel=1e-5)
-    one, two = (np.array(told[f"predicted-{distribute}"]) for distribute in (None, "mirrored"))
+    one, two = (np.array(content[f"predicted-{distribute}"]) for distribute in (None, "mirrored"))
     assert one.shape == two.shape == (21, 10)
     assert len(np.unique(one[:, 0])) == 21
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
-    assert (told["replicas-None"], told["replicas-mirrored"]) == (1, 2)
-    assert told["mirrored"]["devices"] == ["cpu:0", "cpu:1"]
-    assert told["odd"] == (
+    assert (content["replicas-None"], content["replicas-mirrored"]) == (1, 2)
+    assert content["mirrored"]["devices"] == ["cpu:0", "cpu:1"]
+    assert content["odd"] == (
         "train.batch_size is 5, which 2 devices cannot share evenly; make it a multiple of 2, or set machine.distribute"
         " to null"
     )

@@ -154,8 +154,8 @@ def test_a_training_tells_and_records_them_and_goes_on_with_the_same_alone(place
         fold.train_fold(run, 0)
     printed = capsys.readouterr().out
     assert "fold 0: 15 slices to train on, 12 held out" in printed
-    told = f"fold 0: of these to train on, 3 test slices labeled by model 0 of {place}/other/tiny with the weight 0.25"
-    assert told in printed
+    line = f"fold 0: of these to train on, 3 test slices labeled by model 0 of {place}/other/tiny with the weight 0.25"
+    assert line in printed
     assert "fold 0: left out: 3 test slice(s) of 2 patient(s) (ID_p0, ID_p2), whom the fold holds out\n" in printed
     assert run.environment()["pseudo"] == read(run.config).audit
     path = place / "other/tiny/fold1/passes/test-none.parquet"

@@ -279,8 +279,8 @@ def test_the_slices_of_another_folder_are_the_runs_own_or_refused(config, root, 
     (tmp_path / "both/slices.parquet").unlink()
     at("less", test=2).check_same_slices()
     test = slice_table.readable(read_slices(at("moved", test=3).config, DIGESTED), "test")
-    made = {"slices": slices_digest(test)}
-    write_predictions(some_predictions(test), run.passes(0) / "test-none.parquet", made)
+    provenance = {"slices": slices_digest(test)}
+    write_predictions(some_predictions(test), run.passes(0) / "test-none.parquet", provenance)
     at("moved", test=3).check_same_slices()
     with pytest.raises(IchError, match="less holds other test slices"):
         at("less", test=2).check_same_slices()
@@ -497,11 +497,11 @@ def test_environment_with_another_package_in_ones_place(monkeypatch):
 
 
 def test_environment_names_the_gpus_that_the_driver_knows(tmp_path, monkeypatch):
-    told = "NVIDIA H200, 143771 MiB, 570.86"
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{told}'\n")
+    device = "NVIDIA H200, 143771 MiB, 570.86"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{device}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.environment()["gpus"] == [told]
+    assert environment.environment()["gpus"] == [device]
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")  # a driver that does not answer
     assert environment.environment()["gpus"] == []
     monkeypatch.setenv("PATH", "")
