@@ -220,7 +220,12 @@ def test_a_file_of_a_backbones_weights_means_the_same_on_gray_images(name, chann
 
 @pytest.fixture
 def published_efficientnet(tmp_path, monkeypatch):
-    """A file of weights like those of EfficientNetB0, which Keras gets instead of the network's."""
+    """A file of weights like those of EfficientNetB0, with its first three blocks alone, as the published one.
+
+    Input scaling, which is what differs from Keras's network, is before all blocks.
+    """
+    blocks = importlib.import_module("keras.src.applications.efficientnet").DEFAULT_BLOCKS_ARGS
+    monkeypatch.setattr("keras.src.applications.efficientnet.DEFAULT_BLOCKS_ARGS", blocks[:2])
     build = keras.applications.EfficientNetB0
     donor = build(include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3))
     (normalization,) = [layer for layer in donor.layers if isinstance(layer, keras.layers.Normalization)]
