@@ -12,6 +12,11 @@ start of its pool to its end, imports of the first process apart:
 - loop: pixel_array to float64, masks, cv2.imwrite with its defaults, multiprocessing.Pool; from a zip, by zipfile.
 - ours: the whole of `convert`, its workers' start, its slice table and all.
 
+`one_window_vs_floor_of_our_pngs` is of whole runs, our workers' start included, which the floor, forked from a process
+that has imported everything, does not have. `steady_vs_floor_of_our_pngs` is of the time that each slice beyond the
+first 128 takes: a whole run less a run of 128 slices, on both sides. `first_128_s` is our run of these, most of it the
+workers' start. `--only steady` measures these three alone.
+
 Slices and PNGs of these lie in memory (/dev/shm), where that has room: of a disk, the speed of writing is measured, and
 its changes from one minute to the next.
 
@@ -50,6 +55,7 @@ JOBS = 2
 WINDOWS = {1: ["brain"], 3: ["brain", "subdural", "bone"]}
 BIG, FINISHED = 874_000, 100_000
 IN_SERIES = 35  # slices, of the small ones
+FIRST = 128  # slices, whose run is taken from a whole one: a chunk for each process
 HEADER = 2048  # bytes at a file's start, in which its id is
 
 
@@ -168,18 +174,47 @@ def _set(values: dict) -> None:
     STATE.update(values)
 
 
-def in_turns(work: Path, source: Path, runs: list[tuple[str, int]], repeat: int) -> dict[tuple[str, int], float]:
-    """Median seconds of each side and number of windows."""
-    seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
+Run = tuple[str, int, Path]  # side, number of windows, source
+
+
+def in_turns(work: Path, runs: list[Run], repeat: int) -> dict[Run, float]:
+    """Median seconds of each run."""
+    seconds: dict[Run, list[float]] = {run: [] for run in runs}
     for repetition in range(repeat):
-        for side, count in runs[repetition % 2 :] + runs[: repetition % 2]:
+        for side, count, source in runs[repetition % 2 :] + runs[: repetition % 2]:
             out = work / "out"
             out.mkdir()
             command = [sys.executable, __file__, f"--side={side}", f"--windows={count}", str(source), str(out)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            seconds[side, count].append(float(done.stdout))
+            seconds[side, count, source].append(float(done.stdout))
             shutil.rmtree(out)
     return {run: statistics.median(taken) for run, taken in seconds.items()}
+
+
+def of_folder(work: Path, source: Path, files: int, repeat: int, whole: bool) -> dict[str, float]:
+    """Figures of the conversion of a folder; `whole` compares with all sides, not with the floor of our PNGs alone."""
+    first = work / "first"
+    for path in sorted(source.rglob("*.dcm"))[:FIRST]:
+        link = first / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(path)
+    floor, others = "floor, our PNGs", [("floor", 1), ("loop", 1), ("ours", 3), ("loop", 3)]
+    sides = [("ours", 1), (floor, 1), *(others if whole else [])]
+    took = in_turns(work, [*((*side, source) for side in sides), ("ours", 1, first), (floor, 1, first)], repeat)
+    for side, count in sides:
+        print(f"folder, {count} window(s), {side:24}{files / took[side, count, source]:10.0f} slices/s")
+    steady = {side: took[side, 1, source] - took[side, 1, first] for side in ("ours", floor)}
+    figures = {
+        "one_window_vs_floor_of_our_pngs": took[floor, 1, source] / took["ours", 1, source],
+        "steady_vs_floor_of_our_pngs": steady[floor] / steady["ours"],
+        "first_128_s": took["ours", 1, first],
+    }
+    if whole:
+        figures["one_window_vs_floor"] = took["floor", 1, source] / took["ours", 1, source]
+        figures["one_window_vs_loop"] = took["loop", 1, source] / took["ours", 1, source]
+        figures["three_windows_vs_loop"] = took["loop", 3, source] / took["ours", 3, source]
+    shutil.rmtree(first)
+    return figures
 
 
 # What they convert.
@@ -410,7 +445,7 @@ def compare_decoding(sample: Path, work: Path, repeat: int) -> dict[str, float]:
     return {"decode_vs_default": decode["default"] / decode["ours"], "bytes_vs_default": size["ours"] / size["default"]}
 
 
-PARTS = ("folder", "zip", "decode", "encoder", "big-zip", "resume")
+PARTS = ("folder", "steady", "zip", "decode", "encoder", "big-zip", "resume")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -434,25 +469,18 @@ def main(argv: list[str] | None = None) -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=in_memory(args.files)) as memory:
         work = Path(memory)
-        if {"folder", "zip"} & set(args.only):
+        if {"folder", "steady", "zip"} & set(args.only):
             source, archive = work / "slices", work / "slices.zip"
             repeat_sample(sample, source, archive, args.files)
             print(f"{args.files:,} slices, {JOBS} processes each side, medians of {args.repeat} runs\n")
-            if "folder" in args.only:
-                runs = [("floor", 1), ("ours", 1), ("loop", 1), ("ours", 3), ("loop", 3), ("floor, our PNGs", 1)]
-                took = in_turns(work, source, runs, args.repeat)
-                for (side, count), seconds in took.items():
-                    print(f"folder, {count} window(s), {side:24}{args.files / seconds:10.0f} slices/s")
-                figures["one_window_vs_floor"] = took["floor", 1] / took["ours", 1]
-                figures["one_window_vs_floor_of_our_pngs"] = took["floor, our PNGs", 1] / took["ours", 1]
-                figures["one_window_vs_loop"] = took["loop", 1] / took["ours", 1]
-                figures["three_windows_vs_loop"] = took["loop", 3] / took["ours", 3]
+            if {"folder", "steady"} & set(args.only):
+                figures |= of_folder(work, source, args.files, args.repeat, whole="folder" in args.only)
             shutil.rmtree(source)
             if "zip" in args.only:
-                took = in_turns(work, archive, [("ours", 1), ("loop", 1)], args.repeat)
-                for (side, count), seconds in took.items():
+                took = in_turns(work, [("ours", 1, archive), ("loop", 1, archive)], args.repeat)
+                for (side, count, _), seconds in took.items():
                     print(f"zip, {count} window(s), {side:27}{args.files / seconds:10.0f} slices/s")
-                figures["zip_vs_loop"] = took["loop", 1] / took["ours", 1]
+                figures["zip_vs_loop"] = took["loop", 1, archive] / took["ours", 1, archive]
             archive.unlink()
         if "decode" in args.only:
             figures |= compare_decoding(sample, work, args.repeat)
