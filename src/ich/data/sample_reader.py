@@ -118,7 +118,8 @@ class SampleReader:
         if self._places is None:
             return self._image(id)
         try:
-            images = [self._cached_slice(place) for place in self._places[row].tolist()]
+            # The ids in one step: pandas takes as long for one as for all, 0.1 ms.
+            images = list(map(self._cached_slice, self._known[self._places[row]].tolist()))
         except IchError as error:
             if len(self.neighbours) == 1:
                 raise
@@ -146,8 +147,8 @@ class SampleReader:
         raise IchError(f"{id} and {tried} samples drawn in its place cannot be read; the last: {last}") from last
 
     @cached_property
-    def _cached_slice(self) -> Callable[[int], np.ndarray]:
-        return lru_cache(_CACHED)(lambda place: self._image(self._known[place]))
+    def _cached_slice(self) -> Callable[[str], np.ndarray]:
+        return lru_cache(_CACHED)(self._image)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
