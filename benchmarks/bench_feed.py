@@ -47,9 +47,6 @@ SCANS = [f"{what}, {augment}" for augment in ("none", "heavy") for what in ("sli
 WARM = 20  # batches before the clock starts, and behind its end
 ROUNDS = {"gold": 6, "slices": 12, "scans": 12}  # how often all slices are shown
 
-ON_DEVICE: dict[str, Any] | None = None
-"""What DataGenerator takes for `train.augment_on: device`; None while there is none."""
-
 
 def convert(archive: Path, folder: Path) -> None:
     """Write the PNGs and the slice table of the archive's train slices."""
@@ -74,8 +71,7 @@ def augmentation(side: str) -> dict[str, Any]:
     if way == "today":
         return {"augment": Whole(augment.PIPELINES["heavy"](SIDE, SIDE))}
     if way == "device":
-        assert ON_DEVICE is not None
-        return ON_DEVICE
+        return {"augment": augment.pipeline("heavy", SIDE, SIDE), "augment_on": "device"}
     return {"augment": augment.pipeline("heavy" if way == "grouped" else way, SIDE, SIDE)}
 
 
@@ -224,8 +220,6 @@ MEASURES: dict[str, Callable[[Path, str], dict[str, float]]] = {
 def lacking() -> dict[str, str]:
     """Return the sides that cannot run, with the reason."""
     reasons = {}
-    if ON_DEVICE is None:
-        reasons["gold, device"] = "there is no train.augment_on: device yet"
     if importlib.util.find_spec("torch") is None:
         reasons["gold, torch"] = "torch is not installed: pip install -e .[bench]"
     return reasons
