@@ -224,7 +224,7 @@ def test_a_slice_weighs_the_same_in_every_batch():
     assert losses[3] == pytest.approx(losses[24], rel=1e-4)
 
 
-def test_batches_of_any_lengths_are_trained_on_by_one_trace():
+def test_batches_of_any_lengths_are_trained_on():
     several, labels = some_scans((3, 3, 3, 3, 3, 3, 3, 30, 30))
     for size in (2, 9):
         section = TINY.model_copy(update={"batch_size": size, "window": 16})
