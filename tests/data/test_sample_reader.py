@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ich.data import channels
 from ich.data.sample_reader import SampleReader, SkipCounts, folders_of
 from ich.errors import IchError
 from ich.images.slice_table import to_frame
@@ -29,7 +30,7 @@ def folder(tmp_path):
 
 
 def pixels(reader, row):
-    image = reader.read(row, IDS[row])
+    image = channels.joined(reader.read(row, IDS[row]))
     assert image.shape[:2] == (4, 6)
     return image[0, 0].tolist()
 

@@ -11,6 +11,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from ich.data import channels
 from ich.data.augmenter import Seeded
 from ich.data.mixing import Mix
 from ich.errors import IchError
@@ -43,7 +44,7 @@ class AffineDraw:
                 raise _refused(f"{type(transform).__name__} {reason}")
         self._seeded = Seeded(augment)
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, image: channels.Image, seed: int) -> np.ndarray:
         """Return the draw for an image of the seed that `ich.data.augmenter.Augmenter` takes; float32, as `IDENTITY`.
 
         Args:
@@ -67,7 +68,7 @@ class AffineDraw:
                         matrix = matrix @ _matrix(transform, drawn, *image.shape[:2])
         return np.concatenate([matrix[:2].ravel(), contrast]).astype(np.float32)
 
-    def check(self, image: np.ndarray, label: np.ndarray | None, id: str) -> None:
+    def check(self, image: channels.Image, label: np.ndarray | None, id: str) -> None:
         """Check that the model can augment a sample.
 
         Raises:

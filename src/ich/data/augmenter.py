@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ich.data import user_code
+from ich.data import channels, user_code
 from ich.errors import IchError
 
 _LEAST_PIXELS = 64
@@ -29,9 +29,11 @@ class Augmenter:
         self._moves = self._seeded is None or _moves_pixels(augment)
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int, numbers: int = 1
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+        self, image: channels.Image, label: np.ndarray | None, id: str, seed: int, numbers: int = 1
+    ) -> tuple[channels.Image, np.ndarray | None]:
         """Return the augmented image, of two axes at least, and the label, augmented alike if it is a mask.
+
+        Without `augment` both are returned as they are.
 
         Args:
             image: shape (height, width, channels).
@@ -46,6 +48,7 @@ class Augmenter:
         if self.augment is None:
             return image, label
         self.check_label(image, label, id, numbers)
+        image = channels.joined(image)
         mask = label if label is not None and label.ndim >= 2 else None
         if mask is not None and self._seeded is None:
             raise IchError(
@@ -67,7 +70,7 @@ class Augmenter:
             augmented = augmented[..., None]
         return augmented, label if mask is None else mask
 
-    def check_label(self, image: np.ndarray, label: np.ndarray | None, id: str, numbers: int = 1) -> None:
+    def check_label(self, image: channels.Image, label: np.ndarray | None, id: str, numbers: int = 1) -> None:
         """Refuse a label that may be a flattened mask, if pixels move; arguments as for a call.
 
         Raises:

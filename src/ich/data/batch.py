@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from ich.data import shared_memory
+from ich.data import channels, shared_memory
 from ich.data.scan_windows import PADDING
 from ich.errors import IchError
 
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
     row: int  # its place in the list of ids
     id: str
-    image: np.ndarray
+    image: channels.Image
     label: np.ndarray | None = None  # float32, of any shape, if labels come from a function
     draw: np.ndarray | None = None  # float32, what the model is to do to the image, as of `affine_draw`
 
@@ -57,7 +57,8 @@ def make_batch(
         if place == 0:
             first = sample
             images = _empty_images((count, *first.image.shape), first.image.dtype, in_worker)
-        images[place], rows[place] = sample.image, sample.row
+        channels.put(sample.image, images, place)
+        rows[place] = sample.row
         if sample.label is not None and first.label is not None:
             if sample.label.shape != first.label.shape:
                 raise IchError(
@@ -77,7 +78,7 @@ def make_batch(
 
 
 def make_scan_batch(
-    images: Iterable[np.ndarray],
+    images: Iterable[channels.Image],
     rows: np.ndarray,
     inputs: dict[str, np.ndarray],
     labels: np.ndarray | None = None,
@@ -100,7 +101,7 @@ def make_scan_batch(
     for first, (window, place, image) in enumerate(zip(*np.nonzero(shown), images, strict=True)):
         if first == 0:
             stacked = _empty_images((*rows.shape, *image.shape), image.dtype, in_worker)
-        stacked[window, place] = image
+        channels.put(image, stacked, (window, place))
     stacked[~shown] = 0
     x = {"image": stacked} | inputs
     if labels is None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ich.data import arguments, batch, frames, mixing, sample_reader, targets, user_code
+from ich.data import arguments, batch, channels, frames, mixing, sample_reader, targets, user_code
 from ich.data.augmenter import Augmenter
 from ich.data.epoch_plan import EpochPlan, plan_epoch, seed_of
 from ich.data.epochs import EpochDataset
@@ -417,7 +417,8 @@ class DataGenerator(EpochDataset):
         for sample in samples:
             label = self.labels[sample.row] if isinstance(self.labels, np.ndarray) else sample.label
             text = preview.label_text(label, self.label_names, self.class_indices)
-            drawn.append(((str(sample.id), text), self._reader.read(sample.row, sample.id), sample.image))
+            stored = channels.joined(self._reader.read(sample.row, sample.id))
+            drawn.append(((str(sample.id), text), stored, channels.joined(sample.image)))
         return preview.draw(drawn)
 
     def _samples(
@@ -442,7 +443,7 @@ class DataGenerator(EpochDataset):
 
     def _images_of_windows(
         self, epoch: int, windows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[channels.Image]:
         """Yield the images of the slices of windows, each as a batch holds it; those of a window by the same seed."""
         seeds_states = in_worker and self._calls_user_code()
         for rows, repeat in zip(windows, repeats.tolist(), strict=True):
@@ -459,7 +460,7 @@ class DataGenerator(EpochDataset):
         functions = (self._reader.reader, self.labels if callable(self.labels) else None, self.augment, self.preprocess)
         return any(map(user_code.has_user_code, functions))
 
-    def _read(self, row: int, id: str, epoch: int, repeat: int) -> tuple[int, np.ndarray, list[int]]:
+    def _read(self, row: int, id: str, epoch: int, repeat: int) -> tuple[int, channels.Image, list[int]]:
         """Read a sample, or with on_error="skip" another one: its row, its image, the rows that cannot be read."""
         if self.on_error == "raise":
             return row, self._reader.read(row, id), []
@@ -467,8 +468,8 @@ class DataGenerator(EpochDataset):
         return self._reader.read_or_replace(row, id, (seed % len(self.ids) for seed in seeds))
 
     def _finish(
-        self, image: np.ndarray, label: np.ndarray | None, id: str, seed: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+        self, image: channels.Image, label: np.ndarray | None, id: str, seed: int
+    ) -> tuple[channels.Image, np.ndarray | None]:
         """Augment, preprocess and check an image as it is read, and augment its label if it is a mask.
 
         What the model augments is only checked.
@@ -481,7 +482,7 @@ class DataGenerator(EpochDataset):
             self._draw.check(image, label, id)
             self._augmenter.check_label(image, label, id, self._numbers)
         if self.preprocess is not None:
-            given = user_code.call("preprocess", id, self.preprocess, image)
+            given = user_code.call("preprocess", id, self.preprocess, channels.joined(image))
             image = user_code.as_image(given, "preprocess", id, min_axes=0)
         # In one step, so that of several threads one alone is the first.
         shape, dtype = self._first.setdefault("image", (image.shape, image.dtype))

@@ -1,4 +1,4 @@
-"""Reading a sample: from its files and those of its neighbours in the scan to one array."""
+"""Reading a sample: from its files and those of its neighbours in the scan to one image."""
 
 import mmap
 import os
@@ -10,11 +10,10 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from ich.data import arguments, user_code
+from ich.data import arguments, channels, user_code
 from ich.dicom.windows import Window
 from ich.errors import IchError, name_some
 from ich.images import reading
@@ -106,8 +105,10 @@ class SampleReader:
                 raise IchError(f"{message}; were they converted? Leave them out, or correct image_dir and suffix")
             arguments.warn(f"{message}; others will be shown in their place")
 
-    def read(self, row: int, id: str) -> np.ndarray:
+    def read(self, row: int, id: str) -> channels.Image:
         """Return the image of a sample, shape (height, width, channels), or as the file or `reader` has it.
+
+        One of several files is usually given in parts, which may be those of other samples: they are not to be changed.
 
         Args:
             id: of the same sample; pandas takes longer to look up one id than a batch of them.
@@ -124,9 +125,9 @@ class SampleReader:
             if len(self.neighbours) == 1:
                 raise
             raise IchError(f"{id} with its neighbours: {error}") from error
-        return _join_channels(images, id)
+        return channels.stack(images, id)
 
-    def read_or_replace(self, row: int, id: str, replacements: Iterable[int]) -> tuple[int, np.ndarray, list[int]]:
+    def read_or_replace(self, row: int, id: str, replacements: Iterable[int]) -> tuple[int, channels.Image, list[int]]:
         """Return the image of a sample or, if it cannot be read, of the first of other rows that can.
 
         Returns:
@@ -147,15 +148,15 @@ class SampleReader:
         raise IchError(f"{id} and {tried} samples drawn in its place cannot be read; the last: {last}") from last
 
     @cached_property
-    def _cached_slice(self) -> Callable[[str], np.ndarray]:
+    def _cached_slice(self) -> Callable[[str], channels.Image]:
         return lru_cache(_CACHED)(self._image)
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
 
-    def _image(self, id: str) -> np.ndarray:
-        """Read a slice in the color and size asked for; of several files, join the channels."""
-        images = []
+    def _image(self, id: str) -> channels.Image:
+        """Read a slice in the color and size asked for; of several files, all channels."""
+        images: list[channels.Image] = []
         folder = self._folder(id)
         for suffix in self.suffixes:
             path = folder / f"{id}{suffix}"
@@ -173,7 +174,7 @@ class SampleReader:
             except IchError as error:
                 raise IchError(f"{path}: {error}") from error
             images.append(image)
-        return images[0] if len(images) == 1 else _join_channels(images, id)
+        return channels.stack(images, id)
 
 
 def folders_of(image_dir: str | Path | Mapping[str, str | Path] | pd.Series | None) -> Path | dict[str, Path]:
@@ -188,16 +189,6 @@ def folders_of(image_dir: str | Path | Mapping[str, str | Path] | pd.Series | No
         raise IchError(f"image_dir lists {name_some(image_dir.index[image_dir.index.duplicated()].unique())} twice")
     paths: dict[str | Path, Path] = {}  # one for all ids of a folder
     return {id: paths.setdefault(folder, Path(folder)) for id, folder in image_dir.items()}
-
-
-def _join_channels(images: list[np.ndarray], id: str) -> np.ndarray:
-    if len({(image.shape[:-1], image.dtype) for image in images}) > 1:
-        shapes = ", ".join(f"{image.dtype} of {image.shape}" for image in images)
-        raise IchError(f"{id} has images that do not fit into the channels of one: {shapes}; give target_size=")
-    if images[0].ndim == 3 and images[0].dtype == np.uint8:
-        merged = cv2.merge(images)  # a tenth of the time
-        return merged if merged.ndim == 3 else merged[..., None]  # of one image with one channel, cv2 drops it
-    return np.concatenate(images, axis=-1)
 
 
 def _missing(folder: Path, ids: list, suffixes: Sequence[str]) -> list:
