@@ -29,6 +29,15 @@ def test_parts_give_the_pixels_of_a_concatenation(counts):
         assert not images.any()  # nothing beside it
 
 
+def test_parts_are_put_into_memory_of_another_kind():
+    class Shared(np.ndarray):
+        """As a worker's batch, in memory that another process has too."""
+
+    given, memory = arrays(3, 1), bytearray(64 + 2 * 5 * 7 * 4)
+    put(stack(given, "a"), Shared((2, 5, 7, 4), np.uint8, memory, 64), 1)
+    assert (np.frombuffer(memory, np.uint8)[64:].reshape(2, -1)[1] == np.concatenate(given, axis=-1).ravel()).all()
+
+
 def test_parts_of_parts_are_one_row_of_parts():
     a, b, c = arrays(1, 3, 2)
     image = stack([stack([a, b], "a"), c, stack([a, c], "a")], "a")
