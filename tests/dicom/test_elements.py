@@ -1,5 +1,7 @@
 """Values of elements: text and numbers, missing, empty, several or nonsensical."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from conftest import make_dicom
@@ -95,6 +97,18 @@ def test_a_number_in_parts_is_named():
     # A sequence where a number belongs.
     data = make_dicom().replace(b"\x28\x00\x53\x10DS", b"\x28\x00\x53\x10SQ")
     assert failure(data).kind in ("bad_tag", "not_dicom", "missing_tag", "no_pixels", "truncated")
+
+
+@pytest.mark.parametrize("content", [b"ORIGINAL\\PRIMARY\\AXIAL ", b"CT", b""])
+@pytest.mark.parametrize("tag", [b"\x08\x00\x08\x00", b"\x08\x00\x60\x00"], ids=["ImageType", "Modality"])
+def test_a_sequence_where_text_belongs_is_read_or_refused(tag, content):
+    """The items of such a sequence fail in pydicom when they are printed, not when the element is asked for."""
+    data = make_dicom(ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    start = data.index(tag + b"CS")
+    end = start + 8 + int.from_bytes(data[start + 6 : start + 8], "little")
+    sequence = tag + b"SQ\0\0" + len(content).to_bytes(4, "little") + content
+    with suppress(DicomError):
+        read(data[:start] + sequence + data[end:])
 
 
 @settings(max_examples=300, deadline=2000)

@@ -9,6 +9,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from ich.dicom.parsing import tag_of
@@ -39,7 +40,7 @@ def raw_element(ds: Dataset, keyword: str) -> RawDataElement | DataElement | Non
 
 def text(ds: Dataset, keyword: str) -> str | None:
     """The element's text, with a backslash between several values; None where it is missing or empty."""
-    value = _plain_text(ds, keyword) or value_of(ds, keyword)
+    value = _plain_text(ds, keyword) or _text_of(ds, keyword)
     if value is None:
         return None
     if isinstance(value, (MultiValue, list)):
@@ -50,9 +51,16 @@ def text(ds: Dataset, keyword: str) -> str | None:
 
 def texts(ds: Dataset, keyword: str) -> list[str]:
     """All values of an element of text, in capitals; none where it is missing or empty."""
-    value = value_of(ds, keyword) if raw_element(ds, keyword) is not None else None
+    value = _text_of(ds, keyword)
     values = value if isinstance(value, (MultiValue, list)) else [value]
     return [str(value).strip().upper() for value in values if value is not None]
+
+
+def _text_of(ds: Dataset, keyword: str) -> Any:
+    value = value_of(ds, keyword)
+    if isinstance(value, Sequence):  # whose items pydicom parses when they are printed, and fails on in any way
+        raise DicomError("bad_tag", f"{keyword} is a sequence of {len(value)} items, expected text")
+    return value
 
 
 def number(ds: FileDataset, keyword: str) -> float:
