@@ -277,7 +277,7 @@ def test_another_section_or_other_scores_are_refused(blended):
         train.train(inputs.inputs_from_runs([first.path], overrides=[*FAST, "sequence.noise=1"]), root)
     stage = inputs.inputs_from_runs([first.path], overrides=FAST)
     stage.digests["train"][0] = "another"
-    with pytest.raises(IchError, match=r"give this one another name: scripts/train_sequence.py .*first --name NAME"):
+    with pytest.raises(IchError, match=r"give this one another name: add --name NAME to the command"):
         train.train(stage, root)
 
 

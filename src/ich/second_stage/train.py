@@ -86,7 +86,7 @@ def _claim(stage: FirstStage, run: Run) -> np.ndarray | None:
             changed = f" ({'; '.join(changes)})" if changes else ""
             raise IchError(
                 f"{run.path} was trained with another section sequence, other folds or other scores{changed}; give"
-                f" this one another name: scripts/train_sequence.py {' '.join(map(str, stage.sources))} --name NAME"
+                f" this one another name: add --name NAME to the command"
             )
         offsets = _offsets_in(run, then) if stage.config.sequence.align else None
         if then.get("test_scores_sha256") == stage.digests["test"]:
