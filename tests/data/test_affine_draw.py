@@ -154,10 +154,10 @@ def draws_by_id(made):
 def test_images_come_as_read_with_the_draws_of_their_seeds(folder):
     made, on_the_cpu = generator(folder), generator(folder, augment_on="cpu")
     x, y = made[0]
-    assert set(x) == {"image", "augment"}
+    assert set(x) == {"unaugmented", "augment"}
     assert x["augment"].shape == (4, 8)
     np.testing.assert_array_equal(y, on_the_cpu[0][1])
-    for image, draw, expected, id in zip(x["image"], x["augment"], on_the_cpu[0][0], made.ids_of(0), strict=True):
+    for image, draw, expected, id in zip(x["unaugmented"], x["augment"], on_the_cpu[0][0], made.ids_of(0), strict=True):
         np.testing.assert_array_equal(image[..., 0], cv2.imread(str(folder / f"{id}.png"), cv2.IMREAD_GRAYSCALE))
         assert np.abs(on_cpu(image, draw).mean() - expected.mean()) < 12
     assert draws_by_id(made) == draws_by_id(generator(folder, batch_size=3))
@@ -181,10 +181,10 @@ def test_workers_draw_the_same(folder, options):
 def test_extra_inputs_stay_and_a_pass_and_a_preview_are_of_the_cpu(folder):
     extra = pd.DataFrame({"age": np.arange(COUNT)}, IDS)
     made = generator(folder, extra=extra, tta=[None])
-    assert set(made[0][0]) == {"image", "age", "augment"}
+    assert set(made[0][0]) == {"unaugmented", "age", "augment"}
     assert set(made.at_pass(0)[0][0]) == {"image", "age"}
     assert isinstance(generator(folder, labels=None, tta=[None]).at_pass(0)[0], np.ndarray)
-    assert set(generator(folder, labels=None)[0]) == {"image", "augment"}
+    assert set(generator(folder, labels=None)[0]) == {"unaugmented", "augment"}
     seen = generator(folder).preview(2).axes[-1].images[0].get_array()
     assert seen.shape[:2] == (HEIGHT, WIDTH)
 
@@ -198,7 +198,7 @@ def test_slices_of_a_scan_move_as_one(folder):
     for k in range(len(made)):
         x, _, _ = made[k]
         slices = made._plan.slices(k)
-        assert set(x) == {"image", "mask", "z", "augment"}
+        assert set(x) == {"unaugmented", "mask", "z", "augment"}
         assert x["augment"].shape == (len(slices), 8)
         for window, draw in zip(slices, x["augment"], strict=True):
             assert window[0] != PADDING

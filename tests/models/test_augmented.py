@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from ich.data import augment, mixing
 from ich.data.affine_draw import IDENTITY, AffineDraw
+from ich.errors import IchError
 from ich.models import augmented
 
 HEIGHT, WIDTH, CHANNELS = 37, 46, 3
@@ -123,11 +124,11 @@ def test_a_batch_shared_by_more_devices_than_it_was_drawn_for_is_no_number():
     assert np.isnan(keras.ops.convert_to_numpy(augmented.mix(images[:4], x["mix"][:4]))).all()
 
 
-def small(inputs=None):
-    image = keras.Input((HEIGHT, WIDTH, CHANNELS), name="image")
+def small(inputs=None, name="image"):
+    image = keras.Input((HEIGHT, WIDTH, CHANNELS), name=name)
     x = keras.layers.Conv2D(2, 3)(image / 255)
     x = keras.layers.Dense(6, dtype="float32")(keras.layers.Flatten()(x))
-    return keras.Model(image if inputs is None else {"image": image}, x, name="small")
+    return keras.Model(image if inputs is None else {name: image}, x, name="small")
 
 
 @pytest.mark.parametrize("inputs", [None, dict])
@@ -139,13 +140,13 @@ def test_batches_without_draws_are_the_models_own_and_it_is_saved_without(tmp_pa
     np.testing.assert_array_equal(training.predict(own, verbose=0), model.predict(own, verbose=0))
     by_hand = warped(images, draws)
     np.testing.assert_allclose(
-        training.predict({"image": images, "augment": draws}, verbose=0),
+        training.predict({"unaugmented": images, "augment": draws}, verbose=0),
         model.predict({"image": by_hand} if inputs else by_hand, verbose=0),
         atol=1e-5,
     )
     losses = []
     for network, x in (
-        (training, {"image": images, "augment": draws}),
+        (training, {"unaugmented": images, "augment": draws}),
         (model, {"image": by_hand} if inputs else by_hand),
     ):
         network.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
@@ -158,6 +159,52 @@ def test_batches_without_draws_are_the_models_own_and_it_is_saved_without(tmp_pa
     plain.save(tmp_path / "model.keras")
     saved = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(saved.predict(own, verbose=0), model.predict(own, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [None, dict])
+def test_a_model_that_does_not_augment_lacks_its_input(inputs):
+    with pytest.raises(ValueError, match=r'Missing data for input "?image"?|structure of `?inputs'):
+        small(inputs).predict({"unaugmented": noise(2), "augment": np.stack([FLIP] * 2)}, verbose=0)
+
+
+def test_all_outputs_are_kept_in_their_structure_and_a_checkpoint_is_loaded(tmp_path):
+    image = keras.Input((HEIGHT, WIDTH, CHANNELS), name="image")
+    mean = keras.layers.GlobalAveragePooling2D()(image)
+    training = augmented.with_augmentation(keras.Model(image, {"mean": mean, "largest": keras.ops.max(mean, axis=-1)}))
+    batch = {"unaugmented": noise(2), "augment": np.stack([FLIP, IDENTITY])}
+    expected = training.predict(batch, verbose=0)
+    assert set(expected) == {"mean", "largest"}
+    assert set(augmented.without_augmentation(training).output) == {"mean", "largest"}
+    training.save(tmp_path / "checkpoint.keras")
+    again = keras.saving.load_model(tmp_path / "checkpoint.keras").predict(batch, verbose=0)
+    np.testing.assert_allclose(again["mean"], expected["mean"], rtol=1e-5)
+
+
+def test_a_sequential_model_augments_and_others_are_refused():
+    layers = [keras.Input((HEIGHT, WIDTH, CHANNELS)), keras.layers.GlobalAveragePooling2D()]
+    images, draws = noise(2), np.stack([FLIP, DRAW(noise(), 3)])
+    training = augmented.with_augmentation(keras.Sequential(layers))
+    found = training.predict({"unaugmented": images, "augment": draws}, verbose=0)
+    np.testing.assert_allclose(found, warped(images, draws).mean(axis=(1, 2)), rtol=1e-4)
+
+    class Own(keras.Model):
+        pass
+
+    functional = small()
+    with pytest.raises(IchError, match="is a Own, expected a functional or a built sequential one"):
+        augmented.with_augmentation(Own(functional.input, functional.output))
+    with pytest.raises(IchError, match="has the inputs x; call that of the images image"):
+        augmented.with_augmentation(small(dict, "x"))
+
+
+def test_padding_of_scans_stays_black():
+    image, mask = keras.Input((2, HEIGHT, WIDTH, CHANNELS), name="image"), keras.Input((2,), name="mask")
+    largest = keras.layers.Lambda(lambda x: keras.ops.max(x, axis=(2, 3, 4)))(image)
+    training = augmented.with_augmentation(keras.Model({"image": image, "mask": mask}, largest))
+    brighter = IDENTITY + np.array([0, 0, 0, 0, 0, 0, 0, 30], np.float32)
+    scans = np.zeros((1, 2, HEIGHT, WIDTH, CHANNELS), np.uint8)
+    batch = {"unaugmented": scans, "augment": brighter[None], "mask": np.array([[1.0, 0.0]], np.float32)}
+    np.testing.assert_array_equal(training.predict(batch, verbose=0), [[30, 0]])
 
 
 @pytest.mark.parametrize("compile_it", [False, True])
@@ -173,7 +220,7 @@ def test_half_precision_keeps_the_coordinates(compile_it):
         ramp = np.tile((np.arange(320) % 2 * 200).astype(np.uint8)[None, None, :, None], (1, 8, 1, 1))
         draw = IDENTITY.copy()
         draw[2] = 0.1
-        found = model.predict({"image": ramp, "augment": draw[None]}, verbose=0).astype(np.float64)
+        found = model.predict({"unaugmented": ramp, "augment": draw[None]}, verbose=0).astype(np.float64)
         np.testing.assert_allclose(found[0, 0, 200:300, 0], np.where(np.arange(200, 300) % 2, 180, 20), atol=0.3)
         assert found.dtype == np.float64
     finally:
@@ -209,6 +256,7 @@ for parts in (1, 2):
     with devices.mirrored(all=8).scope():
         image = keras.Input((20, 24, 1), name="image")
         model = augmented.with_augmentation(keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)))
+    x["unaugmented"] = x.pop("image")
     told[parts] = model.predict(x, batch_size=8, verbose=0)[:, 0].tolist()
     expected, _, _ = mix(images.copy(), labels, None, np.random.default_rng(0))
     told["expected"] = expected.mean(axis=(1, 2, 3)).tolist()

@@ -60,8 +60,8 @@ class DataGenerator(EpochDataset):
             `np.random.default_rng(5)`, is out of reach: each forked worker repeats the same numbers.
         augment_on: "cpu", or "device": the model applies `augment`, a Compose that `ich.data.affine_draw.AffineDraw`
             takes, in one warp, and `mix`, a `Mix`, behind it: `ich.models.augmented.with_augmentation` makes the model
-            that does. x is a dict: "image", as read; "augment", (batch, 8), what is drawn for each sample, by the same
-            random numbers as on the CPU; with `mix` also "mix". Images are uint8, without `preprocess`.
+            that does. x is a dict: "unaugmented", images as read; "augment", (batch, 8), what is drawn for each sample,
+            by the same random numbers as on the CPU; with `mix` also "mix". Images are uint8, without `preprocess`.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
         mix: `ich.data.mixing.Mix(cutmix=1.0)` for MixUp and CutMix, or a function of a finished batch (images, labels,
             weights or None, numpy.random.Generator) that gives the first three, in their shapes. In training alone:
@@ -297,6 +297,10 @@ class DataGenerator(EpochDataset):
 
     def __getitem__(self, index: int):
         """Return batch `index` of the epoch: x, (x, labels) or (x, labels, weights); with `extra`, x is a dict."""
+        made = self._batch(index)
+        return made if self._draw is None else batch.name_unaugmented(made)
+
+    def _batch(self, index: int):
         in_worker = batch.enter_process(parallel=self.workers > 1 or self.use_multiprocessing)
         plan = self._plan
         rows, repeats = plan.batch(index)

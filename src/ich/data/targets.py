@@ -42,7 +42,8 @@ def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
     """Return the columns of a frame, shape (len(ids), 1).
 
     Raises:
-        IchError: a Series, or a column called image, augment or mix, or without a name; as `as_table` and `array_of`.
+        IchError: a Series, or a column called image, unaugmented, augment or mix, or without a name; as `as_table` and
+            `array_of`.
     """
     table = as_table(extra, "extra inputs")
     if isinstance(table, pd.Series):
@@ -50,9 +51,10 @@ def extra_of(ids: pd.Index, extra: Any) -> dict[str, np.ndarray]:
     if any(pd.isna(name) is True for name in table.columns):
         raise IchError("extra has a column without a name, which is that of the input; give it one")
     names = [str(name) for name in table.columns]
-    for name, what in {"image": "of images", "augment": "of augmentations", "mix": "of mixtures"}.items():
+    inputs = {"image": "images", "unaugmented": "images", "augment": "augmentations", "mix": "mixtures"}
+    for name, what in inputs.items():
         if name in names:
-            raise IchError(f"the input {what} is called {name}; give that column of extra another name")
+            raise IchError(f"the input of {what} is called {name}; give that column of extra another name")
     return dict(zip(names, array_of(ids, table, "extra inputs").T[..., None], strict=True))
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from ich.errors import IchError
 from ich.models import devices
 
 
+@keras.saving.register_keras_serializable("ich")
 class _Augmented(keras.Model):
     """A functional model whose batches may have draws beside the images; of those without, it changes nothing."""
 
@@ -26,7 +28,9 @@ class _Augmented(keras.Model):
         if not (isinstance(inputs, dict) and "augment" in inputs):
             return inputs
         inputs = dict(inputs)
-        image = warp(inputs["image"], inputs.pop("augment"))
+        image = warp(inputs.pop("unaugmented"), inputs.pop("augment"))
+        if "mask" in inputs and len(image.shape) == 5:  # padding stays 0, whatever the brightness
+            image = image * ops.cast(inputs["mask"], image.dtype)[:, :, None, None, None]
         if "mix" in inputs:
             image = mix(image, inputs.pop("mix"))
         return inputs | {"image": image} if isinstance(self.input, dict) else image
@@ -38,10 +42,25 @@ def with_augmentation(model: keras.Model) -> keras.Model:
     It takes that generator's batches to train on, and batches without draws, as for validation, as the model does.
 
     Args:
-        model: a functional model of images, 0 to 255, or of a dict of inputs, of which one is "image".
+        model: a functional or sequential model of images, 0 to 255, or of a dict of inputs, of which one is "image".
+
+    Raises:
+        IchError: another kind of model, such as a class with a `train_step` of its own; or one without that input.
     """
+    if type(model) is keras.Sequential and model.built:
+        given, predicted = model.inputs[0], model.outputs[0]
+    elif isinstance(model, _Augmented) or _is_functional(model):
+        given, predicted = model.input, model.output
+    else:
+        raise IchError(
+            f"the model {model.name} is a {type(model).__name__}, expected a functional or a built sequential one, made"
+            " by keras.Model(inputs, outputs) or keras.Sequential; a train_step of your own would be lost. Give"
+            " augment_on='cpu' to train that"
+        )
+    if isinstance(given, dict) and "image" not in given:
+        raise IchError(f"the model {model.name} has the inputs {', '.join(given)}; call that of the images image")
     with devices.scope_of(model):
-        return _Augmented(model.input, model.outputs[0], name=model.name)
+        return _Augmented(given, predicted, name=model.name)
 
 
 def without_augmentation(model: keras.Model) -> keras.Model:
@@ -49,7 +68,12 @@ def without_augmentation(model: keras.Model) -> keras.Model:
     if not isinstance(model, _Augmented):
         return model
     with devices.scope_of(model):
-        return keras.Model(model.input, model.outputs[0], name=model.name)
+        return keras.Model(model.input, model.output, name=model.name)
+
+
+def _is_functional(model: keras.Model) -> bool:
+    tensor = keras.Input((1,))
+    return type(model) is type(keras.Model(tensor, tensor))
 
 
 def warp(images: Any, draws: Any) -> Any:

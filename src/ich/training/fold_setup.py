@@ -67,8 +67,8 @@ def generators(
 
 
 def images_of(x: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-    """Return the images of a batch's input, which of scans is a dict."""
-    return x["image"] if isinstance(x, dict) else x
+    """Return the images of a batch's input, which is a dict if there is more."""
+    return next(x[name] for name in ("image", "unaugmented") if name in x) if isinstance(x, dict) else x
 
 
 def _sampling(
