@@ -12,9 +12,9 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from ich.data import user_code
+from ich.data import channels, user_code
 
-_GROUP, _MOST = 4, 128  # channels of a group, and of any image in OpenCV
+_GROUP = 4  # channels of a group
 _LEAST_PIXELS = 10_000  # in images with fewer, the calls for more groups take what is saved
 
 SLOW: tuple[type[A.BasicTransform], ...] = (
@@ -111,7 +111,7 @@ class _Groups:
         in_groups = (
             image.ndim == 3
             and image.dtype == np.uint8
-            and _GROUP < image.shape[2] <= _MOST
+            and _GROUP < image.shape[2] <= channels.MOST
             and image.shape[0] * image.shape[1] >= _LEAST_PIXELS
         )
         if in_groups:
@@ -133,19 +133,19 @@ def _split(image: np.ndarray) -> list[np.ndarray]:
 
     OpenCV's functions may give another gray level for another number of channels.
     """
-    channels = image.shape[2]
-    rest = channels % _GROUP
-    sizes = [_GROUP] * (channels // _GROUP) + ([1, 1] if rest == 2 else [rest] if rest else [])
+    count = image.shape[2]
+    rest = count % _GROUP
+    sizes = [_GROUP] * (count // _GROUP) + ([1, 1] if rest == 2 else [rest] if rest else [])
     groups = [np.empty((*image.shape[:2], size), image.dtype) for size in sizes]
-    cv2.mixChannels([image], groups, _same_places(channels))
+    cv2.mixChannels([image], groups, _same_places(count))
     return groups
 
 
-def _join(groups: list[np.ndarray], channels: int) -> np.ndarray:
-    joined = np.empty((*groups[0].shape[:2], channels), groups[0].dtype)
-    cv2.mixChannels(groups, [joined], _same_places(channels))  # a fifth of the time of np.dstack
+def _join(groups: list[np.ndarray], count: int) -> np.ndarray:
+    joined = np.empty((*groups[0].shape[:2], count), groups[0].dtype)
+    cv2.mixChannels(groups, [joined], _same_places(count))  # a fifth of the time of np.dstack
     return joined
 
 
-def _same_places(channels: int) -> list[int]:
-    return [place for channel in range(channels) for place in (channel, channel)]
+def _same_places(count: int) -> list[int]:
+    return [place for channel in range(count) for place in (channel, channel)]
