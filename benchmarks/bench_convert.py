@@ -337,7 +337,7 @@ def watch(command: list[str], images: Path) -> tuple[float, float, float]:
 
 
 def memory(pid: int) -> int:
-    """Bytes of a process and all below it, what several share counted once."""
+    """Return the bytes (PSS) of a process and all below it, what several share counted once; 0 where /proc lacks it."""
     total = 0
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from bench_convert import memory
 
 from ich.competition.labels import ANY, LABELS
 from ich.config import load
@@ -230,7 +231,7 @@ def measured(folder: Path, name: str, stage: Stage) -> dict:
             ended, status, usage = os.wait4(process.pid, os.WNOHANG)
             if ended:
                 break
-            peak = max(peak, proportional_set(process.pid))
+            peak = max(peak, memory(process.pid))
             time.sleep(0.25)
     process.returncode = os.waitstatus_to_exitcode(status)
     facts = {
@@ -243,20 +244,6 @@ def measured(folder: Path, name: str, stage: Stage) -> dict:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         facts["failed"] = f"status {process.returncode}: {lines[-1]}"
     return facts
-
-
-def proportional_set(pid: int) -> int:
-    """Return the bytes (PSS) of a process and all below it, what several share counted once; 0 where /proc lacks it."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total = int(line.split()[1]) * 1024
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        children = [child for task in tasks for child in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        return total
-    return total + sum(proportional_set(int(child)) for child in children)
 
 
 def miscounted(folder: Path, stage: Stage, slices: dict[str, int]) -> str:
