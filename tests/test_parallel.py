@@ -308,8 +308,10 @@ def test_an_exception_ends_the_pools_that_began_within_the_block_and_no_others(e
         with pytest.raises(error):
             work()
         for worker in workers:
-            worker.join(10)
-            assert worker.exitcode == -signal.SIGKILL
+            worker.join(10)  # half of what the task takes
+            # An idle worker may end by itself: the pool's own thread sends all an end of the tasks.
+            assert worker.exitcode in (0, -signal.SIGKILL)
+        assert -signal.SIGKILL in {worker.exitcode for worker in workers}
         with pytest.raises(IchError, match="was killed"):
             results[0].get(timeout=10)
         assert earlier.apply(square, (3,)) == (3, 9)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import albumentations as A
 import cv2
@@ -396,10 +397,13 @@ def test_an_interrupt_in_the_middle_of_an_epoch_ends_the_workers(kind, group):
             assert process.stdout.readline() == "step\n", process.stderr.read()
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 2 * (kind == "processes")
-        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-        assert process.returncode != 0
-        assert "KeyboardInterrupt" in told
+        for _ in range(4):  # one that comes while TensorFlow finalizes an object is lost there, as any user's
+            (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=10)
+                break
+        assert process.returncode
+        assert "KeyboardInterrupt" in errors
         deadline = time.monotonic() + 10
         while alive := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
             assert time.monotonic() < deadline, alive
