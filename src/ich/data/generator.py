@@ -195,8 +195,8 @@ class DataGenerator(EpochDataset):
         self.class_indices: dict[Hashable, int] | None = None
         folder, suffixes = sample_reader.folders_of(image_dir), (suffix,) if isinstance(suffix, str) else tuple(suffix)
         look = (color_mode, target_size, interpolation, None if window is None else windows_of(window), reader)
-        overlapping = scan is not None and labels is None
-        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look, shared=overlapping)
+        again = {"ordered": scan is not None or not self.shuffle, "overlapping": scan is not None and labels is None}
+        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look, **again)
         if reader is None:
             self._reader.check_files(may_lack=on_error == "skip")
         if isinstance(mix, mixing.Mix) and isinstance(self.labels, np.ndarray):

@@ -42,7 +42,8 @@ class SampleReader:
     interpolation: str = "nearest"
     windows: Sequence[Window] | None = None
     reader: Callable[[Path], np.ndarray] | None = None
-    shared: bool = False  # whether slices are read again soon, and decoded ones are kept
+    ordered: bool = True  # whether slices of a scan come one after the other, and share neighbours
+    overlapping: bool = False  # whether also each slice comes again soon
 
     def __post_init__(self, slices: pd.DataFrame | None) -> None:
         reading.check(self.color_mode, self.target_size, self.interpolation)
@@ -50,7 +51,7 @@ class SampleReader:
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
             raise IchError(f"neighbours is {self.neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
         self._known, self._places = self.ids, None  # all slices; of these the sample's and its neighbours' places
-        if offsets == (0,) and self.shared:
+        if offsets == (0,) and self.overlapping:
             self._places = np.arange(len(self.ids), dtype=np.int32)[:, None]
         if offsets != (0,):
             if slices is None:
@@ -118,14 +119,15 @@ class SampleReader:
         """
         if self._places is None:
             return self._image(id)
+        # The ids in one step: pandas takes as long for one as for all, 0.1 ms.
+        ids = self._known[self._places[row]].tolist()
         try:
-            # The ids in one step: pandas takes as long for one as for all, 0.1 ms.
-            images = list(map(self._cached_slice, self._known[self._places[row]].tolist()))
+            slices = {id: self._slice(id) for id in dict.fromkeys(ids)}  # once where the last one is repeated
         except IchError as error:
             if len(self.neighbours) == 1:
                 raise
             raise IchError(f"{id} with its neighbours: {error}") from error
-        return channels.stack(images, id)
+        return channels.stack([slices[id] for id in ids], id)
 
     def read_or_replace(self, row: int, id: str, replacements: Iterable[int]) -> tuple[int, channels.Image, list[int]]:
         """Return the image of a sample or, if it cannot be read, of the first of other rows that can.
@@ -148,11 +150,13 @@ class SampleReader:
         raise IchError(f"{id} and {tried} samples drawn in its place cannot be read; the last: {last}") from last
 
     @cached_property
-    def _cached_slice(self) -> Callable[[str], channels.Image]:
-        return lru_cache(_CACHED)(self._image)
+    def _slice(self) -> Callable[[str], channels.Image]:
+        # Kept in vain, images cost a quarter of a millisecond each: none lies where the processor's cache still holds
+        # the last one.
+        return lru_cache(_CACHED)(self._image) if self.ordered else self._image
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_cached_slice"}
+        return {key: value for key, value in self.__dict__.items() if key != "_slice"}
 
     def _image(self, id: str) -> channels.Image:
         """Read a slice in the color and size asked for; of several files, all channels."""
