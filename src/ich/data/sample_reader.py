@@ -50,13 +50,15 @@ class SampleReader:
         offsets = tuple(self.neighbours) if isinstance(self.neighbours, Iterable) else ()
         if not offsets or not all(isinstance(offset, (int, np.integer)) for offset in offsets):
             raise IchError(f"neighbours is {self.neighbours!r}, expected offsets in the scan, such as (-1, 0, 1)")
-        self._known, self._places = self.ids, None  # all slices; of these the sample's and its neighbours' places
+        known, self._places = self.ids, None  # all slices; of these the sample's and its neighbours' places
         if offsets == (0,) and self.overlapping:
             self._places = np.arange(len(self.ids), dtype=np.int32)[:, None]
         if offsets != (0,):
             if slices is None:
                 raise IchError("neighbours need the slice table, which knows the order of slices: slices=…")
-            self._known, self._places = neighbours_in(slices, self.ids, offsets)
+            known, self._places = neighbours_in(slices, self.ids, offsets)
+        if self._places is not None:  # a sample's ids in 3 µs, of pandas in 70 to 300; 16 bytes a slice
+            self._known = np.asarray(known, np.dtypes.StringDType(coerce=False))
         if isinstance(self.image_dir, dict):
             lacking = [id for id in self._needed() if id not in self.image_dir]
             if lacking:
@@ -119,7 +121,6 @@ class SampleReader:
         """
         if self._places is None:
             return self._image(id)
-        # The ids in one step: pandas takes as long for one as for all, 0.1 ms.
         ids = self._known[self._places[row]].tolist()
         try:
             slices = {id: self._slice(id) for id in dict.fromkeys(ids)}  # once where the last one is repeated
