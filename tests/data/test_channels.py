@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ich.data.channels import MOST, Parts, joined, put, stack
+from ich.data.channels import MOST, Parts, apart, joined, put, stack
 from ich.errors import IchError
 
 RNG = np.random.default_rng(0)
@@ -36,6 +36,36 @@ def test_parts_are_put_into_memory_of_another_kind():
     given, memory = arrays(3, 1), bytearray(64 + 2 * 5 * 7 * 4)
     put(stack(given, "a"), Shared((2, 5, 7, 4), np.uint8, memory, 64), 1)
     assert (np.frombuffer(memory, np.uint8)[64:].reshape(2, -1)[1] == np.concatenate(given, axis=-1).ravel()).all()
+
+
+def test_an_array_that_is_read_only_is_copied_once():
+    rows = np.frombuffer(RNG.bytes(5 * 22), np.uint8).reshape(5, 22)[:, 1:]  # as a decoded PNG lies
+    given = rows.reshape(5, 7, 3)
+    image, images = stack([given], "a"), np.zeros((2, 5, 7, 3), np.uint8)
+    put(image, images, 1)
+    for found in (joined(image), images[1], joined(stack([image, image], "a"))[..., 3:]):
+        assert (found == given).all()
+    assert joined(image).flags.writeable
+    assert joined(image).flags.c_contiguous
+    floats = np.float32(given)
+    floats.flags.writeable = False
+    assert stack([floats], "a").flags.writeable
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3), (1, 1), (3,)])
+def test_arrays_of_one_shape_stay_apart(counts):
+    given = arrays(*counts)
+    image, images = apart(stack(given, "a")), np.zeros((2, len(counts), 5, 7, counts[0]), np.uint8)
+    assert (image.shape, image.dtype, image.ndim) == (images.shape[1:], np.uint8, 4)
+    put(image, images, 1)
+    assert (images[1] == given).all()
+    assert (joined(image) == given).all()
+    assert not images[0].any()
+
+
+def test_arrays_of_several_shapes_are_one():
+    given = arrays(3, 1)
+    assert (joined(apart(stack(given, "a"))) == np.concatenate(given, axis=-1)[None]).all()
 
 
 def test_parts_of_parts_are_one_row_of_parts():

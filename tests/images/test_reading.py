@@ -12,7 +12,8 @@ from PIL import Image
 from ich.dicom import reader
 from ich.dicom.windows import PRESETS, apply_window
 from ich.errors import IchError
-from ich.images.reading import COLOR_MODES, INTERPOLATIONS, READERS, check, read, recolor, resize
+from ich.images import png
+from ich.images.reading import COLOR_MODES, INTERPOLATIONS, READERS, check, read, recolor, resize, view
 
 GRAY = np.arange(20 * 30, dtype=np.int64).reshape(20, 30) % 251
 COLOR = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)
@@ -35,6 +36,22 @@ def test_png_comes_back_with_its_channels_in_order(tmp_path, image, dtype):
     back = read(path)
     assert back.dtype == dtype
     np.testing.assert_array_equal(back, image if image.ndim == 3 else image[..., None])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_our_png_is_an_array_of_its_own_and_a_view_of_it_has_the_same_pixels(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    (tmp_path / "a.png").write_bytes(png.encode(image))
+    own, seen = read(tmp_path / "a.png"), view(tmp_path / "a.png")
+    assert own.flags.writeable
+    assert own.flags.c_contiguous
+    for found in (own, seen):
+        np.testing.assert_array_equal(found, image)
+        for mode in COLOR_MODES:
+            np.testing.assert_array_equal(recolor(found, mode), recolor(image, mode))
+        for interpolation in INTERPOLATIONS:
+            smaller = resize(image, (13, 17), interpolation)
+            np.testing.assert_array_equal(resize(found, (13, 17), interpolation), smaller)
 
 
 def by_pillow(image, suffix):

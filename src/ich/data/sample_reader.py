@@ -166,7 +166,7 @@ class SampleReader:
         for suffix in self.suffixes:
             path = folder / f"{id}{suffix}"
             if self.reader is None:
-                image = reading.read(path, self.windows)
+                image = reading.view(path, self.windows)
             else:
                 image = user_code.as_image(user_code.call("reader", path, self.reader, path), "reader", path)
                 image = image[..., None] if image.ndim == 2 else image

@@ -80,8 +80,9 @@ def decode(data: bytes) -> np.ndarray | None:
     """Return the pixels of a PNG that `encode` wrote.
 
     Returns:
-        uint8, shape (height, width, 1 or 3); None for any other PNG, for more than 256 KiB of data, and for a damaged
-        file: a library decodes or refuses those.
+        uint8, shape (height, width, 1 or 3), of three channels read-only and with a byte between rows: where they were
+        inflated. None for any other PNG, for more than 256 KiB of data, and for a damaged file: a library decodes or
+        refuses those.
     """
     channels = next((count for count, header in _HEADERS.items() if header == data[24:29]), None)
     width, height = size(data) or (0, 0)
@@ -106,7 +107,7 @@ def decode(data: bytes) -> np.ndarray | None:
     if len(inflated) != length:
         return None
     rows = np.frombuffer(inflated, np.uint8).reshape(height, -1)[:, 1:]
-    pixels = _unfiltered(rows) if channels == 1 else rows.copy()
+    pixels = _unfiltered(rows) if channels == 1 else rows
     return pixels.reshape(height, width, channels)
 
 

@@ -111,6 +111,12 @@ def read(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndar
         IchError: no reader for the suffix, a .dcm without a window, a missing file or one that does not decode, or a
             TIFF of several pages or four channels.
     """
+    image = view(path, window)
+    return image if image.flags.writeable else image.copy()
+
+
+def view(path: Path, window: Window | Sequence[Window] | None = None) -> np.ndarray:
+    """Read an image as `read` does, to copy it elsewhere: the array may be read-only, and its rows lie apart."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".dcm":
