@@ -43,16 +43,18 @@ def test_channels_of_files_and_of_neighbours_stand_one_after_the_other(folder):
         assert pixels(reader, 5) == [4, 104, 104, 5, 105, 105, 5, 105, 105]
 
 
-def test_a_slice_that_samples_share_is_read_once(folder):
+def test_a_slice_is_read_once_for_a_sample_and_for_samples_in_order(folder):
     read = []
 
     def reader(path):
         read.append(path.name)
         return np.load(path)
 
-    samples = SampleReader(IDS, folder, (".npy",), (-1, 0, 1), TABLE, reader=reader)
-    assert [pixels(samples, row) for row in (2, 3)] == [[1, 2, 3], [2, 3, 4]]
-    assert read == [f"ID_{number}.npy" for number in (1, 2, 3, 4)]
+    for ordered, expected in ((True, [1, 2, 3, 4, 5]), (False, [1, 2, 3, 2, 3, 4, 4, 5])):
+        samples = SampleReader(IDS, folder, (".npy",), (-1, 0, 1), TABLE, reader=reader, ordered=ordered)
+        assert [pixels(samples, row) for row in (2, 3, 5)] == [[1, 2, 3], [2, 3, 4], [4, 5, 5]]
+        assert read == [f"ID_{number}.npy" for number in expected]
+        read.clear()
 
 
 def test_files_of_the_samples_and_their_neighbours_are_looked_for(folder):
