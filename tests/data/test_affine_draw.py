@@ -158,8 +158,8 @@ def test_images_come_as_read_with_the_draws_of_their_seeds(folder):
     assert x["augment"].shape == (4, 8)
     np.testing.assert_array_equal(y, on_the_cpu[0][1])
     for image, draw, expected, id in zip(x["unaugmented"], x["augment"], on_the_cpu[0][0], made.ids_of(0), strict=True):
-        np.testing.assert_array_equal(image[..., 0], cv2.imread(str(folder / f"{id}.png"), cv2.IMREAD_GRAYSCALE))
-        assert np.abs(on_cpu(image, draw).mean() - expected.mean()) < 12
+        np.testing.assert_array_equal(image[0, ..., 0], cv2.imread(str(folder / f"{id}.png"), cv2.IMREAD_GRAYSCALE))
+        assert np.abs(on_cpu(image[0], draw).mean() - expected.mean()) < 12
     assert draws_by_id(made) == draws_by_id(generator(folder, batch_size=3))
     assert draws_by_id(made) != draws_by_id(generator(folder, epoch=1))
     assert draws_by_id(made) != draws_by_id(generator(folder, seed=1))
@@ -185,16 +185,31 @@ def test_extra_inputs_stay_and_a_pass_and_a_preview_are_of_the_cpu(folder):
     assert set(made.at_pass(0)[0][0]) == {"image", "age"}
     assert isinstance(generator(folder, labels=None, tta=[None]).at_pass(0)[0], np.ndarray)
     assert set(generator(folder, labels=None)[0]) == {"unaugmented", "augment"}
-    seen = generator(folder).preview(2).axes[-1].images[0].get_array()
+    seen = made.preview(2).axes[-1].images[0].get_array()  # of another shape than the batch before
     assert seen.shape[:2] == (HEIGHT, WIDTH)
 
 
+ROWS = [
+    {"SOPInstanceUID": id, "SeriesInstanceUID": f"S{k // 6}", "order": k % 6, "z": 5.0 * (k % 6), "status": "ok"}
+    for k, id in enumerate(IDS)
+]
+
+
+@pytest.mark.parametrize("scan", [{}, {"scan": 3, "batch_size": 2}], ids=str)
+def test_neighbours_stay_apart_and_move_as_one(folder, scan):
+    options = {"neighbours": (-1, 0, 1), "slices": to_frame(ROWS), "mix": Mix(cutmix=1.0)} | scan
+    made = generator(folder, **options)
+    read = generator(folder, augment=None, augment_on="cpu", **options | {"mix": None})
+    x, joined = made[0][0], read[0][0]
+    joined = joined["image"] if scan else joined
+    assert x["unaugmented"].shape == (*joined.shape[:-3], 3, HEIGHT, WIDTH, 1)
+    np.testing.assert_array_equal(np.moveaxis(x["unaugmented"][..., 0], -3, -1), joined)
+    assert x["augment"].shape == (len(joined), 8)
+    assert x["mix"].shape == (len(joined), 9 if scan else 7)
+
+
 def test_slices_of_a_scan_move_as_one(folder):
-    rows = [
-        {"SOPInstanceUID": id, "SeriesInstanceUID": f"S{k // 6}", "order": k % 6, "z": 5.0 * (k % 6)}
-        for k, id in enumerate(IDS)
-    ]
-    made = generator(folder, scan=4, slices=to_frame(rows), batch_size=2)
+    made = generator(folder, scan=4, slices=to_frame(ROWS), batch_size=2)
     for k in range(len(made)):
         x, _, _ = made[k]
         slices = made._plan.slices(k)

@@ -79,6 +79,19 @@ def test_the_identity_and_a_flip_are_exact():
     np.testing.assert_array_equal(warped(images, [IDENTITY, FLIP, IDENTITY])[1], images[1, :, ::-1])
 
 
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("scan", [(), (4,)])
+def test_files_are_joined_by_their_channels(scan, files):
+    images = noise(2, *scan, files)
+    expected = np.concatenate([images[..., file, :, :, :] for file in range(files)], axis=-1)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(augmented.join(images)), expected)
+    image = keras.Input((*scan, HEIGHT, WIDTH, files * CHANNELS), name="image")
+    same = augmented.with_augmentation(keras.Model(image, keras.layers.Activation("linear")(image)))
+    found = same.predict({"unaugmented": images, "augment": np.stack([IDENTITY, FLIP])}, verbose=0)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1, ..., ::-1, :])
+
+
 def test_slices_of_a_scan_are_warped_as_images():
     scans = noise(2, 4)
     draws = [DRAW(scans[0, 0], seed) for seed in (5, 6)]
@@ -101,7 +114,8 @@ def test_the_model_mixes_what_the_cpu_mixes(way, parts, slices):
     mixes = set()
     for seed in range(6):
         expected = mix(images.copy(), labels, weights, np.random.default_rng(seed))
-        made = ({"image": images}, labels) if weights is None else ({"image": images}, labels, weights)
+        x = {"image": images[..., None, :, :, :]}
+        made = (x, labels) if weights is None else (x, labels, weights)
         x, *rest = mixing.draw_for_model(made, mix, np.random.default_rng(seed))
         for one, other in zip(rest, expected[1:], strict=False):
             np.testing.assert_array_equal(one, other)
@@ -120,7 +134,8 @@ def test_the_model_mixes_what_the_cpu_mixes(way, parts, slices):
 
 def test_a_batch_shared_by_more_devices_than_it_was_drawn_for_is_no_number():
     images = noise(8).astype(np.float32)
-    x, _ = mixing.draw_for_model(({"image": images}, np.eye(8, 6)), mixing.Mix(mixup=1.0), np.random.default_rng(0))
+    made = {"image": images[:, None]}, np.eye(8, 6)
+    x, _ = mixing.draw_for_model(made, mixing.Mix(mixup=1.0), np.random.default_rng(0))
     assert np.isnan(keras.ops.convert_to_numpy(augmented.mix(images[:4], x["mix"][:4]))).all()
 
 
@@ -140,13 +155,13 @@ def test_batches_without_draws_are_the_models_own_and_it_is_saved_without(tmp_pa
     np.testing.assert_array_equal(training.predict(own, verbose=0), model.predict(own, verbose=0))
     by_hand = warped(images, draws)
     np.testing.assert_allclose(
-        training.predict({"unaugmented": images, "augment": draws}, verbose=0),
+        training.predict({"unaugmented": images[:, None], "augment": draws}, verbose=0),
         model.predict({"image": by_hand} if inputs else by_hand, verbose=0),
         atol=1e-5,
     )
     losses = []
     for network, x in (
-        (training, {"unaugmented": images, "augment": draws}),
+        (training, {"unaugmented": images[:, None], "augment": draws}),
         (model, {"image": by_hand} if inputs else by_hand),
     ):
         network.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
@@ -164,14 +179,14 @@ def test_batches_without_draws_are_the_models_own_and_it_is_saved_without(tmp_pa
 @pytest.mark.parametrize("inputs", [None, dict])
 def test_a_model_that_does_not_augment_lacks_its_input(inputs):
     with pytest.raises(ValueError, match=r'Missing data for input "?image"?|structure of `?inputs'):
-        small(inputs).predict({"unaugmented": noise(2), "augment": np.stack([FLIP] * 2)}, verbose=0)
+        small(inputs).predict({"unaugmented": noise(2, 1), "augment": np.stack([FLIP] * 2)}, verbose=0)
 
 
 def test_all_outputs_are_kept_in_their_structure_and_a_checkpoint_is_loaded(tmp_path):
     image = keras.Input((HEIGHT, WIDTH, CHANNELS), name="image")
     mean = keras.layers.GlobalAveragePooling2D()(image)
     training = augmented.with_augmentation(keras.Model(image, {"mean": mean, "largest": keras.ops.max(mean, axis=-1)}))
-    batch = {"unaugmented": noise(2), "augment": np.stack([FLIP, IDENTITY])}
+    batch = {"unaugmented": noise(2, 1), "augment": np.stack([FLIP, IDENTITY])}
     expected = training.predict(batch, verbose=0)
     assert set(expected) == {"mean", "largest"}
     assert set(augmented.without_augmentation(training).output) == {"mean", "largest"}
@@ -184,7 +199,7 @@ def test_a_sequential_model_augments_and_others_are_refused():
     layers = [keras.Input((HEIGHT, WIDTH, CHANNELS)), keras.layers.GlobalAveragePooling2D()]
     images, draws = noise(2), np.stack([FLIP, DRAW(noise(), 3)])
     training = augmented.with_augmentation(keras.Sequential(layers))
-    found = training.predict({"unaugmented": images, "augment": draws}, verbose=0)
+    found = training.predict({"unaugmented": images[:, None], "augment": draws}, verbose=0)
     np.testing.assert_allclose(found, warped(images, draws).mean(axis=(1, 2)), rtol=1e-4)
 
     class Own(keras.Model):
@@ -203,7 +218,7 @@ def test_padding_of_scans_stays_black():
     training = augmented.with_augmentation(keras.Model({"image": image, "mask": mask}, largest))
     brighter = IDENTITY + np.array([0, 0, 0, 0, 0, 0, 0, 30], np.float32)
     scans = np.zeros((1, 2, HEIGHT, WIDTH, CHANNELS), np.uint8)
-    batch = {"unaugmented": scans, "augment": brighter[None], "mask": np.array([[1.0, 0.0]], np.float32)}
+    batch = {"unaugmented": scans[:, :, None], "augment": brighter[None], "mask": np.array([[1.0, 0.0]], np.float32)}
     np.testing.assert_array_equal(training.predict(batch, verbose=0), [[30, 0]])
 
 
@@ -220,7 +235,7 @@ def test_half_precision_keeps_the_coordinates(compile_it):
         ramp = np.tile((np.arange(320) % 2 * 200).astype(np.uint8)[None, None, :, None], (1, 8, 1, 1))
         draw = IDENTITY.copy()
         draw[2] = 0.1
-        found = model.predict({"unaugmented": ramp, "augment": draw[None]}, verbose=0).astype(np.float64)
+        found = model.predict({"unaugmented": ramp[:, None], "augment": draw[None]}, verbose=0).astype(np.float64)
         np.testing.assert_allclose(found[0, 0, 200:300, 0], np.where(np.arange(200, 300) % 2, 180, 20), atol=0.3)
         assert found.dtype == np.float64
     finally:
@@ -252,7 +267,8 @@ images = np.random.default_rng(0).integers(0, 256, (8, 20, 24, 1), dtype=np.uint
 draws, labels = np.tile(IDENTITY, (8, 1)), np.eye(8, 6, dtype=np.float32)
 for parts in (1, 2):
     mix = mixing.Mix(mixup=1.0, parts=parts)
-    x, _ = mixing.draw_for_model(({"image": images, "augment": draws}, labels), mix, np.random.default_rng(0))
+    made = {"image": images[:, None], "augment": draws}, labels
+    x, _ = mixing.draw_for_model(made, mix, np.random.default_rng(0))
     with devices.mirrored(all=8).scope():
         image = keras.Input((20, 24, 1), name="image")
         model = augmented.with_augmentation(keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)))

@@ -27,7 +27,7 @@ from ich.images.render import render
 from ich.models import backbones, devices
 from ich.results.predictions import read_predictions
 from ich.second_stage import boosting, inputs, rnn, scan_features, train
-from ich.training import fold, fold_setup, inference, trackers
+from ich.training import fold, inference, trackers
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 
@@ -105,7 +105,8 @@ def training_of(config, patch, path):
         seen.optimizer, seen.loss = model.optimizer.get_config(), model.loss
         seen.schedule = model.optimizer._learning_rate.get_config()
         seen.callbacks = {type(one).__name__: one for one in options["callbacks"]}
-        seen.images = [fold_setup.images_of(train[batch][0]).tobytes() for batch in range(len(train))]
+        inputs = [train[batch][0] for batch in range(len(train))]
+        seen.images = [(x.get("image", x.get("unaugmented")) if isinstance(x, dict) else x).tobytes() for x in inputs]
         seen.ids = [id for batch in range(len(train)) for id in train.ids_of(batch)]
         seen.first = [keras.ops.convert_to_numpy(one).tobytes() for one in model.trainable_variables]
         raise Captured

@@ -5,6 +5,7 @@ A warp of nine channels on the CPU takes several times as long as to decode them
 same sample gets on the CPU; `ich.models.augmented` applies them, in one warp in place of one for each transform.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import albumentations as A
@@ -67,6 +68,15 @@ class AffineDraw:
                     else:
                         matrix = matrix @ _matrix(transform, drawn, *image.shape[:2])
         return np.concatenate([matrix[:2].ravel(), contrast]).astype(np.float32)
+
+    def of_batch(self, images: np.ndarray, seeds: Iterable[int]) -> np.ndarray:
+        """Return the draws of a batch, float32 (batch, 8), from their seeds.
+
+        Args:
+            images: (batch, …, height, width, channels), of which the shape counts alone.
+        """
+        image = images[(0,) * (images.ndim - 3)]
+        return np.stack([self(image, seed) for seed in seeds])
 
     def check(self, image: channels.Image, label: np.ndarray | None, id: str) -> None:
         """Check that the model can augment a sample.

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     id: str
     image: channels.Image
     label: np.ndarray | None = None  # float32, of any shape, if labels come from a function
-    draw: np.ndarray | None = None  # float32, what the model is to do to the image, as of `affine_draw`
+    seed: int = 0  # of its augmentation
 
 
 def make_batch(
@@ -37,6 +37,7 @@ def make_batch(
     weights: np.ndarray | None = None,
     extra: dict[str, np.ndarray] | None = None,
     in_worker: bool = False,
+    draw: Any = None,
 ) -> Any:
     """Make a batch of `count` samples, at least 1, as they come.
 
@@ -44,15 +45,16 @@ def make_batch(
         labels, weights, extra: of all rows, each an array of shape (rows, …); for a function as labels, samples hold
             their own.
         in_worker: whether the batch goes from a worker process to its parent.
+        draw: an `affine_draw.AffineDraw`, if the model augments.
 
     Returns:
         x, (x, labels) or (x, labels, weights). x is an array of shape (count, *image.shape), or, with `extra` or
-        samples that have draws, a dict of it, as "image", of the others, and of the draws, as "augment".
+        `draw`, a dict of it, as "image", of the others, and of the draws, as "augment".
 
     Raises:
         IchError: the samples' own labels differ in shape.
     """
-    rows, own_labels, draws = np.empty(count, np.int64), [], []
+    rows, own_labels, seeds = np.empty(count, np.int64), [], []
     for place, sample in enumerate(samples):
         if place == 0:
             first = sample
@@ -66,11 +68,10 @@ def make_batch(
                     f" {first.label.shape}; give all samples labels of one shape"
                 )
             own_labels.append(sample.label)
-        if sample.draw is not None:
-            draws.append(sample.draw)
+        seeds.append(sample.seed)
     x = images if extra is None else {"image": images} | {name: column[rows] for name, column in extra.items()}
-    if draws:
-        x = (x if isinstance(x, dict) else {"image": x}) | {"augment": np.stack(draws)}
+    if draw is not None:
+        x = (x if isinstance(x, dict) else {"image": x}) | {"augment": draw.of_batch(images, seeds)}
     if labels is None:
         return x
     y = np.stack(own_labels) if callable(labels) else labels[rows]

@@ -60,8 +60,10 @@ class DataGenerator(EpochDataset):
             `np.random.default_rng(5)`, is out of reach: each forked worker repeats the same numbers.
         augment_on: "cpu", or "device": the model applies `augment`, a Compose that `ich.data.affine_draw.AffineDraw`
             takes, in one warp, and `mix`, a `Mix`, behind it: `ich.models.augmented.with_augmentation` makes the model
-            that does. x is a dict: "unaugmented", images as read; "augment", (batch, 8), what is drawn for each sample,
-            by the same random numbers as on the CPU; with `mix` also "mix". Images are uint8, without `preprocess`.
+            that does. x is a dict: "unaugmented", images as read, (batch, files, height, width, channels), the files
+            being those whose channels the model puts one after the other, or one if they differ in shape; "augment",
+            (batch, 8), what is drawn for each sample, by the same random numbers as on the CPU; with `mix` also "mix".
+            Images are uint8, without `preprocess`.
         sampling: which samples an epoch shows; see `ich.data.sampling`. None shows all.
         mix: `ich.data.mixing.Mix(cutmix=1.0)` for MixUp and CutMix, or a function of a finished batch (images, labels,
             weights or None, numpy.random.Generator) that gives the first three, in their shapes. In training alone:
@@ -306,7 +308,7 @@ class DataGenerator(EpochDataset):
         rows, repeats = plan.batch(index)
         if self._windows is None:
             samples = self._samples(plan.epoch, rows, repeats, in_worker)
-            made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker)
+            made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker, self._draw)
         else:
             slices = plan.slices(index)
             images = self._images_of_windows(plan.epoch, slices, repeats, in_worker)
@@ -316,7 +318,7 @@ class DataGenerator(EpochDataset):
             if self._draw is not None:
                 x, shown = made[0] if isinstance(made, tuple) else made, self.ids[slices[:, 0]]
                 seeds = (self._seed_of(id, plan.epoch, repeat) for id, repeat in zip(shown, repeats, strict=True))
-                x["augment"] = np.stack(list(map(self._draw, x["image"][:, 0], seeds)))
+                x["augment"] = self._draw.of_batch(x["image"], seeds)
         if self.mix is None:
             return made
         seed = seed_of(self.seed, "mix", plan.epoch, index)
@@ -412,7 +414,7 @@ class DataGenerator(EpochDataset):
         n = max(1, n)
         looking = copy.copy(self)
         looking._skips = SkipCounts(len(self.ids))  # nothing is shown to a network
-        looking._draw = None  # the CPU augments by the same random numbers
+        looking._draw, looking._first = None, {}  # the CPU augments by the same random numbers
         samples = looking._samples(plan.epoch, plan.rows[:n], plan.repeats[:n])
         if self._windows is not None:
             rows = plan.windows[:n][plan.windows[:n] != PADDING][:n]
@@ -442,8 +444,7 @@ class DataGenerator(EpochDataset):
             if callable(self.labels):
                 label = targets.label_of(user_code.call("labels", id, self.labels, id), id)
             seed = self._seed_of(id, epoch, repeat)
-            draw = None if self._draw is None else self._draw(image, seed)
-            yield batch.Sample(shown, id, *self._finish(image, label, id, seed), draw)
+            yield batch.Sample(shown, id, *self._finish(image, label, id, seed), seed)
 
     def _images_of_windows(
         self, epoch: int, windows: np.ndarray, repeats: np.ndarray, in_worker: bool = False
@@ -485,6 +486,7 @@ class DataGenerator(EpochDataset):
         else:
             self._draw.check(image, label, id)
             self._augmenter.check_label(image, label, id, self._numbers)
+            image = channels.apart(image)
         if self.preprocess is not None:
             given = user_code.call("preprocess", id, self.preprocess, channels.joined(image))
             image = user_code.as_image(given, "preprocess", id, min_axes=0)

@@ -173,13 +173,13 @@ def draw_for_model(made: tuple, mix: Mix, rng: np.random.Generator) -> tuple:
     """Mix the labels of a batch as `mix_batch`, and put what the model mixes its images by into x, as "mix".
 
     Args:
-        made, mix, rng: as for `mix_batch`; x is a dict.
+        made, mix, rng: as for `mix_batch`; x is a dict, and "image" has an axis of files before the height.
 
     Raises:
         IchError: as `Mix`.
     """
     x, labels, weights = (*made, None)[:3]
-    images = x["image"]
+    images = x["image"][..., 0, :, :, :]
     _check(images, labels)
     mix.check_labels(labels)
     count, (height, width) = len(images), images.shape[-3:-1]

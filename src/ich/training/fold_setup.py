@@ -40,7 +40,7 @@ def generators(
     held_out = DataGenerator(of_fold, labels, shuffle=False, **options)
     held_out.batch_size = devices.validation_batch_size(held_out.sample_count, config.predict.batch_size, multiple)
     held_out.set_epoch(0)
-    height, width = images_of(held_out[0][0]).shape[-3:-1]
+    height, width, _ = image_shape(held_out[0][0])
     augment.passes(config.predict.tta, height, width)  # refuses an unknown pass before the training
     labels, slices, options = training_set(labels[table["fold"] != k], slices, options, joined)
     ids, sample = _sampling(config, labels, slices)
@@ -66,9 +66,13 @@ def generators(
     return train, held_out
 
 
-def images_of(x: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-    """Return the images of a batch's input, which is a dict if there is more."""
-    return next(x[name] for name in ("image", "unaugmented") if name in x) if isinstance(x, dict) else x
+def image_shape(x: np.ndarray | dict[str, np.ndarray]) -> tuple[int, int, int]:
+    """Return height, width and channels of the images in a batch's input, which is a dict if there is more."""
+    if isinstance(x, dict) and "unaugmented" in x:
+        files, height, width, channels = x["unaugmented"].shape[-4:]
+        return height, width, files * channels
+    height, width, channels = (x["image"] if isinstance(x, dict) else x).shape[-3:]
+    return height, width, channels
 
 
 def _sampling(
@@ -91,7 +95,7 @@ def compiled_model(config: Config, train: DataGenerator, aucs: list[LabelAUC]) -
     section = config.model
     if config.train.init_from is not None:  # which sets all weights that are published
         section = section.model_copy(update={"weights": None})
-    model = _untrained(section, images_of(train[0][0]).shape[-3:])
+    model = _untrained(section, image_shape(train[0][0]))
     sample = train.sampling.of if isinstance(train.sampling, sampling.WholeBatches) else train.sampling
     gamma = config.train.focal_gamma if config.train.loss == "focal" else 0.0
     oversampling = sample.oversampling if isinstance(sample, sampling.PositiveShare) else 1.0
