@@ -101,6 +101,8 @@ def measure_ours(folder: Path, side: str) -> dict[str, float]:
         return np.concatenate([rng.permutation(samples) for _ in range(ROUNDS[kind])])
 
     made = DataGenerator(ids, labels, sampling=rounds, **options, **augmentation(side))
+    images = [len(made.ids_of(batch)) for batch in range(len(made))]
+    ends = WARM, len(images) - WARM - 1
     seen: list[tuple[float, int]] = []
     cpu: list[float] = []
 
@@ -110,14 +112,14 @@ def measure_ours(folder: Path, side: str) -> dict[str, float]:
 
     class Tick(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append((time.perf_counter(), len(made.ids_of(batch))))
-            cpu.append(cpu_of_workers())
+            seen.append((time.perf_counter(), images[batch]))
+            if batch in ends:
+                cpu.append(cpu_of_workers())
 
     model = Nothing()
     model.compile(optimizer="sgd", jit_compile=False)
     model.fit(made, shuffle=False, verbose=0, callbacks=[Tick()])
-    images = sum(count for _, count in seen[WARM:-WARM][1:])
-    return {"rate": steady(seen), "cpu_ms": 1000 * (cpu[-WARM - 1] - cpu[WARM]) / images}
+    return {"rate": steady(seen), "cpu_ms": 1000 * (cpu[1] - cpu[0]) / sum(images[WARM:-WARM][1:])}
 
 
 def cpu_of_workers() -> float:
