@@ -21,6 +21,8 @@ from ich.own_scans import export, model_card, onnx_files, predictor, scores
 from ich.own_scans.model_spec import CARD, MANIFEST, read_model
 from ich.own_scans.predictor import Slices
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 RESULTS = ("tiny", "tiny-sequence", "mixed")
 
 

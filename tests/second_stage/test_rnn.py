@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import eagerly
 
 from ich.config import Sequence
 from ich.errors import IchError
@@ -27,6 +28,7 @@ TINY = Sequence(
     shuffle_kinds=0.0,
     label_weights=None,
 )
+CONVOLUTIONS = TINY.model_copy(update={"units": 0})  # whose graphs are traced in a fraction of the time
 
 
 def some_scans(lengths, seed=0, embedding=0):
@@ -58,8 +60,18 @@ def features(several):
     return 42 + 3 * several.embeddings.shape[1]
 
 
-@pytest.mark.parametrize("units", [0, 4])
-@pytest.mark.parametrize(("embedding", "scale"), [(0, None), (3, None), (3, (np.arange(3.0), np.array([0.1, 1, 9])))])
+SCALE = np.arange(3.0), np.array([0.1, 1, 9])
+
+
+@pytest.mark.parametrize(
+    ("units", "embedding", "scale"),
+    [
+        (0, 0, None),
+        (0, 3, None),
+        (4, 3, SCALE),
+        *[pytest.param(*more, marks=pytest.mark.slow) for more in ((0, 3, SCALE), (4, 0, None), (4, 3, None))],
+    ],
+)
 def test_a_scan_is_told_the_same_alone_and_in_any_batch(units, embedding, scale):
     """The longest in one batch with the shortest, each alone, and behind more padding than its batch needs."""
     several, _ = some_scans((7, 1, 40, 400, 2, 16), embedding=embedding)
@@ -109,6 +121,14 @@ def test_a_scan_of_one_slice_without_a_place():
     several, _ = some_scans((1,))
     several = replace(several, z=np.array([np.nan], np.float32))
     assert np.isfinite(rnn.predict(woken(rnn.build(42, TINY)), several, 1)).all()
+
+
+def test_scans_of_any_length_trace_a_network_a_few_times_at_most():
+    network = rnn.build(42, CONVOLUTIONS)
+    for length in (1, 5, 12, 20, 40, 70, 33):
+        one, _ = some_scans((length,))
+        assert rnn.predict(network, one, 16).shape == (length, 6)
+    assert 1 <= network.predict_function.experimental_get_tracing_count() <= 2
 
 
 @pytest.mark.slow
@@ -209,9 +229,9 @@ def test_scans_of_like_length_share_a_batch_in_an_order_that_does_not_tell_it():
 def test_a_slice_weighs_the_same_in_every_batch():
     """The mean of an epoch's losses is the mean over all its slices, as of one batch of all."""
     several, labels = some_scans(np.random.default_rng(0).integers(1, 40, 24))
-    model = woken(rnn.build(42, TINY))
+    model = woken(rnn.build(42, CONVOLUTIONS))
     model.trainable = False
-    rnn.compile_model(model, TINY, 1)
+    rnn.compile_model(model, CONVOLUTIONS, 1)
     losses = {}
     for size in (24, 6, 3):
         data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": size}), seed=0)
@@ -226,8 +246,8 @@ def test_a_slice_weighs_the_same_in_every_batch():
 
 def test_batches_of_any_lengths_are_trained_on():
     several, labels = some_scans((3, 3, 3, 3, 3, 3, 3, 30, 30))
-    for size in (2, 9):
-        section = TINY.model_copy(update={"batch_size": size, "window": 16})
+    for size, network in ((2, TINY), (9, CONVOLUTIONS)):
+        section = network.model_copy(update={"batch_size": size, "window": 16})
         _, history = rnn.train(several, labels, section, seed=0)
         assert np.isfinite(history["loss"]).all()
 
@@ -269,7 +289,7 @@ def test_training_improves_on_the_first_stage_and_repeats_itself():
 def test_a_loss_that_is_no_number():
     several, labels = some_scans((10,) * 8)
     with pytest.raises(IchError, match=r"NaN loss in epoch 1; lower sequence.learning_rate, and give"):
-        rnn.train(replace(several, logits=several.logits * np.nan), labels, TINY, seed=0)
+        rnn.train(replace(several, logits=several.logits * np.nan), labels, CONVOLUTIONS, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +311,9 @@ def test_subtypes_that_are_folded_into_the_batch_are_unfolded_again():
 def test_the_mean_of_several_networks_is_saved_and_read_in_safe_mode(tmp_path):
     several, _ = some_scans((9, 4), embedding=2)
     networks = [woken(rnn.build(features(several), TINY), seed) for seed in (0, 1)]
-    predictions = [rnn.predict(network, several, 2) for network in networks]
-    mean = rnn.mean_of(networks)
-    mean.save(tmp_path / "model.keras")
+    rnn.mean_of(networks).save(tmp_path / "model.keras")
     read = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
-    np.testing.assert_allclose(rnn.predict(read, several, 2), np.mean(predictions, axis=0), atol=1e-5)
+    with eagerly():
+        predictions = [rnn.predict(network, several, 2) for network in networks]
+        np.testing.assert_allclose(rnn.predict(read, several, 2), np.mean(predictions, axis=0), atol=1e-5)
     assert rnn.mean_of(networks[:1]) is networks[0]

@@ -19,18 +19,19 @@ from ich.images import convert, slice_table
 from ich.images.render import Settings
 from ich.results.predictions import read_predictions, write_predictions
 from ich.results.result_directory import check_alike
-from ich.second_stage import fitted, inputs, scan_features, scans, train
+from ich.second_stage import inputs, scan_features, scans, train
 from ich.second_stage.fitted import SecondStage
-from ich.second_stage.scans import Scans
 from ich.second_stage.trees import Trees
 from ich.training.run_data import RunData
 from ich.training.run_directory import Run
 from ich.training.run_score import read_score, score_run
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 FAST = [
     "sequence.seeds=1",
     "sequence.width=8",
-    "sequence.units=4",
+    "sequence.units=0",
     "sequence.dilations=[1]",
     "sequence.epochs=2",
     "sequence.window=12",
@@ -216,18 +217,6 @@ def test_the_test_set_is_predicted_as_its_scans_are_one_by_one(blended):
         mean = (values[0] + values[1]) / 2
         logits = logits + weight * np.log(mean / (1 - mean)).clip(-15, 15)
     np.testing.assert_allclose(predictions, expit(logits), rtol=0, atol=1e-6)
-
-
-def test_scans_of_any_length_trace_a_network_a_few_times_at_most(blended):
-    first, second, _ = blended
-    test = inputs.inputs_from_runs([first.path], overrides=FAST).test
-    network = fitted.read_model(second.fold(0), "recurrent")
-    for length in (1, 5, 12, 20, 40, 70, 33):
-        rows = np.arange(length) % len(test.ids)
-        one = Scans(test.ids[rows], np.array([0, length]), 5 * np.arange(length, dtype=np.float32),
-                    test.logits[rows], test.embeddings[rows])  # fmt: skip
-        assert train.rnn.predict(network, one, 16).shape == (length, 6)
-    assert network.predict_function.experimental_get_tracing_count() <= 2
 
 
 def test_a_stopped_run_goes_on_where_it_was(blended, tmp_path, monkeypatch):
