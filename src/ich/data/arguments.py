@@ -1,13 +1,19 @@
-"""Arguments that other generators have, and what to write here in their place; warnings about those that are given."""
+"""Checks of DataGenerator's arguments; those that other generators have, and what to write here in their place."""
 
 import functools
 import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from numbers import Integral
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from ich.errors import IchError, names_in_utf8
+import numpy as np
+import pandas as pd
+
+from ich.errors import IchError, name_some, names_in_utf8
 
 _INSTEAD = {
     # of ImageDataGenerator and its flow_from_*
@@ -87,6 +93,82 @@ def checked(function: Callable) -> Callable:
             return function(first, *args, **kwargs)
 
     return method
+
+
+def index_of(ids: Any) -> pd.Index:
+    """Return the list of samples, from whatever holds names one after the other."""
+    if isinstance(ids, (str, Path, pd.DataFrame)):
+        kind = type(ids).__name__
+        raise IchError(f"ids is a {kind}, expected a list of ids; from_dataframe takes frames, from_directory folders")
+    try:
+        index = pd.Index(ids)
+    except TypeError as error:  # a number, None
+        raise IchError(f"ids is {ids!r}, expected a list of ids") from error
+    if index.nlevels > 1 or index.hasnans:
+        raise IchError("ids are missing for some samples, or are pairs; expected a name for each")
+    if len(index) == 0:
+        raise IchError("there are no samples: the list of ids is empty")
+    if not pd.Index(index.array).is_unique:  # of another Index, as pandas keeps the table that it looks them up in
+        raise IchError(f"ids are listed twice: {name_some(index[index.duplicated()].unique())}; give each sample once")
+    return index
+
+
+def check_numbers(batch_size: Any, seed: int | None, **switches: Any) -> None:
+    """Refuse a batch_size or seed that is no whole number, and switches that are neither True nor False.
+
+    Raises:
+        IchError: as said.
+    """
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise IchError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
+    if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
+        raise IchError(f"seed is {seed!r}, expected a whole number from 0, or None to draw one")
+    for name, given in switches.items():
+        if not isinstance(given, (bool, np.bool_)):
+            raise IchError(f"{name} is {given!r}, expected True or False")
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what is given as a function, by its argument's name, and is none.
+
+    Raises:
+        IchError: as said.
+    """
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
+            raise IchError(f"{name} is a {type(function).__name__}, expected a function{advice}")
+
+
+def check_purpose(
+    labels: Any, weights: Any, extra: Any, mix: Any, scan: Any, on_error: Any, augment_on: Any, chooses: bool
+) -> None:
+    """Refuse arguments of `DataGenerator` that are for training where it predicts, or do not go together.
+
+    Args:
+        chooses: whether the samples are shuffled or sampled.
+
+    Raises:
+        IchError: as said, or an unknown on_error or augment_on.
+    """
+    if on_error not in ("raise", "skip"):
+        raise IchError(f"on_error is {on_error!r}, expected raise or skip")
+    if augment_on not in ("cpu", "device"):
+        raise IchError(f"augment_on is {augment_on!r}, expected cpu or device")
+    if labels is None and chooses:
+        raise IchError("shuffle and sampling need labels: without them, order is what ties a prediction to its sample")
+    if on_error == "skip" and not chooses:
+        raise IchError("on_error='skip' is for training, with shuffle or sampling: a prediction keeps to its sample")
+    if labels is None and weights is not None:
+        raise IchError("weights need labels: they are of samples in the loss")
+    if mix is not None and (labels is None or not chooses):
+        raise IchError("mix is for training, with labels and shuffle or sampling: a prediction is of one sample")
+    if mix is not None and extra is not None:
+        raise IchError("mix mixes images and labels, and extra inputs would be of one of both; give one of the two")
+    if scan is not None and (extra is not None or callable(labels) or on_error == "skip"):
+        raise IchError(
+            "scan takes labels from a table, no extra inputs, and on_error='raise': no slice of a scan is replaced"
+        )
 
 
 def warn(message: str) -> None:

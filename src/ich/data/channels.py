@@ -79,8 +79,9 @@ def put(image: Image, images: np.ndarray, place: int | tuple[int, ...]) -> None:
 
 def apart(image: Image) -> Apart:
     """Return an image with its arrays apart if they are of one shape, otherwise as one array of all channels."""
-    alike = isinstance(image, Parts) and len({array.shape for array in image.arrays}) == 1
-    return Apart(image.arrays if alike else [joined(image)])
+    if isinstance(image, Parts) and len({array.shape for array in image.arrays}) == 1:
+        return Apart(image.arrays)
+    return Apart([joined(image)])
 
 
 def stack(images: list[Image], id: str) -> Image:

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import secrets
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ich.data.epochs import EpochDataset
 from ich.data.sample_reader import SampleReader, SkipCounts
 from ich.data.scan_windows import PADDING, ScanOrder, ScanWindows, mean_over_windows
 from ich.dicom.windows import Window, windows_of
-from ich.errors import IchError, name_some
+from ich.errors import IchError
 
 _REPLACEMENTS = 15  # other samples tried in place of one that cannot be read
 
@@ -146,47 +145,17 @@ class DataGenerator(EpochDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.ids = _index_of(ids)
+        self.ids = arguments.index_of(ids)
         self.shuffle = labels is not None if shuffle is None else shuffle
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise IchError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
-        if on_error not in ("raise", "skip"):
-            raise IchError(f"on_error is {on_error!r}, expected raise or skip")
-        if labels is None and (self.shuffle or sampling is not None):
-            raise IchError(
-                "shuffle and sampling need labels: without them, order is what ties a prediction to its sample"
-            )
-        if on_error == "skip" and not self.shuffle and sampling is None:
-            raise IchError(
-                "on_error='skip' is for training, with shuffle or sampling: a prediction keeps to its sample"
-            )
-        if labels is None and weights is not None:
-            raise IchError("weights need labels: they are of samples in the loss")
-        for name, given in {"shuffle": self.shuffle, "use_multiprocessing": self.use_multiprocessing}.items():
-            if not isinstance(given, (bool, np.bool_)):
-                raise IchError(f"{name} is {given!r}, expected True or False")
-        if mix is not None and (labels is None or (not self.shuffle and sampling is None)):
-            raise IchError("mix is for training, with labels and shuffle or sampling: a prediction is of one sample")
-        if mix is not None and extra is not None:
-            raise IchError("mix mixes images and labels, and extra inputs would be of one of both; give one of the two")
-        if augment_on not in ("cpu", "device"):
-            raise IchError(f"augment_on is {augment_on!r}, expected cpu or device")
-        functions = {"augment": augment, "sampling": sampling, "mix": mix, "reader": reader, "preprocess": preprocess}
-        for name, function in functions.items():
-            if function is not None and not callable(function):
-                advice = "; several transforms become one by A.Compose([…])" if name == "augment" else ""
-                raise IchError(f"{name} is a {type(function).__name__}, expected a function{advice}")
+        arguments.check_numbers(batch_size, seed, shuffle=self.shuffle, use_multiprocessing=self.use_multiprocessing)
+        arguments.check_functions(augment=augment, sampling=sampling, mix=mix, reader=reader, preprocess=preprocess)
+        chooses = self.shuffle or sampling is not None
+        arguments.check_purpose(labels, weights, extra, mix, scan, on_error, augment_on, chooses)
         self.scan = scan
         self._windows = None if scan is None else ScanWindows(ScanOrder.of(self.ids, slices), scan, labels is None)
-        if scan is not None and (extra is not None or callable(labels) or on_error == "skip"):
-            raise IchError(
-                "scan takes labels from a table, no extra inputs, and on_error='raise': no slice of a scan is replaced"
-            )
         if sampling is not None and hasattr(sampling, "__len__") and len(sampling) != self.sample_count:
             samples = "ids" if scan is None else "windows of scans"
             raise IchError(f"the sampling is of {len(sampling):,} samples, the {samples} are {self.sample_count:,}")
-        if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
-            raise IchError(f"seed is {seed!r}, expected a whole number from 0, or None to draw one")
 
         self.labels, self.label_names = targets.labels_of(self.ids, labels, num_classes)
         # Of a label in the table, which could be a flattened mask; one-hot ones are none.
@@ -197,8 +166,8 @@ class DataGenerator(EpochDataset):
         self.class_indices: dict[Hashable, int] | None = None
         folder, suffixes = sample_reader.folders_of(image_dir), (suffix,) if isinstance(suffix, str) else tuple(suffix)
         look = (color_mode, target_size, interpolation, None if window is None else windows_of(window), reader)
-        again = {"ordered": scan is not None or not self.shuffle, "overlapping": scan is not None and labels is None}
-        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look, **again)
+        ordered, overlapping = scan is not None or not self.shuffle, scan is not None and labels is None
+        self._reader = SampleReader(self.ids, folder, suffixes, neighbours, slices, *look, ordered, overlapping)
         if reader is None:
             self._reader.check_files(may_lack=on_error == "skip")
         if isinstance(mix, mixing.Mix) and isinstance(self.labels, np.ndarray):
@@ -509,21 +478,3 @@ def _draw_for_model(*arguments: Any) -> Any:
     from ich.data import affine_draw  # only here: a generator without transforms needs no albumentations
 
     return affine_draw.for_model(*arguments)
-
-
-def _index_of(ids: Any) -> pd.Index:
-    """Return the list of samples, from whatever holds names one after the other."""
-    if isinstance(ids, (str, Path, pd.DataFrame)):
-        kind = type(ids).__name__
-        raise IchError(f"ids is a {kind}, expected a list of ids; from_dataframe takes frames, from_directory folders")
-    try:
-        index = pd.Index(ids)
-    except TypeError as error:  # a number, None
-        raise IchError(f"ids is {ids!r}, expected a list of ids") from error
-    if index.nlevels > 1 or index.hasnans:
-        raise IchError("ids are missing for some samples, or are pairs; expected a name for each")
-    if len(index) == 0:
-        raise IchError("there are no samples: the list of ids is empty")
-    if not pd.Index(index.array).is_unique:  # of another Index, as pandas keeps the table that it looks them up in
-        raise IchError(f"ids are listed twice: {name_some(index[index.duplicated()].unique())}; give each sample once")
-    return index
