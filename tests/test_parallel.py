@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import dask_scheduler, make_dicom
+from parallel_tasks import die, refuse, sleep, square, stumble, wait_in_a_pool
 
 from ich import parallel
 from ich.dicom.slice_error import DicomError
@@ -22,30 +23,7 @@ from ich.parallel import BACKENDS, unordered
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
 
-TESTS = str(Path(__file__).parent)  # workers import the functions below from there
-
-
-def square(number):
-    return number, number * number
-
-
-def refuse(number):
-    if number == 7:
-        raise DicomError("truncated", "cut short")
-    return number
-
-
-def stumble(number):
-    raise FileNotFoundError(2, "the task's own")
-
-
-def die(number):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def sleep(number):
-    time.sleep(number)
-    return number
+TESTS = str(Path(__file__).parent)  # other processes import `parallel_tasks` from there
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +51,12 @@ def test_every_task_is_done_once(how):
     assert list(unordered(square, calls([]), **how)) == []
 
 
-def pid_then_sleep(folder, number):
-    (folder / f"{os.getpid()}").touch()
-    time.sleep(60)
-
-
 def test_workers_end_with_a_parent_that_is_killed_with_a_task_or_without(tmp_path):
     code = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_parallel import pid_then_sleep
+from parallel_tasks import pid_then_sleep
 from ich.parallel import unordered
 list(unordered(pid_then_sleep, ((Path(sys.argv[2]), n) for n in range(2)), jobs=4))
 """
@@ -195,21 +168,6 @@ def test_a_scheduler_that_goes_away_is_told():
 # ------------------------------------------------------------------------------------------- multiprocessing's pools
 
 
-def wait_in_a_pool(kill, tasks):
-    """Wait for the results of such a pool, one of whose workers is killed once they work."""
-    with (
-        closing(multiprocessing.get_context("fork").Pool(2)) as pool,
-        parallel.guarded_pools(lambda: [pool]),
-    ):
-        results = [pool.apply_async(*task) for task in tasks]
-        time.sleep(0.3)
-        if kill:
-            os.kill(pool._pool[0].pid, signal.SIGKILL)
-        outcomes = [result.get(timeout=30) for result in results]
-        time.sleep(0.3)  # of the watch
-        return pool, outcomes
-
-
 @pytest.mark.parametrize("tasks", [1, 2, 50])
 def test_a_pools_worker_that_is_killed_is_an_error_and_the_process_lives_on(tasks):
     """Whether it works on a task or waits for one, with the lock that the others wait for."""
@@ -236,7 +194,7 @@ def test_a_process_whose_pool_was_given_up_ends():
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_parallel import sleep, wait_in_a_pool
+from parallel_tasks import sleep, wait_in_a_pool
 wait_in_a_pool(True, [(sleep, (20,))] * 2)
 """
     done = subprocess.run([sys.executable, "-c", code, TESTS], capture_output=True, text=True, timeout=60)
