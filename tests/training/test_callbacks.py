@@ -1,6 +1,8 @@
 import io
 import math
 import os
+import resource
+import signal
 import sys
 from contextlib import closing
 
@@ -108,12 +110,35 @@ def test_the_best_is_kept_as_it_was_evaluated_and_survives_a_restart(xy, tmp_pat
 
     stored = (tmp_path / "best.npz").read_bytes()
     again = KeepBest(tmp_path / "best.npz", "mae", best=min(history))
-    fit(network(seed=3), xy, again, averaging, validation_data=other, epochs=1)
-    assert (again.best < min(history)) == ((tmp_path / "best.npz").read_bytes() != stored)
-    never = KeepBest(tmp_path / "best.npz", "mae", best=0.0)
-    stored = (tmp_path / "best.npz").read_bytes()
-    fit(network(seed=3), xy, never, averaging, validation_data=other, epochs=1)
-    assert (tmp_path / "best.npz").read_bytes() == stored
+    again.set_model(network(seed=3))
+    again.on_test_end({"mae": min(history) + 0.1})
+    assert (again.best, (tmp_path / "best.npz").read_bytes()) == (min(history), stored)
+    again.on_test_end({"mae": min(history) - 0.1})
+    assert again.best == min(history) - 0.1
+    read_variables(tmp_path / "best.npz", found.weights)
+    assert values(found.weights) == values(again.model.weights)
+
+
+def test_without_room_for_a_checkpoint_the_last_one_stays(tmp_path):
+    """A limit of the system on the size of files stands for the full disk: writes fail in the middle all the same."""
+    model, checkpoint = network(), Checkpoint(tmp_path / "c.npz")
+    model.optimizer.build(model.trainable_variables)
+    checkpoint.set_model(model)
+    checkpoint.on_epoch_end(0, {"loss": 1.0})
+    before = values(model.variables)
+    model.set_weights([2 * weight for weight in model.get_weights()])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(IchError, match=r"cannot write .*c.npz: .*; make room or rights for it, then run again"):
+            checkpoint.on_epoch_end(1, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
+    assert Checkpoint(tmp_path / "c.npz").restore(model) == 1
+    assert values(model.variables) == before
 
 
 def reader(path):
@@ -143,11 +168,13 @@ def test_a_loss_that_is_no_number_names_the_batches_that_made_it(workers, steps)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", steps_per_execution=steps)
     model.optimizer.learning_rate = 0.0
+    model.set_weights([np.ones((3, 1)), np.zeros(1)])  # of one sign, so that infinity makes infinity
     watch = TerminateOnNaNLoss(samples, "do something")
     with pytest.raises(IchError) as caught:
         model.fit(samples, callbacks=[watch], shuffle=False, verbose=0, initial_epoch=1, epochs=3)
-    kind = "inf" if steps == 1 else "nan"  # the steps behind the first make it NaN
-    assert str(caught.value) == f"the loss is {kind} in epoch 2, {told}, with the slices {wanted}; do something"
+    kinds = ["inf"] if steps == 1 else ["inf", "nan"]  # a step behind it makes it NaN
+    messages = [f"the loss is {kind} in epoch 2, {told}, with the slices {wanted}; do something" for kind in kinds]
+    assert str(caught.value) in messages
 
 
 @pytest.mark.parametrize("damage", ["junk", "cut", "empty", "folder"])

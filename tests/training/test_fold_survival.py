@@ -69,13 +69,19 @@ def made(folder):
 
 @pytest.fixture(scope="module")
 def config(data):
-    return tiny_config(data, train={"epochs": 8, "batch_size": 5, **ALL_OF_IT})
+    return tiny_config(data, train={"epochs": 4, "batch_size": 5, **ALL_OF_IT})
 
 
 @pytest.fixture(scope="module")
-def through(config, tmp_path_factory):
+def undisturbed(config, tmp_path_factory):
+    """A run that has trained in one go."""
+    return train(config, tmp_path_factory.mktemp("through"))
+
+
+@pytest.fixture(scope="module")
+def through(undisturbed):
     """What is made of it by a run that nothing disturbs."""
-    return made(train(config, tmp_path_factory.mktemp("through")).fold(0))
+    return made(undisturbed.fold(0))
 
 
 def stop_after_an_epoch(patch):
@@ -133,7 +139,7 @@ def wait_for(process, pattern):
 def test_killed_in_the_middle_of_an_epoch_the_same_command_continues(config, through, tmp_path, capsys):
     process, folder = started(config, tmp_path)
     with process:
-        assert wait_for(process, "epoch 2/8: ")
+        assert wait_for(process, "epoch 2/4: ")
         process.kill()
     assert process.returncode == -signal.SIGKILL
     (folder / f".ich-{'0' * 32}.tmp.npz").write_bytes(b"half of one")  # as a kill in the middle of a write leaves
@@ -181,14 +187,14 @@ def children(process):
     return [int(one) for each in lists for one in each.read_text().split()]
 
 
-@pytest.mark.slow  # the next test is the same in this process, and what a script does with such an error is test_cli's
+@pytest.mark.slow  # the next test kills in this process, test_cli has a script's errors, the kill above the resume
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up as Linux tells of them")
 def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, through, tmp_path):
     """Without a watch, Keras waits for its batch for ever."""
     machine = config.machine.model_copy(update={"workers": 2, "processes": True})
     process, folder = started(config.model_copy(update={"machine": machine}), tmp_path)
     with process:
-        assert wait_for(process, "epoch 1/8: ")
+        assert wait_for(process, "epoch 1/4: ")
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             for one in children(process):
@@ -203,8 +209,9 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, 
     assert made(train(config, tmp_path / "runs").fold(0)) == through
 
 
-def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(config, through, tmp_path):
+def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(data, tmp_path, eager):
     """As in a notebook, whose kernel is not ours to end."""
+    config = tiny_config(data)
     machine = config.machine.model_copy(update={"workers": 2, "processes": True})
     stop = threading.Event()
     earlier = multiprocessing.active_children()
@@ -224,17 +231,14 @@ def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(confi
         stop.set()
         killer.join()
     assert set(multiprocessing.active_children()) <= set(earlier)
-    assert made(train(config, tmp_path).fold(0)) == through
+    assert train(config, tmp_path).finished_folds() == [0]
 
 
-def test_a_finished_fold_is_not_trained_again_and_leaves_no_checkpoint(data, tmp_path, monkeypatch):
-    config = tiny_config(data)
-    run = train(config, tmp_path)
-    before = made(run.fold(0))
-    (run.fold(0) / fold.CHECKPOINT).write_bytes(b"as of a kill between the last two steps")
+def test_a_finished_fold_is_not_trained_again_and_leaves_no_checkpoint(undisturbed, through, monkeypatch):
+    (undisturbed.fold(0) / fold.CHECKPOINT).write_bytes(b"as of a kill between the last two steps")
     monkeypatch.setattr(fold, "_fit", None)
-    train(config, tmp_path)
-    assert made(run.fold(0)) == before
+    train(undisturbed.config, undisturbed.path.parent)
+    assert made(undisturbed.fold(0)) == through
 
 
 def test_a_loss_that_is_no_number_names_its_slices_and_keeps_the_last_checkpoint(data, tmp_path):
@@ -254,6 +258,7 @@ def test_a_loss_that_is_no_number_names_its_slices_and_keeps_the_last_checkpoint
     )
 
 
+@pytest.mark.slow  # test_callbacks has it of a checkpoint alone, and above are trainings that go on from one
 def test_without_room_for_a_checkpoint_the_last_one_stays(config, through, tmp_path, monkeypatch):
     """A limit of the system on the size of files stands for the full disk: writes fail in the middle all the same."""
     end = callbacks.Checkpoint.on_epoch_end
@@ -261,7 +266,7 @@ def test_without_room_for_a_checkpoint_the_last_one_stays(config, through, tmp_p
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def no_room(self, epoch, logs=None):
-        if epoch == 7:  # the last, so that nothing is left after it but the end
+        if epoch == 3:  # the last, so that nothing is left after it but the end
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         end(self, epoch, logs)
 
