@@ -45,6 +45,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = [f"ID_{number:09x}" for number in range(12)]
 TEST = [f"ID_{number:09x}" for number in range(100, 123)]
 BATCH = 5
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def write_data(path, test):
@@ -388,6 +389,14 @@ def progress(out):
     return sum(1 if name.endswith(".npy") else 1000 for name in names if name.endswith((".npy", ".parquet")))
 
 
+@pytest.fixture
+def graphs(eager):
+    """As the script in the other process, whose predictions are compared bit by bit."""
+    tf.config.run_functions_eagerly(False)
+    yield
+    tf.config.run_functions_eagerly(True)
+
+
 def kill_and_compare(tmp_path, kills):
     test = [f"ID_{number:09x}" for number in range(100, 403 + 300 * kills)]
     run = begin(write_data(tmp_path, test), tmp_path / "runs")
@@ -412,12 +421,12 @@ def kill_and_compare(tmp_path, kills):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_killed_and_continued_it_ends_as_if_undisturbed(tmp_path):
+def test_killed_and_continued_it_ends_as_if_undisturbed(tmp_path, graphs):
     kill_and_compare(tmp_path, 1)
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_continued_it_ends_as_if_undisturbed(tmp_path):
+def test_killed_ten_times_and_continued_it_ends_as_if_undisturbed(tmp_path, graphs):
     kill_and_compare(tmp_path, 10)
 
 

@@ -25,7 +25,7 @@ SCAN = {"slices": 3, "units": 8}
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
+def run(data, tmp_path_factory, eager):
     config = tiny_config(data, model={"scan": SCAN}, train={"batch_size": 2}, predict={"tta": ["none", "flip"]})
     run = Run.begin(config, tmp_path_factory.mktemp("runs"))
     fold.train_folds(run)
