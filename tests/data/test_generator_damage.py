@@ -382,7 +382,15 @@ model.fit(generator, verbose=0)
 """
 
 
-@pytest.mark.parametrize(("kind", "group"), [("threads", False), ("processes", False), ("processes", True)])
+# An interrupt to all processes is the hardest case: workers must leave it to the first, and the first must end them.
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [
+        ("processes", True),
+        pytest.param("processes", False, marks=pytest.mark.slow),
+        pytest.param("threads", False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_in_the_middle_of_an_epoch_ends_the_workers(kind, group):
     """`group`: to all processes, as a terminal's Ctrl-C, or to the first alone."""
     process = subprocess.Popen(
