@@ -59,8 +59,8 @@ def pytest_collection_finish():
 def eagerly():
     """Have TensorFlow run each step as it comes, without tracing a graph of it.
 
-    Of the tests' models, a graph takes seconds to trace and a moment to run. Those that train keep to graphs
-    (test_fold.py, test_fold_survival.py, test_callbacks.py, test_end_to_end.py), as users do.
+    Of the tests' models, a graph takes seconds to trace and a moment to run. Those of the training keep to graphs
+    (test_fold.py, test_fold_survival.py, test_callbacks.py), as users do. A GRU of many steps is faster in a graph.
     """
     import tensorflow as tf
 

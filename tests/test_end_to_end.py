@@ -27,6 +27,8 @@ from ich.results.predictions import read_predictions, read_provenance, write_pre
 from ich.synthetic.archive import FOLDER, write_archive
 from ich.synthetic.plan import draw_plan
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 ARCHIVE = "archive.zip"
 
