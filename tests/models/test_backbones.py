@@ -27,7 +27,8 @@ FAMILIES = {
     "Xception": ("xception", 71),
 }
 OTHERS = [name for name in backbones.BUILDERS if name not in FAMILIES and name != "small_cnn"]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+BY_DEFAULT = ["EfficientNetB0", "MobileNet"]  # the quickest of those that scale inside the model, and before it
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*FAMILIES, *OTHERS] if name not in BY_DEFAULT]
 
 pytestmark = [
     # Keras remarks on files that lack groups for layers without weights.
@@ -71,7 +72,7 @@ def test_every_model_of_keras_is_there():
     assert set(backbones.BUILDERS) == theirs | {"small_cnn"}
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *SLOW])
+@pytest.mark.parametrize("name", [*BY_DEFAULT, *SLOW])
 def test_nine_channels_of_eight_bits_to_six_logits(name):
     size = FAMILIES.get(name, ("", 80))[1]
     model = backbones.build_model(name, (size, size, 9), dropout=0.5)
@@ -91,6 +92,25 @@ def check_scaling(first_layer, module, size):
     if not np.array_equal(theirs, gray):  # else the family scales inside the model: features are compared below
         ours = call(first_layer, gray[..., :1])
         np.testing.assert_allclose(ours, theirs.mean(axis=-1, keepdims=True), atol=0.01 * np.abs(theirs).max())
+
+
+class FirstLayer(Exception):
+    """Ends the building of a network."""
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "EfficientNetB0"])
+def test_images_are_scaled_as_the_family_does(name, monkeypatch):
+    """By the first layer alone: the network behind it takes seconds to build."""
+    rescaling = keras.layers.Rescaling
+
+    def stop(*args, **options):
+        raise FirstLayer(rescaling(*args, **options))
+
+    monkeypatch.setattr(backbones.layers, "Rescaling", stop)
+    module, size = FAMILIES[name]
+    with pytest.raises(FirstLayer) as caught:
+        backbones.BUILDERS[name](keras.Input((size, size, 9)), None)
+    check_scaling(caught.value.args[0], module, size)
 
 
 # ------------------------------------------------------------------------------------------------- small_cnn
@@ -134,19 +154,18 @@ def test_logits_are_float32_under_mixed_precision(policy):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "ConvNeXtTiny"])
-def test_saved_and_loaded_in_safe_mode_it_predicts_the_same(name, tmp_path):
-    model = backbones.build_model(name, (32, 32, 2))
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
-    np.testing.assert_array_equal(call(again, some_images(channels=2)), call(model, some_images(channels=2)))
-
-
 # ------------------------------------------------------------------------------------------------- features
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "ConvNeXtTiny", "MobileNetV3Small", "VGG16"])
-def test_features_are_told_beside_the_logits_that_are_made_of_them(name):
+@pytest.mark.parametrize(
+    "name",
+    ["small_cnn", "ConvNeXtTiny", *[pytest.param(n, marks=pytest.mark.slow) for n in ("MobileNetV3Small", "VGG16")]],
+)
+def test_loaded_in_safe_mode_it_predicts_the_same_and_tells_its_features_too(name, tmp_path, monkeypatch):
+    # ConvNeXt's layers are Keras's own for it; its 28 million weights take seconds to draw, to save and to load.
+    sizes = {"depths": [1] * 4, "projection_dims": [8] * 4}
+    convnext = importlib.import_module("keras.src.applications.convnext")
+    monkeypatch.setitem(convnext.MODEL_CONFIGS, "tiny", convnext.MODEL_CONFIGS["tiny"] | sizes)
     model = backbones.build_model(name, (32, 32, 2), dropout=0.5)
     logits, features = (
         keras.ops.convert_to_numpy(one) for one in backbones.with_features(model)(some_images(channels=2))
@@ -154,6 +173,9 @@ def test_features_are_told_beside_the_logits_that_are_made_of_them(name):
     np.testing.assert_allclose(logits, call(model, some_images(channels=2)), rtol=1e-5, atol=1e-6)
     kernel, bias = (keras.ops.convert_to_numpy(one) for one in model.get_layer("logits").weights)
     np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    np.testing.assert_array_equal(call(again, some_images(channels=2)), call(model, some_images(channels=2)))
 
 
 def test_features_are_the_mean_of_the_last_maps():
@@ -200,9 +222,10 @@ def test_weights_of_small_cnn_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "MobileNetV2",
+        "MobileNet",
+        *[pytest.param(name, marks=pytest.mark.slow) for name in ("MobileNetV2", "EfficientNetV2B0", "Xception")],
         *[pytest.param(name, marks=pytest.mark.slow) for name in ("DenseNet121", "ResNet50", "ConvNeXtTiny")],
-        *[pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetV2B0", "MobileNetV3Small", "Xception")],
+        pytest.param("MobileNetV3Small", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_of_a_backbones_weights_means_the_same_on_gray_images(name, channels, tmp_path):

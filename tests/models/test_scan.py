@@ -19,7 +19,6 @@ from ich.training import inference
 N = 5
 SHAPE = (32, 32, 2)
 BUILD = partial(backbones.build_model, "small_cnn", dropout=0.1)
-pytestmark = pytest.mark.usefixtures("eager")
 KINDS = pytest.mark.parametrize("kind", scan.KINDS)
 
 
