@@ -155,7 +155,12 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "mean"), [(["none"], "probability"), (["none", "flip"], "probability"), (["none", "flip"], "logit")]
+    ("names", "mean"),
+    [
+        pytest.param(["none"], "probability", marks=pytest.mark.slow),
+        (["none", "flip"], "probability"),
+        (["none", "flip"], "logit"),
+    ],
 )
 def test_logits_and_embeddings_are_the_models_own(trained, tmp_path, names, mean):
     run = asking(copy(trained, tmp_path), tta=names, mean=mean)
