@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,24 @@ def test_passes_come_in_their_order_and_wrong_names_are_refused():
         augment.passes(["flip", "none", "flip"], HEIGHT, WIDTH)
 
 
+def test_albumentations_is_told_before_its_import_not_to_ask_the_network(monkeypatch):
+    class Import(Exception):
+        """Ends the import of albumentations, with what it would see."""
+
+    class Finder:
+        def find_spec(self, name, *_):
+            if name == "albumentations":
+                raise Import(os.environ.get("NO_ALBUMENTATIONS_UPDATE"))
+
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE", raising=False)
+    monkeypatch.delitem(sys.modules, "albumentations")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(Import) as caught:
+        runpy.run_path(augment.__file__)
+    assert caught.value.args == ("1",)
+
+
+@pytest.mark.slow  # 7 CPU seconds of imports; the test above is the same without another process
 def test_the_import_does_not_ask_the_network_for_a_newer_version():
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     code = """

@@ -342,18 +342,6 @@ def test_only_workers_of_keras_leave_an_interrupt_to_the_process_that_trains(fol
         assert pool.apply(handler_in, (generator, name)) == name.startswith("Keras")
 
 
-def test_in_a_spawned_process_it_gives_the_same(folder, labels):
-    generator = DataGenerator(
-        IDS, labels, image_dir=folder, batch_size=5, shuffle=True, augment=A.HorizontalFlip(p=0.5)
-    )
-    generator.set_epoch(2)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.map(generator.__getitem__, range(len(generator)))
-    for index, (x, y) in enumerate(found):
-        np.testing.assert_array_equal(x, generator[index][0])
-        np.testing.assert_array_equal(y, generator[index][1])
-
-
 SCRIPT = """
 import os, sys, time
 import keras, numpy as np, pandas as pd

@@ -2,13 +2,21 @@
 
 import multiprocessing
 import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
 import pickle
 import sys
 
+import albumentations as A
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from ich.data import shared_memory
+from ich.data.generator import DataGenerator
 from ich.errors import IchError
 
 SHAPE = (2, 300, 301)  # 180,600 bytes of uint8: more than goes through a pipe
@@ -217,6 +225,22 @@ def test_a_worker_that_is_gone_gives_an_error_in_place_of_the_array():
     found = pickle.loads(told)
     assert isinstance(found, IchError)
     assert f"a batch cannot be had from the process {worker.pid} that made it" in str(found)
+
+
+def test_a_generators_batches_from_a_spawned_process_are_the_same(spawned, tmp_path):
+    ids = [f"ID_{number:03}" for number in range(24)]
+    for number, one in enumerate(ids):
+        cv2.imwrite(str(tmp_path / f"{one}.png"), np.arange(256, dtype=np.uint8).reshape(16, 16) // (number + 1))
+    labels = pd.Series(np.arange(24.0), ids)
+    generator = DataGenerator(
+        ids, labels, image_dir=tmp_path, batch_size=5, shuffle=True, augment=A.HorizontalFlip(p=0.5)
+    )
+    generator.set_epoch(2)
+    found = spawned.map(generator.__getitem__, range(len(generator)))
+    assert len(found) == 5
+    for index, (x, y) in enumerate(found):
+        np.testing.assert_array_equal(x, generator[index][0])
+        np.testing.assert_array_equal(y, generator[index][1])
 
 
 # ------------------------------------------------------------------------------------------- where it cannot be had
