@@ -190,7 +190,8 @@ def test_extra_inputs_stay_and_a_pass_and_a_preview_are_of_the_cpu(folder):
 
 
 ROWS = [
-    {"SOPInstanceUID": id, "SeriesInstanceUID": f"S{k // 6}", "order": k % 6, "z": 5.0 * (k % 6), "status": "ok"}
+    {"SOPInstanceUID": id, "SeriesInstanceUID": f"S{k // 6}", "split": "train", "order": k % 6, "z": 5.0 * (k % 6)}
+    | {"status": "ok"}
     for k, id in enumerate(IDS)
 ]
 
@@ -203,6 +204,7 @@ def test_neighbours_stay_apart_and_move_as_one(folder, scan):
     x, joined = made[0][0], read[0][0]
     joined = joined["image"] if scan else joined
     assert x["unaugmented"].shape == (*joined.shape[:-3], 3, HEIGHT, WIDTH, 1)
+    assert (joined[..., 0] != joined[..., 2]).any()
     np.testing.assert_array_equal(np.moveaxis(x["unaugmented"][..., 0], -3, -1), joined)
     assert x["augment"].shape == (len(joined), 8)
     assert x["mix"].shape == (len(joined), 9 if scan else 7)
