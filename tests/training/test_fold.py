@@ -367,3 +367,10 @@ def test_an_image_damaged_since_is_a_sentence(data, tmp_path, machine):
         trained(data, tmp_path, 0, graphs=True, machine=machine, **sections)
     assert str(caught.value) == f"{broken} holds no image that can be decoded (4 bytes); delete it, and write it again"
     assert not (tmp_path / "tiny/fold0").exists()
+
+
+@pytest.mark.parametrize("scan", [(), (2,)])
+def test_the_model_is_built_for_the_channels_of_all_files(scan):
+    joined, apart = np.zeros((4, *scan, 5, 7, 9), np.uint8), np.zeros((4, *scan, 3, 5, 7, 3), np.uint8)
+    for x in (joined, {"image": joined, "z": np.zeros(4)}, {"unaugmented": apart, "augment": np.zeros((4, 8))}):
+        assert fold_setup.image_shape(x) == (5, 7, 9)
