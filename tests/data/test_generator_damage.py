@@ -271,9 +271,9 @@ def test_the_ids_of_a_batch_are_those_of_the_samples_that_are_shown(folder, labe
 
 def test_a_preview_counts_nothing(folder, labels):
     truncate(folder / f"{IDS[3]}.png")
-    generator = DataGenerator(IDS, labels, image_dir=folder, shuffle=True, on_error="skip")
-    titles = {axes.get_title() for axes in generator.preview(COUNT).axes[::2]}
-    assert len(titles) == COUNT - 1  # one stands twice, in place of that which cannot be read
+    generator = DataGenerator(IDS[:5], labels, image_dir=folder, shuffle=True, on_error="skip")
+    titles = {axes.get_title() for axes in generator.preview(5).axes[::2]}
+    assert len(titles) == 4  # one stands twice, in place of that which cannot be read
     assert generator.skipped == {}
     generator[0]
     assert generator.skipped == {IDS[3]: 1}

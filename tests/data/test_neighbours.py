@@ -43,7 +43,7 @@ def slow(table, id, offset):
     return best[1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4), st.integers(0, 5))
 def test_neighbours_are_those_of_the_slow_search(scans, seed):
     rows = [(f"ID_s{scan}", order, ok) for scan, oks in enumerate(scans) for order, ok in enumerate(oks)]
