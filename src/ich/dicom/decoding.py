@@ -95,6 +95,9 @@ class _Ended(Exception):
         self.code = code
 
 
+_NO_START = "the process that decodes compressed slices does not start"
+
+
 class _Decoder:
     """A decoding process.
 
@@ -104,6 +107,7 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._told: Any = tempfile.TemporaryFile()  # noqa: SIM115 - what libraries write, until the process ends
+        self._before = 0  # bytes of it that are of earlier requests
         try:
             # In a session of its own, as Ctrl-C is for this process.
             self._process = subprocess.Popen(
@@ -113,9 +117,14 @@ class _Decoder:
                 stderr=self._told,
                 start_new_session=True,
             )
+        except OSError as error:
+            self._told.close()
+            raise IchError(f"{_NO_START}: {one_line(error)}") from error
+        try:
             self.ask(_READY)
-        except (OSError, _Ended) as error:
-            raise IchError(f"the process that decodes compressed slices does not start: {one_line(error)}") from error
+        except _Ended as error:
+            self.end()
+            raise IchError(f"{_NO_START}: {one_line(error)}") from error
 
     def ask(self, request: object) -> tuple[np.ndarray, bool] | str:
         """Send a request and wait for the answer; after an error the process is not to be asked again.
@@ -123,16 +132,17 @@ class _Decoder:
         Raises:
             _Ended: it ended.
         """
-        before = os.fstat(self._told.fileno()).st_size
         to, back = self._pipes()
         try:
             pickle.dump(request, to)
             to.flush()
-            return _received(back)
+            answer = _received(back)
         except (OSError, ValueError, LookupError, TypeError) as error:  # it ended, maybe within an answer
             code = self._process.wait(_LONGEST)
-            told = os.pread(self._told.fileno(), 10_000, before).decode(errors="replace")
+            told = os.pread(self._told.fileno(), 10_000, self._before).decode(errors="replace")
             raise _Ended(code, told) from error
+        self._before = os.fstat(self._told.fileno()).st_size
+        return answer
 
     def _pipes(self) -> tuple[Any, Any]:
         return self._process.stdin, self._process.stdout
