@@ -210,6 +210,13 @@ def test_neighbours_stay_apart_and_move_as_one(folder, scan):
     assert x["mix"].shape == (len(joined), 9 if scan else 7)
 
 
+def test_a_sample_of_another_size_is_told_in_the_shape_of_its_image(folder):
+    options = {"augment": A.Compose([A.HorizontalFlip()]), "batch_size": 2}
+    made = generator(folder, reader=lambda path: np.zeros((8, 9 if path.stem == IDS[1] else 8), np.uint8), **options)
+    with pytest.raises(IchError, match=r"gives uint8 of \(8, [89], 1\), the first image gave uint8 of \(8, [89], 1\)"):
+        list(map(made.__getitem__, range(len(made))))
+
+
 def test_slices_of_a_scan_move_as_one(folder):
     made = generator(folder, scan=4, slices=to_frame(ROWS), batch_size=2)
     for k in range(len(made)):

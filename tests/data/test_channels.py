@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ich.data.channels import MOST, Parts, apart, joined, put, stack
+from ich.data.channels import MOST, Parts, apart, files_of, joined, put, stack
 from ich.errors import IchError
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,9 @@ def test_an_array_that_is_read_only_is_copied_once():
 @pytest.mark.parametrize("counts", [(3, 3, 3), (1, 1), (3,)])
 def test_arrays_of_one_shape_stay_apart(counts):
     given = arrays(*counts)
-    image, images = apart(stack(given, "a")), np.zeros((2, len(counts), 5, 7, counts[0]), np.uint8)
+    image, images = stack(given, "a"), np.zeros((2, len(counts), 5, 7, counts[0]), np.uint8)
+    assert files_of(image) == len(counts)
+    image = apart(image, len(counts))
     assert (image.shape, image.dtype, image.ndim) == (images.shape[1:], np.uint8, 4)
     put(image, images, 1)
     assert (images[1] == given).all()
@@ -65,7 +67,12 @@ def test_arrays_of_one_shape_stay_apart(counts):
 
 def test_arrays_of_several_shapes_are_one():
     given = arrays(3, 1)
-    assert (joined(apart(stack(given, "a"))) == np.concatenate(given, axis=-1)[None]).all()
+    image, pixels = stack(given, "a"), np.concatenate(given, axis=-1)
+    assert files_of(image) == 1
+    assert (joined(apart(image, 1)) == pixels[None]).all()
+    # As those of the first sample were: 2 and 2 channels.
+    assert (joined(apart(image, 2)) == [pixels[..., :2], pixels[..., 2:]]).all()
+    assert (joined(apart(pixels, 2)) == [pixels[..., :2], pixels[..., 2:]]).all()
 
 
 def test_parts_of_parts_are_one_row_of_parts():

@@ -57,6 +57,39 @@ def test_a_slice_is_read_once_for_a_sample_and_for_samples_in_order(folder):
         read.clear()
 
 
+@pytest.mark.parametrize("options", [{"overlapping": True}, {"neighbours": (0, 0)}, {"neighbours": (1,)}], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_what_one_sample_does_to_its_image_no_other_sees(folder, options, dtype):
+    reader = SampleReader(
+        IDS, folder, (".npy",), slices=TABLE, reader=lambda path: np.load(path).astype(dtype), **options
+    )
+    before = [pixels(reader, row) for row in range(6)]
+    for row in range(6):
+        channels.joined(reader.read(row, IDS[row]))[...] += 50
+    assert [pixels(reader, row) for row in range(6)] == before
+
+
+@pytest.mark.parametrize("kind", [int, Path, str])
+@pytest.mark.parametrize("options", [{"neighbours": (-1, 0, 1)}, {"overlapping": True}], ids=str)
+def test_ids_are_names_numbers_or_paths(folder, kind, options):
+    ids = pd.Index([kind(str(number)) for number in range(6)], dtype=None if kind is int else object)
+    table = TABLE.assign(SOPInstanceUID=list(ids))
+    read = []
+    reader = SampleReader(
+        ids,
+        dict.fromkeys(ids, folder),
+        (".npy",),
+        slices=table,
+        reader=lambda path: read.append(path) or EMPTY,
+        **options,
+    )
+    reader.read(1, ids[1])
+    assert [path.name for path in read] == [f"{k}.npy" for k in ([0, 1, 2] if "neighbours" in options else [1])]
+
+
+EMPTY = np.zeros((4, 6, 1), np.uint8)
+
+
 def test_files_of_the_samples_and_their_neighbours_are_looked_for(folder):
     (folder / "ID_3.npy").unlink()
     SampleReader(IDS[:3], folder, (".npy", ".b.npy")).check_files(may_lack=False)

@@ -77,11 +77,17 @@ def put(image: Image, images: np.ndarray, place: int | tuple[int, ...]) -> None:
         images[place] = image
 
 
-def apart(image: Image) -> Apart:
-    """Return an image with its arrays apart if they are of one shape, otherwise as one array of all channels."""
-    if isinstance(image, Parts) and len({array.shape for array in image.arrays}) == 1:
+def files_of(image: Image) -> int:
+    """Return the number of arrays of an image whose arrays are of one shape, otherwise 1."""
+    arrays = image.arrays if isinstance(image, Parts) else [image]
+    return len(arrays) if len({array.shape for array in arrays}) == 1 else 1
+
+
+def apart(image: Image, files: int) -> Apart:
+    """Return an image as so many arrays of as many channels each, whatever the files that it is of."""
+    if isinstance(image, Parts) and len(image.arrays) == files == files_of(image):
         return Apart(image.arrays)
-    return Apart([joined(image)])
+    return Apart(np.split(joined(image), files, axis=-1))
 
 
 def stack(images: list[Image], id: str) -> Image:

@@ -178,7 +178,7 @@ class DataGenerator(EpochDataset):
         self.batch_size, self.sampling = batch_size, sampling
         self.seed = secrets.randbits(64) if seed is None else int(seed)
         self._pass: int | None = None
-        self._first: dict[str, Any] = {}  # shape and dtype of the first image
+        self._first: dict[str, Any] = {}  # shape, dtype and files of the first image
         self.set_epoch(epoch)
 
     @classmethod
@@ -455,7 +455,6 @@ class DataGenerator(EpochDataset):
         else:
             self._draw.check(image, label, id)
             self._augmenter.check_label(image, label, id, self._numbers)
-            image = channels.apart(image)
         if self.preprocess is not None:
             given = user_code.call("preprocess", id, self.preprocess, channels.joined(image))
             image = user_code.as_image(given, "preprocess", id, min_axes=0)
@@ -466,6 +465,8 @@ class DataGenerator(EpochDataset):
                 f"{id} gives {image.dtype} of {image.shape}, the first image gave {dtype} of {shape}; give"
                 " target_size=, or an augmentation that keeps size and dtype"
             )
+        if self._draw is not None:
+            image = channels.apart(image, self._first.setdefault("files", channels.files_of(image)))
         return image, label
 
     def _seed_of(self, id: str, epoch: int, repeat: int) -> int:
