@@ -23,6 +23,7 @@ BACKENDS = {"processes": "loky", "threads": "threading", "dask": None}
 
 _PARENT_SECONDS = 0.1  # between a worker's looks at whether its parent lives
 _WATCH_SECONDS = 0.02  # a worker that lives shorter than this and is killed is not noticed
+_KILLED_SECONDS = 10  # until a killed worker's memory is free again; longer only where the system waits for a disk
 _CLUSTER_SECONDS = 10  # to answer, and to have a first worker
 KILLED = "was killed, which is what a system does that runs out of memory; run again, with fewer"
 """The message on a killed process; the setting to lower follows it."""
@@ -210,3 +211,5 @@ def _give_up(pool: Any) -> None:
     for result in list(pool._cache.values()):
         with suppress(KeyError):  # it has just come
             result._set(0, (False, IchError(_READER_KILLED)))
+    for worker in _workers(pool):
+        worker.join(_KILLED_SECONDS)
