@@ -89,7 +89,7 @@ def rewrite(folder, change):
         (lambda f: (f / "unread.csv").unlink(), "unread.csv cannot be read"),
         (lambda f: (f / "series.csv").write_text("a,b"), "series.csv cannot be read"),
         (
-            lambda f: (f / "slices.csv").write_text("".join((f / "slices.csv").open().readlines() * 2)),
+            lambda f: (f / "slices.csv").write_text((f / "slices.csv").read_text() * 2),
             "has no probabilities|two predictions",
         ),
     ],
