@@ -100,8 +100,8 @@ def measure_ours(folder: Path, side: str) -> dict[str, float]:
     def rounds(rng: np.random.Generator) -> np.ndarray:
         return np.concatenate([rng.permutation(samples) for _ in range(ROUNDS[kind])])
 
-    made = DataGenerator(ids, labels, sampling=rounds, **options, **augmentation(side))
-    images = [len(made.ids_of(batch)) for batch in range(len(made))]
+    generator = DataGenerator(ids, labels, sampling=rounds, **options, **augmentation(side))
+    images = [len(generator.ids_of(batch)) for batch in range(len(generator))]
     ends = WARM, len(images) - WARM - 1
     seen: list[tuple[float, int]] = []
     cpu: list[float] = []
@@ -118,7 +118,7 @@ def measure_ours(folder: Path, side: str) -> dict[str, float]:
 
     model = Nothing()
     model.compile(optimizer="sgd", jit_compile=False)
-    model.fit(made, shuffle=False, verbose=0, callbacks=[Tick()])
+    model.fit(generator, shuffle=False, verbose=0, callbacks=[Tick()])
     return {"rate": steady(seen), "cpu_ms": 1000 * (cpu[1] - cpu[0]) / sum(images[WARM:-WARM][1:])}
 
 
@@ -241,12 +241,12 @@ def main() -> None:
         return
     reasons = lacking()
     chosen = {"gold": GOLD, "scans": SCANS}.get(arguments.only, GOLD + SCANS)
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in chosen if side not in reasons}
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in chosen if side not in reasons}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         convert(arguments.archive, folder)
         for _ in range(arguments.repeat):
-            for side, runs in found.items():
+            for side, runs in results.items():
                 command = [sys.executable, __file__, "--side", str(folder), side]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
@@ -255,18 +255,18 @@ def main() -> None:
         print(f"{side}: {reasons[side]}")
 
     def median(side: str, name: str = "rate") -> float | None:
-        return statistics.median(run[name] for run in found[side]) if found.get(side) else None
+        return statistics.median(run[name] for run in results[side]) if results.get(side) else None
 
     def rounded(side: str) -> int | None:
         rate = median(side)
         return None if rate is None else round(rate)
 
-    def ratio(one: str, other: str, name: str = "rate") -> float | None:
-        above, below = median(one, name), median(other, name)
+    def ratio(numerator: str, other: str, name: str = "rate") -> float | None:
+        above, below = median(numerator, name), median(other, name)
         return None if above is None or below is None else round(above / below, 3)
 
     print("\n| side | images a second, median (least, most) | ms of CPU an image |\n|---|---|---|")
-    for side, runs in found.items():
+    for side, runs in results.items():
         rates = [run["rate"] for run in runs]
         cpu = f"{median(side, 'cpu_ms'):.2f}" if "cpu_ms" in runs[0] else ""
         print(f"| {side} | {median(side):,.0f} ({min(rates):,.0f}, {max(rates):,.0f}) | {cpu} |")

@@ -74,7 +74,7 @@ def result(name: str) -> dict[str, str]:
 
 def second(kind: str, *settings: str) -> Stage:
     """Return the training of a second stage of one kind on the run."""
-    overrides = [f"--set=sequence.{one}" for one in (f"kind={kind}", *settings)]
+    overrides = [f"--set=sequence.{setting}" for setting in (f"kind={kind}", *settings)]
     return Stage("train_sequence", ("runs/scale", "--name", kind, *overrides), ("predict",), result(kind))
 
 
@@ -176,20 +176,20 @@ def link(
 ) -> tuple[list[str], np.ndarray]:
     """Link each slice's name to one of a few PNGs; return the paths and the sizes."""
     (images / split).mkdir()
-    told = np.where(rng.random(len(ids)) < 0.5, labels[:, ANY], rng.random(len(ids)) < 0.5)
-    look = (told * (LOOKS // 2) + rng.integers(0, LOOKS // 2, len(ids))).astype(int)
+    bleeds = np.where(rng.random(len(ids)) < 0.5, labels[:, ANY], rng.random(len(ids)) < 0.5)
+    look = (bleeds * (LOOKS // 2) + rng.integers(0, LOOKS // 2, len(ids))).astype(int)
     originals, sizes = {}, np.zeros(LOOKS, np.int64)
     paths, counts = [], np.zeros(LOOKS, np.int64)
-    for name, one in zip(ids, look.tolist(), strict=True):
-        file, number = images / split / f"{name}.png", counts[one] // LINKS
-        if (one, number) not in originals:
-            level = 255 * one // LOOKS + np.random.default_rng(one).integers(0, 20, (32, 32, 1))
+    for name, image in zip(ids, look.tolist(), strict=True):
+        file, number = images / split / f"{name}.png", counts[image] // LINKS
+        if (image, number) not in originals:
+            level = 255 * image // LOOKS + np.random.default_rng(image).integers(0, 20, (32, 32, 1))
             (content,) = encode(level.astype(np.uint8), settings)
             file.write_bytes(content)
-            originals[one, number], sizes[one] = file, len(content)
+            originals[image, number], sizes[image] = file, len(content)
         else:
-            os.link(originals[one, number], file)
-        counts[one] += 1
+            os.link(originals[image, number], file)
+        counts[image] += 1
         paths.append(f"{split}/{name}.png")
     return paths, sizes[look]
 
@@ -252,9 +252,9 @@ def miscounted(folder: Path, stage: Stage, slices: dict[str, int]) -> str:
     wrong = []
     for name, number in stage.wrote.items():
         path = folder / name
-        found = len(read_predictions(path)) if path.suffix == ".parquet" else len(pd.read_csv(path))
-        if found != expected[number]:
-            wrong.append(f"{name} has {found:,} rows, expected {expected[number]:,}")
+        count = len(read_predictions(path)) if path.suffix == ".parquet" else len(pd.read_csv(path))
+        if count != expected[number]:
+            wrong.append(f"{name} has {count:,} rows, expected {expected[number]:,}")
     return "; ".join(wrong)
 
 

@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     scans = pictures.find_scans(slice_table.read_table(images / "slices.parquet"), arguments.study)
     folded = folds.read_folds(folds_path) if folds_path.exists() else None
     labels = None if folded is None else folded[list(LABELS)]
-    found = [arguments.where / name for name in ("oof.parquet", "predictions_test.parquet")]
-    found = [read_predictions(path) for path in found if path.exists()]
-    predictions = pd.concat(found) if found else None
+    paths = [arguments.where / name for name in ("oof.parquet", "predictions_test.parquet")]
+    tables = [read_predictions(path) for path in paths if path.exists()]
+    predictions = pd.concat(tables) if tables else None
     settings = convert.read_settings(images)
     if not page:
         figure = pictures.montage(images, scans, settings, arguments.window, labels, predictions)

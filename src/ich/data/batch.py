@@ -78,16 +78,16 @@ def make_batch(
     return (x, y) if weights is None else (x, y, weights[rows])
 
 
-def name_unaugmented(made: Any) -> Any:
+def name_unaugmented(batch: Any) -> Any:
     """Call the images of a batch "unaugmented", where the model has yet to augment them.
 
     A model that does not, as `ich.models.augmented.with_augmentation` was forgotten, then lacks its input; Keras would
     feed it "image" and drop the draws.
 
     Args:
-        made: x, (x, labels) or (x, labels, weights); x is a dict.
+        batch: x, (x, labels) or (x, labels, weights); x is a dict.
     """
-    x, *others = made if isinstance(made, tuple) else (made,)
+    x, *others = batch if isinstance(batch, tuple) else (batch,)
     x = {"unaugmented" if name == "image" else name: value for name, value in x.items()}
     return (x, *others) if others else x
 

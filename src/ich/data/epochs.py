@@ -89,7 +89,7 @@ class EpochDataset(keras.utils.PyDataset):
         Raises:
             IchError: Keras shuffles the batches, and does not say how.
         """
-        call = keras_call(self, is_told=False)
+        call = keras_call(self, announces=False)
         if call is not None and not call.direct and call.shuffles:
             raise IchError(
                 "fit shows the batches in an order of its own, in which a batch has another number; give it"
@@ -158,16 +158,16 @@ class KerasCall:
 
 
 _shown: WeakKeyDictionary[Any, WeakSet] = WeakKeyDictionary()
-"""The data sets that each of Keras's data adapters has told of an epoch: its own, or those that its own wraps."""
+"""The data sets that each of Keras's data adapters has announced an epoch to: its own, or those that its own wraps."""
 
 
-def keras_call(data: EpochDataset, is_told: bool = True) -> KerasCall | None:
+def keras_call(data: EpochDataset, announces: bool = True) -> KerasCall | None:
     """Return the call of Keras in which a method of a data set was called; None if there is none.
 
     Args:
         data: the data set. A callback's call counts if Keras iterates over this data set, or over another one that
             hands Keras's calls on to it; a call by Keras itself always.
-        is_told: whether the method tells of an epoch, which Keras does in no thread without the call.
+        announces: whether the method announces an epoch, which Keras does in no thread without the call.
 
     Raises:
         IchError: Keras has called the method, and does not say of which epoch.
@@ -179,7 +179,7 @@ def keras_call(data: EpochDataset, is_told: bool = True) -> KerasCall | None:
         by_keras |= frame.f_globals.get("__name__", "").startswith("keras.src.trainers.")
         frame = frame.f_back
     if frame is None:
-        if by_keras and is_told:
+        if by_keras and announces:
             raise _unknown_version()
         return None
     variables, method = frame.f_locals, frame.f_code.co_name

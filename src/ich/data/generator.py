@@ -268,8 +268,8 @@ class DataGenerator(EpochDataset):
 
     def __getitem__(self, index: int):
         """Return batch `index` of the epoch: x, (x, labels) or (x, labels, weights); with `extra`, x is a dict."""
-        made = self._batch(index)
-        return made if self._draw is None else batch.name_unaugmented(made)
+        result = self._batch(index)
+        return result if self._draw is None else batch.name_unaugmented(result)
 
     def _batch(self, index: int):
         in_worker = batch.enter_process(parallel=self.workers > 1 or self.use_multiprocessing)
@@ -277,25 +277,25 @@ class DataGenerator(EpochDataset):
         rows, repeats = plan.batch(index)
         if self._windows is None:
             samples = self._samples(plan.epoch, rows, repeats, in_worker)
-            made = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker, self._draw)
+            result = batch.make_batch(samples, len(rows), self.labels, self.weights, self.extra, in_worker, self._draw)
         else:
             slices = plan.slices(index)
             images = self._images_of_windows(plan.epoch, slices, repeats, in_worker)
             labels = self.labels if isinstance(self.labels, np.ndarray) else None  # there are no functions of scans
             inputs = self._windows.inputs(slices)
-            made = batch.make_scan_batch(images, slices, inputs, labels, self.weights, in_worker)
+            result = batch.make_scan_batch(images, slices, inputs, labels, self.weights, in_worker)
             if self._draw is not None:
-                x, shown = made[0] if isinstance(made, tuple) else made, self.ids[slices[:, 0]]
+                x, shown = result[0] if isinstance(result, tuple) else result, self.ids[slices[:, 0]]
                 seeds = (self._seed_of(id, plan.epoch, repeat) for id, repeat in zip(shown, repeats, strict=True))
                 x["augment"] = self._draw.of_batch(x["image"], seeds)
         if self.mix is None:
-            return made
+            return result
         seed = seed_of(self.seed, "mix", plan.epoch, index)
         if in_worker:
             user_code.seed_global_states(seed)
         if isinstance(self.mix, mixing.Mix) and self._draw is not None:
-            return mixing.draw_for_model(made, self.mix, np.random.default_rng(seed))
-        return mixing.mix_batch(made, self.mix, np.random.default_rng(seed), f"batch {index} of epoch {plan.epoch}")
+            return mixing.draw_for_model(result, self.mix, np.random.default_rng(seed))
+        return mixing.mix_batch(result, self.mix, np.random.default_rng(seed), f"batch {index} of epoch {plan.epoch}")
 
     def ids_of(self, index: int) -> pd.Index:
         """Return the ids of batch `index` of the epoch, in its order: not that of `ids` if it is shuffled or sampled.

@@ -143,11 +143,11 @@ def build(mixup: float | None, cutmix: float | None, share: float, parts: int = 
     return None if mixup is None and cutmix is None else Mix(mixup, cutmix, share, parts)
 
 
-def mix_batch(made: tuple, mix: Callable, rng: np.random.Generator, name: str) -> tuple:
+def mix_batch(batch: tuple, mix: Callable, rng: np.random.Generator, name: str) -> tuple:
     """Mix a batch of `ich.data.batch.make_batch`.
 
     Args:
-        made: (x, labels) or (x, labels, weights); x is an array of images, or a dict of them, as "image", and others,
+        batch: (x, labels) or (x, labels, weights); x is an array of images, or a dict of them, as "image", and others,
             which stay as they are.
         mix: as `DataGenerator` takes it.
         rng: of this batch.
@@ -156,7 +156,7 @@ def mix_batch(made: tuple, mix: Callable, rng: np.random.Generator, name: str) -
     Raises:
         IchError: whatever `mix` raises, or it gives anything but images, labels and weights of as many samples.
     """
-    x, labels, weights = (*made, None)[:3]
+    x, labels, weights = (*batch, None)[:3]
     images = x["image"] if isinstance(x, dict) else x
     given: Any = user_code.call("mix", name, mix, images, labels, weights, rng)
     if not (isinstance(given, tuple) and len(given) == 3):
@@ -169,16 +169,16 @@ def mix_batch(made: tuple, mix: Callable, rng: np.random.Generator, name: str) -
     return (x, labels) if weights is None else (x, labels, weights)
 
 
-def draw_for_model(made: tuple, mix: Mix, rng: np.random.Generator) -> tuple:
+def draw_for_model(batch: tuple, mix: Mix, rng: np.random.Generator) -> tuple:
     """Mix the labels of a batch as `mix_batch`, and put what the model mixes its images by into x, as "mix".
 
     Args:
-        made, mix, rng: as for `mix_batch`; x is a dict, and "image" has an axis of files before the height.
+        batch, mix, rng: as for `mix_batch`; x is a dict, and "image" has an axis of files before the height.
 
     Raises:
         IchError: as `Mix`.
     """
-    x, labels, weights = (*made, None)[:3]
+    x, labels, weights = (*batch, None)[:3]
     images = x["image"][..., 0, :, :, :]
     _check(images, labels)
     mix.check_labels(labels)
@@ -245,11 +245,11 @@ def _mix_labels(
     return mixed.astype(np.float32), mixed_weights
 
 
-def _mean(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """Return share of one and the rest of the other, rounded if they are whole numbers."""
-    if one.dtype == np.uint8:  # in a tenth of NumPy's time
-        rows = len(one)
-        mean = cv2.addWeighted(one.reshape(rows, -1), share, other.reshape(rows, -1), 1 - share, 0)
-        return mean.reshape(one.shape)
-    mean = share * one.astype(np.float64) + (1 - share) * other
-    return np.rint(mean).astype(one.dtype) if one.dtype.kind in "iu" else mean.astype(one.dtype)
+def _mean(own: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """Return share of `own` and the rest of the other, rounded if they are whole numbers."""
+    if own.dtype == np.uint8:  # in a tenth of NumPy's time
+        rows = len(own)
+        mean = cv2.addWeighted(own.reshape(rows, -1), share, other.reshape(rows, -1), 1 - share, 0)
+        return mean.reshape(own.shape)
+    mean = share * own.astype(np.float64) + (1 - share) * other
+    return np.rint(mean).astype(own.dtype) if own.dtype.kind in "iu" else mean.astype(own.dtype)

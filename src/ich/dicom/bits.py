@@ -263,15 +263,15 @@ def _padding_in_unused_bits(image: _Image) -> np.ndarray:
     low = ~image.air & (number < 0) & (number >= _LOWEST) & (image.hu(number) <= _PADDING)
     numbers, counts = np.unique(number[low], return_counts=True)
     frequent = counts > _SHARE * image.words.size
-    found = 0
+    padding_values = 0
     for value, count in zip(numbers[frequent].tolist(), counts[frequent].tolist(), strict=True):
         same_stored = (image.stored == value & (2**image.bits - 1)) & ~image.air
         same_unused = (image.unused == (value >> image.bits) & image.all_ones) & ~image.air
-        elsewhere, beside = (np.count_nonzero(same) - count for same in (same_stored, same_unused))
-        if count >= _MANY_TIMES * elsewhere and 2 * beside < image.words.size:
+        other_words, beside = (np.count_nonzero(same) - count for same in (same_stored, same_unused))
+        if count >= _MANY_TIMES * other_words and 2 * beside < image.words.size:
             padding |= low & (number == value)
-            found += 1
-    return padding if found <= 2 else np.zeros_like(padding)
+            padding_values += 1
+    return padding if padding_values <= 2 else np.zeros_like(padding)
 
 
 def _mean_nothing(image: _Image, kept: np.ndarray) -> bool:

@@ -84,14 +84,14 @@ class _Ended(Exception):
 
     Args:
         code: the negative number of a signal, or its exit status.
-        told: what it wrote as its last.
+        output: what it wrote as its last.
     """
 
-    def __init__(self, code: int, told: str) -> None:
+    def __init__(self, code: int, output: str) -> None:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit status {code}"
         if code == -signal.SIGPROF:
-            told = f"after {_LONGEST:.0f} seconds of processor time"
-        super().__init__(one_line(f"{name}: {told}" if told else name))
+            output = f"after {_LONGEST:.0f} seconds of processor time"
+        super().__init__(one_line(f"{name}: {output}" if output else name))
         self.code = code
 
 
@@ -106,7 +106,7 @@ class _Decoder:
     """
 
     def __init__(self) -> None:
-        self._told: Any = tempfile.TemporaryFile()  # noqa: SIM115 - what libraries write, until the process ends
+        self._output: Any = tempfile.TemporaryFile()  # noqa: SIM115 - what libraries write, until the process ends
         self._before = 0  # bytes of it that are of earlier requests
         try:
             # In a session of its own, as Ctrl-C is for this process.
@@ -114,11 +114,11 @@ class _Decoder:
                 [sys.executable, "-c", _SERVE, *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._told,
+                stderr=self._output,
                 start_new_session=True,
             )
         except OSError as error:
-            self._told.close()
+            self._output.close()
             raise IchError(f"{_NO_START}: {one_line(error)}") from error
         try:
             self.ask(_READY)
@@ -139,9 +139,9 @@ class _Decoder:
             answer = _received(back)
         except (OSError, ValueError, LookupError, TypeError) as error:  # it ended, maybe within an answer
             code = self._process.wait(_LONGEST)
-            told = os.pread(self._told.fileno(), 10_000, self._before).decode(errors="replace")
-            raise _Ended(code, told) from error
-        self._before = os.fstat(self._told.fileno()).st_size
+            output = os.pread(self._output.fileno(), 10_000, self._before).decode(errors="replace")
+            raise _Ended(code, output) from error
+        self._before = os.fstat(self._output.fileno()).st_size
         return answer
 
     def _pipes(self) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ class _Decoder:
 
     def forget(self) -> None:
         """Close this process's ends of what leads to it."""
-        for file in (*self._pipes(), self._told):
+        for file in (*self._pipes(), self._output):
             file.raw.close()  # without what another thread may have been writing when this process was forked
 
 

@@ -50,7 +50,7 @@ class Member:
         """
         if max(self.size, self.packed or 0) > limit:
             raise IchError(f"{self.source}: {self.name} has {self.size:,} bytes, more than any slice ({limit:,})")
-        with self._told():
+        with self._reporting_errors():
             if self.offset is None or self.packed is None:
                 return Path(self.source, self.name).read_bytes()
             with Path(self.source).open("rb") as file:
@@ -62,7 +62,7 @@ class Member:
         Raises:
             IchError: as `read`.
         """
-        with self._told():
+        with self._reporting_errors():
             if self.offset is None or self.packed is None:
                 with Path(self.source, self.name).open("rb") as file:
                     return file.read(count)
@@ -72,7 +72,7 @@ class Member:
             return self._inflate(data, count) if self.method == zipfile.ZIP_DEFLATED else data[:count]
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

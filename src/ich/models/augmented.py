@@ -124,7 +124,7 @@ def warp(images: Any, draws: Any) -> Any:
         corner = ops.take(pixels, ops.reshape(place, (-1,)), axis=0)
         corner = ops.reshape(ops.cast(corner, "float32"), (-1, n, height, width, channels))
         total = total + corner * weight[:, None, :, :, None]
-    contrast, brightness = (one[:, :, :, None, None] for one in m[6:])
+    contrast, brightness = (values[:, :, :, None, None] for values in m[6:])
     return ops.reshape(ops.clip(total * contrast + brightness, 0.0, 255.0), (-1, *images.shape[1:]))
 
 
