@@ -27,7 +27,7 @@ def slices(patients, five):
 
 def some_slices(patients=30, each=10, seed=0):
     rng = np.random.default_rng(seed)
-    names = np.repeat([f"ID_p{one:02d}" for one in range(patients)], each)
+    names = np.repeat([f"ID_p{number:02d}" for number in range(patients)], each)
     return slices(names, rng.random((len(names), 5)) < (0.03, 0.3, 0.2, 0.3, 0.4))
 
 
@@ -72,7 +72,7 @@ def test_another_seed_gives_other_folds():
 
 @given(st.integers(2, 6), st.integers(6, 50), st.integers(1, 4), st.integers(0, 31))
 def test_equal_patients_spread_as_evenly_as_they_can(n_folds, patients, each, bits):
-    names = [f"ID_{one}" for one in range(patients) for _ in range(each)]
+    names = [f"ID_{number}" for number in range(patients) for _ in range(each)]
     folds = make_folds(slices(names, [[bits >> place & 1 for place in range(5)]] * len(names)), n_folds)
     sizes = audit(folds).table["slices"]
     assert sizes.max() - sizes.min() <= each
@@ -80,15 +80,15 @@ def test_equal_patients_spread_as_evenly_as_they_can(n_folds, patients, each, bi
 
 @given(st.integers(2, 5), st.integers(1, 5), st.integers(0, 99))
 def test_a_label_of_few_patients_goes_to_all_folds(n_folds, rest, seed):
-    rare = [f"ID_rare{one}" for one in range(n_folds)]
-    names = rare + [f"ID_{one}" for one in range(n_folds * rest)]
+    rare = [f"ID_rare{number}" for number in range(n_folds)]
+    names = rare + [f"ID_{number}" for number in range(n_folds * rest)]
     folds = make_folds(slices(names, [[name in rare, 0, 0, 0, 0] for name in names]), n_folds, seed)
     assert (folds.groupby("fold")["epidural"].sum() == 1).all()
 
 
 def test_more_patients_than_a_swap_looks_at():
     rng = np.random.default_rng(0)
-    frame = slices([f"ID_{one}" for one in range(700)], rng.random((700, 5)) < 0.2)
+    frame = slices([f"ID_{number}" for number in range(700)], rng.random((700, 5)) < 0.2)
     table = audit(make_folds(frame)).table
     assert (table["slices"] == 140).all()
     sums = table[list(LABELS)] * 140
@@ -174,10 +174,10 @@ def test_the_audit_counts_what_is_in_each_fold():
 def test_a_patient_in_two_folds_is_found_and_named():
     folds = make_folds(some_slices(), 3)
     check_no_shared_patients(folds)
-    one = folds.index[folds["PatientID"] == "ID_p07"][0]
-    home = folds.loc[one, "fold"]
+    slice_id = folds.index[folds["PatientID"] == "ID_p07"][0]
+    home = folds.loc[slice_id, "fold"]
     away = (home + 1) % 3
-    folds.loc[one, "fold"] = away
+    folds.loc[slice_id, "fold"] = away
     result = audit(folds)
     assert result.leaking == ("ID_p07",)
     assert result.shared.loc[home, away] == result.shared.loc[away, home] == 1
@@ -208,7 +208,7 @@ def test_what_is_written_is_read(tmp_path_factory, data):
     pd.testing.assert_frame_equal(read, folds, check_dtype=False, check_index_type=False)
     assert read["fold"].dtype == np.int64
     assert {read[label].dtype for label in LABELS} == {np.dtype(np.int8)}
-    assert [one.name for one in path.parent.iterdir()] == ["folds.csv"]
+    assert [file.name for file in path.parent.iterdir()] == ["folds.csv"]
 
 
 def test_patients_with_commas_and_quotes_come_back(tmp_path):
@@ -254,7 +254,7 @@ def test_names_without_control_characters_are_written_as_ever(tmp_path):
     assert (tmp_path / "folds.csv").read_bytes() == (HEADER + rows).encode()
 
 
-def test_a_name_of_two_lines_is_told_in_one():
+def test_a_name_of_two_lines_is_reported_in_one():
     rows = slices(["A\n1", "A\n1", "B"], [[0] * 5] * 3)
     with pytest.raises(IchError) as raised:
         check_no_shared_patients(rows.assign(fold=[0, 1, 0]))

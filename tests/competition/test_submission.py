@@ -30,9 +30,9 @@ def rows_of(images: list[str]) -> list[str]:
 @given(st.permutations(["ID_0a", "ID_1b", "ID_2c"]), st.permutations(rows_of(["ID_0a", "ID_1b", "ID_2c"])))
 def test_every_row_of_the_sample_gets_its_own_prediction_in_the_samples_order(images, rows):
     frame = predictions(images)
-    made = make_submission(frame, *sample(rows))
-    assert made["ID"].tolist() == rows
-    for row, value in zip(made["ID"], made["Label"], strict=True):  # the slow way to look a prediction up
+    submission = make_submission(frame, *sample(rows))
+    assert submission["ID"].tolist() == rows
+    for row, value in zip(submission["ID"], submission["Label"], strict=True):  # the slow way to look a prediction up
         image, _, label = row.rpartition("_")
         assert value == frame.loc[image, label]
 
@@ -56,9 +56,9 @@ PREVALENCE = dict(zip(LABELS, np.linspace(0.01, 0.2, 6).tolist(), strict=True))
 
 def table_of(series):
     rows = [
-        {"SOPInstanceUID": one, "SeriesInstanceUID": of, "split": "test"}
-        | {"status": "truncated" if one in UNREAD else "ok"}
-        for one, of in series.items()
+        {"SOPInstanceUID": id_, "SeriesInstanceUID": of, "split": "test"}
+        | {"status": "truncated" if id_ in UNREAD else "ok"}
+        for id_, of in series.items()
     ]
     return to_frame(rows)[list(NEEDED)]
 
@@ -107,10 +107,10 @@ def test_a_slice_that_no_policy_fills_is_refused():
 
 def test_a_slice_that_was_not_predicted_or_not_converted_is_not_filled_in():
     series = SERIES | {"ID_6": "ID_s"}  # it can be read
-    filled, told = fill_missing(
+    filled, filled_ids = fill_missing(
         predictions(["ID_0"]), pd.Index(["ID_0", "ID_6", "ID_7"]), ["prevalence"], table_of(series), PREVALENCE
     )
-    assert told == {"prevalence": []}
+    assert filled_ids == {"prevalence": []}
     assert filled.index.tolist() == ["ID_0"]
     with pytest.raises(IchError, match="asks for ID_6, ID_7, which have no predictions; nothing is filled in"):
         make_submission(filled, *sample(rows_of(["ID_0", "ID_6", "ID_7"])))
@@ -162,46 +162,46 @@ def test_the_file_reads_back_to_the_same_values_and_its_manifest_tells_what_it_i
 
 @pytest.mark.parametrize("name", ["package.json", "package.csv"])
 def test_a_file_that_is_no_submission_is_left_alone(tmp_path, name):
-    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    submission = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
     (tmp_path / name).write_text('{"name": "somebody\'s", "file": "package.js"}')
     with pytest.raises(IchError, match=r"package\.csv and package\.json exist and are not a submission .*\(--name\)"):
-        write_submission(made, tmp_path / "package.csv", {})
+        write_submission(submission, tmp_path / "package.csv", {})
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"name": "somebody\'s", "file": "package.js"}']
 
 
 def test_what_was_changed_since_and_other_files_of_its_names_are_left_alone(tmp_path):
-    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    submission = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
     path = tmp_path / "run.csv"
-    write_submission(made, path, {})
+    write_submission(submission, path, {})
     path.write_text("edited")
     with pytest.raises(IchError, match=r"or the CSV was changed since; name another folder"):
-        write_submission(made.assign(Label=np.float32(0.5)), path, {})
+        write_submission(submission.assign(Label=np.float32(0.5)), path, {})
     assert path.read_text() == "edited"
     (tmp_path / "other.filled.csv").write_text("somebody's")
     with pytest.raises(IchError, match=r"other\.filled\.csv exists and was not written by this command"):
-        write_submission(made, tmp_path / "other.csv", {})
+        write_submission(submission, tmp_path / "other.csv", {})
     write_filled({"prevalence": ["ID_0"]}, path)
     path.unlink()
-    write_submission(made, path, {})
-    assert sorted(one.name for one in tmp_path.iterdir()) == [
+    write_submission(submission, path, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("other.filled.csv", "run.csv", "run.filled.csv", "run.json")
     ]
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(IchError, match=r"folder\.csv: Is a directory"):
-        write_submission(made, tmp_path / "folder.csv", {})
+        write_submission(submission, tmp_path / "folder.csv", {})
 
 
 def test_a_submission_is_replaced_by_a_later_one_and_after_a_kill(tmp_path):
-    made = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
+    submission = make_submission(predictions(["ID_0"]), *sample(rows_of(["ID_0"])))
     path = tmp_path / "run.csv"
-    write_submission(made, path, {"run": "one"})
+    write_submission(submission, path, {"run": "one"})
     path.with_suffix(".json").unlink()  # written last
-    write_submission(made, path, {"run": "one"})
-    write_submission(made.assign(Label=np.float32(0.5)), path, {"run": "two"})
+    write_submission(submission, path, {"run": "one"})
+    write_submission(submission.assign(Label=np.float32(0.5)), path, {"run": "two"})
     assert json.loads(path.with_suffix(".json").read_text())["run"] == "two"
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(IchError, match="cannot write"):
         write_submission(

@@ -28,7 +28,7 @@ def on_cpu(image, draw):
     """By cv2.remap, which rounds its maps to 1/32 pixel: in a smooth image, that is less than a gray level."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     at = draw[0] * x + draw[1] * y + draw[2], draw[3] * x + draw[4] * y + draw[5]
-    warped = cv2.remap(image, *(one.astype(np.float32) for one in at), cv2.INTER_LINEAR, borderValue=0)
+    warped = cv2.remap(image, *(coordinates.astype(np.float32) for coordinates in at), cv2.INTER_LINEAR, borderValue=0)
     return np.clip(warped * draw[6] + draw[7], 0, 255)
 
 
@@ -82,18 +82,18 @@ def test_the_share_of_the_whole_compose_counts():
 
 def test_moments_of_heavy_are_those_of_its_definition():
     draw, image = AffineDraw(augment.pipeline("heavy", HEIGHT, WIDTH)), phantom()
-    found = np.array([draw(image, seed * 7919) for seed in SEEDS])
-    area = np.abs(found[:, 0] * found[:, 4] - found[:, 1] * found[:, 3])
-    assert 0.35 < (np.linalg.det(found[:, [0, 1, 3, 4]].reshape(-1, 2, 2)) < 0).mean() < 0.65  # half are mirrored
+    draws = np.array([draw(image, seed * 7919) for seed in SEEDS])
+    area = np.abs(draws[:, 0] * draws[:, 4] - draws[:, 1] * draws[:, 3])
+    assert 0.35 < (np.linalg.det(draws[:, [0, 1, 3, 4]].reshape(-1, 2, 2)) < 0).mean() < 0.65  # half are mirrored
     assert area.min() > 0.69 / 1.1**2
     assert area.max() < 1 / 0.9**2 + 0.01
-    angle = np.degrees(np.arctan2(found[:, 3], found[:, 4]))
+    angle = np.degrees(np.arctan2(draws[:, 3], draws[:, 4]))
     assert 25 < np.abs(angle).max() < 36  # a crop's ratio of 0.9 to 1.1 turns what is turned by 30° a little more
     assert abs(angle.mean()) < 3
-    assert 0.35 < (found[:, 6] == 1).mean() < 0.65
-    assert np.abs(found[:, 6] - 1).max() <= 0.1
-    assert np.abs(found[:, 7]).max() <= 25.5
-    assert found.dtype == IDENTITY.dtype
+    assert 0.35 < (draws[:, 6] == 1).mean() < 0.65
+    assert np.abs(draws[:, 6] - 1).max() <= 0.1
+    assert np.abs(draws[:, 7]).max() <= 25.5
+    assert draws.dtype == IDENTITY.dtype
 
 
 ANYTHING_ELSE = {
@@ -130,8 +130,8 @@ def test_a_crop_to_another_size_is_refused():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for one in IDS:
-        cv2.imwrite(str(path / f"{one}.png"), rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8))
+    for id_ in IDS:
+        cv2.imwrite(str(path / f"{id_}.png"), rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8))
     return path
 
 
@@ -143,26 +143,28 @@ def generator(folder, labels=LABELS, **options):
     return DataGenerator(IDS, labels, image_dir=folder, **given | options)
 
 
-def draws_by_id(made):
+def draws_by_id(dataset):
     return {
         id: draw.tobytes()
-        for k in range(len(made))
-        for id, draw in zip(made.ids_of(k), made[k][0]["augment"], strict=True)
+        for k in range(len(dataset))
+        for id, draw in zip(dataset.ids_of(k), dataset[k][0]["augment"], strict=True)
     }
 
 
 def test_images_come_as_read_with_the_draws_of_their_seeds(folder):
-    made, on_the_cpu = generator(folder), generator(folder, augment_on="cpu")
-    x, y = made[0]
+    dataset, on_the_cpu = generator(folder), generator(folder, augment_on="cpu")
+    x, y = dataset[0]
     assert set(x) == {"unaugmented", "augment"}
     assert x["augment"].shape == (4, 8)
     np.testing.assert_array_equal(y, on_the_cpu[0][1])
-    for image, draw, expected, id in zip(x["unaugmented"], x["augment"], on_the_cpu[0][0], made.ids_of(0), strict=True):
+    for image, draw, expected, id in zip(
+        x["unaugmented"], x["augment"], on_the_cpu[0][0], dataset.ids_of(0), strict=True
+    ):
         np.testing.assert_array_equal(image[0, ..., 0], cv2.imread(str(folder / f"{id}.png"), cv2.IMREAD_GRAYSCALE))
         assert np.abs(on_cpu(image[0], draw).mean() - expected.mean()) < 12
-    assert draws_by_id(made) == draws_by_id(generator(folder, batch_size=3))
-    assert draws_by_id(made) != draws_by_id(generator(folder, epoch=1))
-    assert draws_by_id(made) != draws_by_id(generator(folder, seed=1))
+    assert draws_by_id(dataset) == draws_by_id(generator(folder, batch_size=3))
+    assert draws_by_id(dataset) != draws_by_id(generator(folder, epoch=1))
+    assert draws_by_id(dataset) != draws_by_id(generator(folder, seed=1))
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 2, "use_multiprocessing": True}], ids=str)
@@ -180,12 +182,12 @@ def test_workers_draw_the_same(folder, options):
 
 def test_extra_inputs_stay_and_a_pass_and_a_preview_are_of_the_cpu(folder):
     extra = pd.DataFrame({"age": np.arange(COUNT)}, IDS)
-    made = generator(folder, extra=extra, tta=[None])
-    assert set(made[0][0]) == {"unaugmented", "age", "augment"}
-    assert set(made.at_pass(0)[0][0]) == {"image", "age"}
+    dataset = generator(folder, extra=extra, tta=[None])
+    assert set(dataset[0][0]) == {"unaugmented", "age", "augment"}
+    assert set(dataset.at_pass(0)[0][0]) == {"image", "age"}
     assert isinstance(generator(folder, labels=None, tta=[None]).at_pass(0)[0], np.ndarray)
     assert set(generator(folder, labels=None)[0]) == {"unaugmented", "augment"}
-    seen = made.preview(2).axes[-1].images[0].get_array()  # of another shape than the batch before
+    seen = dataset.preview(2).axes[-1].images[0].get_array()  # of another shape than the batch before
     assert seen.shape[:2] == (HEIGHT, WIDTH)
 
 
@@ -199,9 +201,9 @@ ROWS = [
 @pytest.mark.parametrize("scan", [{}, {"scan": 3, "batch_size": 2}], ids=str)
 def test_neighbours_stay_apart_and_move_as_one(folder, scan):
     options = {"neighbours": (-1, 0, 1), "slices": to_frame(ROWS), "mix": Mix(cutmix=1.0)} | scan
-    made = generator(folder, **options)
+    dataset = generator(folder, **options)
     read = generator(folder, augment=None, augment_on="cpu", **options | {"mix": None})
-    x, joined = made[0][0], read[0][0]
+    x, joined = dataset[0][0], read[0][0]
     joined = joined["image"] if scan else joined
     assert x["unaugmented"].shape == (*joined.shape[:-3], 3, HEIGHT, WIDTH, 1)
     assert (joined[..., 0] != joined[..., 2]).any()
@@ -210,24 +212,24 @@ def test_neighbours_stay_apart_and_move_as_one(folder, scan):
     assert x["mix"].shape == (len(joined), 9 if scan else 7)
 
 
-def test_a_sample_of_another_size_is_told_in_the_shape_of_its_image(folder):
+def test_a_sample_of_another_size_is_reported_in_the_shape_of_its_image(folder):
     options = {"augment": A.Compose([A.HorizontalFlip()]), "batch_size": 2}
-    made = generator(folder, reader=lambda path: np.zeros((8, 9 if path.stem == IDS[1] else 8), np.uint8), **options)
+    dataset = generator(folder, reader=lambda path: np.zeros((8, 9 if path.stem == IDS[1] else 8), np.uint8), **options)
     with pytest.raises(IchError, match=r"gives uint8 of \(8, [89], 1\), the first image gave uint8 of \(8, [89], 1\)"):
-        list(map(made.__getitem__, range(len(made))))
+        list(map(dataset.__getitem__, range(len(dataset))))
 
 
 def test_slices_of_a_scan_move_as_one(folder):
-    made = generator(folder, scan=4, slices=to_frame(ROWS), batch_size=2)
-    for k in range(len(made)):
-        x, _, _ = made[k]
-        slices = made._plan.slices(k)
+    dataset = generator(folder, scan=4, slices=to_frame(ROWS), batch_size=2)
+    for k in range(len(dataset)):
+        x, _, _ = dataset[k]
+        slices = dataset._plan.slices(k)
         assert set(x) == {"unaugmented", "mask", "z", "augment"}
         assert x["augment"].shape == (len(slices), 8)
         for window, draw in zip(slices, x["augment"], strict=True):
             assert window[0] != PADDING
-            seed = made._seed_of(IDS[window[0]], 0, 0)
-            np.testing.assert_array_equal(draw, AffineDraw(made.augment)(phantom(), seed))
+            seed = dataset._seed_of(IDS[window[0]], 0, 0)
+            np.testing.assert_array_equal(draw, AffineDraw(dataset.augment)(phantom(), seed))
 
 
 REFUSED = {

@@ -17,7 +17,7 @@ from ich.data.generator import DataGenerator
 from ich.errors import IchError
 
 FRAME = pd.DataFrame({"filename": ["a.png"], "class": ["x"]})
-MADE = {
+CALLS = {
     "the constructor": lambda **given: DataGenerator(["a"], **given),
     "a frame": lambda **given: DataGenerator.from_dataframe(FRAME, **given),
     "a folder": lambda **given: DataGenerator.from_directory("photos", **given),
@@ -32,21 +32,21 @@ KNOWN = {
 } | {"workers", "use_multiprocessing", "max_queue_size"}
 
 
-@pytest.mark.parametrize("made", MADE)
-def test_arguments_that_others_have_are_answered_with_todays(made):
+@pytest.mark.parametrize("call", CALLS)
+def test_arguments_that_others_have_are_answered_with_todays(call):
     for name, instead in arguments.INSTEAD.items():
         with pytest.raises(IchError, match=re.escape(f"{name} is not an argument here; write {instead}")):
-            MADE[made](**{name: None})
+            CALLS[call](**{name: None})
 
 
-@pytest.mark.parametrize("made", MADE)
-def test_any_other_is_answered_by_those_that_there_are(made):
+@pytest.mark.parametrize("call", CALLS)
+def test_any_other_is_answered_by_those_that_there_are(call):
     with pytest.raises(IchError, match="there is no argument colour, sise; those that there are: ") as raised:
-        MADE[made](colour=1, sise=2)
+        CALLS[call](colour=1, sise=2)
     listed = set(str(raised.value).partition("are: ")[2].split(", "))
     assert listed <= KNOWN
     assert {"shuffle", "augment", "workers", "use_multiprocessing"} <= listed
-    assert ("class_mode" in listed) == ("frame" in made or "folder" in made)
+    assert ("class_mode" in listed) == ("frame" in call or "folder" in call)
 
 
 def test_what_is_advised_exists():
@@ -75,9 +75,9 @@ class Own(DataGenerator):
 
 
 def test_a_class_derived_from_it_may_have_arguments_of_its_own():
-    made = Own.from_dataframe(FRAME, reader=np.load, sharpen=True, workers=2, shuffle=False)
-    assert made.sharpen
-    assert made.workers == 2
+    dataset = Own.from_dataframe(FRAME, reader=np.load, sharpen=True, workers=2, shuffle=False)
+    assert dataset.sharpen
+    assert dataset.workers == 2
     with pytest.raises(IchError, match=r"there is no argument blur; those that there are: .*sharpen"):
         Own.from_dataframe(FRAME, reader=np.load, blur=True)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'ids'"):
@@ -96,7 +96,7 @@ def test_warnings_stand_at_the_line_that_gave_the_cause(tmp_path):
         Own(["a", "b"], {"a": 0, "b": 1}, **options)
         DataGenerator.from_dataframe(FRAME, classes=["x", "y"], **options)  # 1
         DataGenerator.from_directory(tmp_path)  # 2
-    counted = Counter((Path(one.filename).name, one.lineno) for one in raised)
+    counted = Counter((Path(warning.filename).name, warning.lineno) for warning in raised)
     for offset, line in enumerate(lines):
         if re.search(r"# \d$", line):
             assert counted.pop(("test_arguments.py", first + offset)) == int(line.strip()[-1])
@@ -106,7 +106,7 @@ def test_warnings_stand_at_the_line_that_gave_the_cause(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("labeled", [False, True])
-def test_names_that_are_not_utf8_are_told(labeled, tmp_path):
+def test_names_that_are_not_utf8_are_reported(labeled, tmp_path):
     name = os.fsdecode(b"d\xe9mo")
     labels = pd.DataFrame({"any": [1.0]}, index=["a"]) if labeled else None
     frame = pd.DataFrame({"filename": ["a.png"], "class": pd.Series([name], dtype=object)})
@@ -114,10 +114,10 @@ def test_names_that_are_not_utf8_are_told(labeled, tmp_path):
     (tmp_path / "b").mkdir()
     for image in ("a.png", "b/a.png"):
         (tmp_path / image).write_bytes(b"")
-    for made in (
+    for build in (
         lambda: DataGenerator([name, "a"], labels, image_dir=tmp_path),
         lambda: DataGenerator.from_dataframe(frame, class_mode="categorical", image_dir=tmp_path),
         lambda: DataGenerator.from_directory(tmp_path, class_mode="categorical"),
     ):
         with pytest.raises(IchError, match=r"the name 'd\\udce9mo' is not UTF-8; rename it"):
-            made()
+            build()

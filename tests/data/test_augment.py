@@ -36,11 +36,11 @@ def test_shape_and_dtype_stay_and_the_seed_alone_decides(name, channels):
     compose = augment.pipeline(name, HEIGHT, WIDTH)
     first = [draw(compose, image, seed) for seed in range(20)]
     again = [draw(copy.deepcopy(compose), image, seed) for seed in reversed(range(20))][::-1]
-    for one, other in zip(first, again, strict=True):
-        assert one.shape == image.shape
-        assert one.dtype == np.uint8
-        np.testing.assert_array_equal(one, other)
-    assert len({one.tobytes() for one in first}) > 10
+    for drawn, redrawn in zip(first, again, strict=True):
+        assert drawn.shape == image.shape
+        assert drawn.dtype == np.uint8
+        np.testing.assert_array_equal(drawn, redrawn)
+    assert len({drawn.tobytes() for drawn in first}) > 10
     np.testing.assert_array_equal(image, before)
 
 
@@ -78,8 +78,8 @@ def test_pickled_and_in_threads_the_same(name):
     pickled = pickle.loads(pickle.dumps(compose))
     assert all(np.array_equal(draw(pickled, image, seed), expected[seed]) for seed in range(16))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda seed: draw(copy.deepcopy(compose), image, seed), range(16))
-    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        results = pool.map(lambda seed: draw(copy.deepcopy(compose), image, seed), range(16))
+    assert all(np.array_equal(result, reference) for result, reference in zip(results, expected, strict=True))
 
 
 def test_none_is_no_pipeline():
@@ -131,7 +131,7 @@ def test_passes_come_in_their_order_and_wrong_names_are_refused():
         augment.passes(["flip", "none", "flip"], HEIGHT, WIDTH)
 
 
-def test_albumentations_is_told_before_its_import_not_to_ask_the_network(monkeypatch):
+def test_albumentations_is_set_before_its_import_not_to_ask_the_network(monkeypatch):
     class Import(Exception):
         """Ends the import of albumentations, with what it would see."""
 

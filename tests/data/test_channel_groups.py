@@ -90,14 +90,14 @@ def check(transform, channels, seeds=4, height=HEIGHT, width=WIDTH):
     before, mask, augmenter = image.copy(), image[..., 0] // 64, Augmenter(transform)
     for seed in range(seeds):
         expected = whole(transform, seed, image=image)["image"]
-        found, _ = augmenter(image, None, "a", seed)
-        assert found.dtype == np.uint8
-        assert found.flags.c_contiguous
-        np.testing.assert_array_equal(found, expected)
+        actual, _ = augmenter(image, None, "a", seed)
+        assert actual.dtype == np.uint8
+        assert actual.flags.c_contiguous
+        np.testing.assert_array_equal(actual, expected)
         both = whole(transform, seed, image=image, mask=mask)
-        found, found_mask = augmenter(image, mask, "a", seed)
-        np.testing.assert_array_equal(found, both["image"])
-        np.testing.assert_array_equal(found_mask, both["mask"])
+        actual, actual_mask = augmenter(image, mask, "a", seed)
+        np.testing.assert_array_equal(actual, both["image"])
+        np.testing.assert_array_equal(actual_mask, both["mask"])
     np.testing.assert_array_equal(image, before)
 
 
@@ -214,8 +214,8 @@ def test_numbers_of_channels_may_change_from_image_to_image():
     augmenter, transform = Augmenter(A.Affine(rotate=(-30, 30), p=1)), A.Affine(rotate=(-30, 30), p=1)
     for channels in (9, 5, 16, 3, 9, 200):
         image = picture(channels)
-        found, _ = augmenter(image, None, "a", channels)
-        np.testing.assert_array_equal(found, whole(transform, channels, image=image)["image"])
+        actual, _ = augmenter(image, None, "a", channels)
+        np.testing.assert_array_equal(actual, whole(transform, channels, image=image)["image"])
         view = np.asarray(image).transpose(1, 0, 2)  # not contiguous
-        found, _ = augmenter(view, None, "a", channels)
-        np.testing.assert_array_equal(found, whole(transform, channels, image=view)["image"])
+        actual, _ = augmenter(view, None, "a", channels)
+        np.testing.assert_array_equal(actual, whole(transform, channels, image=view)["image"])

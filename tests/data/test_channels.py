@@ -43,8 +43,8 @@ def test_an_array_that_is_read_only_is_copied_once():
     given = rows.reshape(5, 7, 3)
     image, images = stack([given], "a"), np.zeros((2, 5, 7, 3), np.uint8)
     put(image, images, 1)
-    for found in (joined(image), images[1], joined(stack([image, image], "a"))[..., 3:]):
-        assert (found == given).all()
+    for actual in (joined(image), images[1], joined(stack([image, image], "a"))[..., 3:]):
+        assert (actual == given).all()
     assert joined(image).flags.writeable
     assert joined(image).flags.c_contiguous
     floats = np.float32(given)

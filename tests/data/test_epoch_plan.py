@@ -15,17 +15,17 @@ def plan(epoch=0, samples=10, batch_size=4, seed=0, shuffle=True, sampling=None)
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5), st.booleans())
 def test_batches_are_the_epoch_cut_in_order(samples, batch_size, epoch, shuffle):
-    made = plan(epoch, samples, batch_size, shuffle=shuffle)
-    batches = [made.batch(index)[0].tolist() for index in range(len(made))]
+    planned = plan(epoch, samples, batch_size, shuffle=shuffle)
+    batches = [planned.batch(index)[0].tolist() for index in range(len(planned))]
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     shown = [row for batch in batches for row in batch]
-    assert shown == made.rows.tolist()
+    assert shown == planned.rows.tolist()
     assert sorted(shown) == list(range(samples))
-    assert made.is_in_order is not shuffle
+    assert planned.is_in_order is not shuffle
     assert shuffle or shown == sorted(shown)
-    for index in (-1, len(made)):
-        with pytest.raises(IndexError, match=f"batch {index} of {len(made)}"):
-            made.batch(index)
+    for index in (-1, len(planned)):
+        with pytest.raises(IndexError, match=f"batch {index} of {len(planned)}"):
+            planned.batch(index)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -36,11 +36,11 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.booleans())
 def test_repeats_count_how_often_a_row_was_shown_before(rows, shuffle):
-    made = plan(samples=5, shuffle=shuffle, sampling=lambda rng: rows)
-    assert sorted(made.rows) == sorted(rows)
-    shown = made.rows.tolist()
-    assert made.repeats.tolist() == [shown[:place].count(row) for place, row in enumerate(shown)]
-    assert not made.is_in_order
+    planned = plan(samples=5, shuffle=shuffle, sampling=lambda rng: rows)
+    assert sorted(planned.rows) == sorted(rows)
+    shown = planned.rows.tolist()
+    assert planned.repeats.tolist() == [shown[:place].count(row) for place, row in enumerate(shown)]
+    assert not planned.is_in_order
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.5, "0", None])

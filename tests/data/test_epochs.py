@@ -74,12 +74,12 @@ class Recorder(keras.Model):
         return x
 
 
-def shown(made, epochs):
+def shown(dataset, epochs):
     """The batches of these epochs, by a plain loop."""
     batches = []
     for epoch in epochs:
-        made.set_epoch(epoch)
-        batches += [tuple((int(i[0, 0, 0]), int(i[1, 0, 0])) for i in made[k][0]) for k in range(len(made))]
+        dataset.set_epoch(epoch)
+        batches += [tuple((int(i[0, 0, 0]), int(i[1, 0, 0])) for i in dataset[k][0]) for k in range(len(dataset))]
     return batches
 
 
@@ -156,10 +156,10 @@ class Stop(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_training_that_keras_restores_shows_what_one_in_one_go_does(tmp_path, mode):
-    def fit(made, *more):
+    def fit(dataset, *more):
         model = Recorder()
         restoring = keras.callbacks.BackupAndRestore(tmp_path)
-        model.fit(made, epochs=4, shuffle=False, verbose=0, callbacks=[restoring, *more])
+        model.fit(dataset, epochs=4, shuffle=False, verbose=0, callbacks=[restoring, *more])
         return model.seen
 
     with pytest.raises(KeyboardInterrupt):
@@ -196,9 +196,11 @@ def test_a_loop_of_ones_own_that_ends_its_epochs():
 
 
 def test_a_callback_that_ends_the_epoch_too_does_not_skip_one():
-    for wrap in (lambda made: made, Outer):
+    for wrap in (lambda dataset: dataset, Outer):
         dataset, model = generator(), Recorder()
-        ending = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, made=dataset: made.on_epoch_end())
+        ending = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, dataset=dataset: dataset.on_epoch_end()
+        )
         model.fit(wrap(dataset), epochs=3, shuffle=False, verbose=0, callbacks=[ending])
         assert model.seen == EXPECTED[: 3 * LENGTH]
 
@@ -256,8 +258,8 @@ class Named(Outer):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("wrap", [lambda made, **mode: made, Outer], ids=["alone", "wrapped"])
-def test_a_callback_is_told_the_ids_of_a_batch_unless_keras_shuffles_them(wrap, mode):
+@pytest.mark.parametrize("wrap", [lambda dataset, **mode: dataset, Outer], ids=["alone", "wrapped"])
+def test_a_callback_gets_the_ids_of_a_batch_unless_keras_shuffles_them(wrap, mode):
     dataset, model = generator(**mode), Recorder()
     asking = Asking(dataset)
     model.fit(wrap(dataset, **mode), shuffle=False, epochs=2, verbose=0, callbacks=[asking])
@@ -269,7 +271,7 @@ def test_a_callback_is_told_the_ids_of_a_batch_unless_keras_shuffles_them(wrap, 
     assert len(other.ids) == LENGTH
 
 
-def test_ids_are_told_in_evaluation_and_to_a_wrapping_data_set_though_keras_shuffles():
+def test_ids_are_given_in_evaluation_and_to_a_wrapping_data_set_though_keras_shuffles():
     dataset, model = generator(), Recorder()
     asking = Asking(dataset)
     model.evaluate(dataset, verbose=0, callbacks=[asking])
@@ -300,8 +302,8 @@ def test_predictions_of_shuffled_samples_are_refused(mode):
     for options in ({}, {"shuffle": False, "sampling": lambda rng: rng.permutation(COUNT)}):
         with pytest.raises(IchError, match=r"in the order of this epoch, not in that of the ids; give .*shuffle=False"):
             Recorder().predict(generator(**options, **mode), verbose=0)
-    for told in ("on_epoch_begin", "on_epoch_end"):
-        half = type("Half", (Outer,), {told: keras.utils.PyDataset.__dict__[told]})  # hands on the other one
+    for hook in ("on_epoch_begin", "on_epoch_end"):
+        half = type("Half", (Outer,), {hook: keras.utils.PyDataset.__dict__[hook]})  # hands on the other one
         with pytest.raises(IchError, match="in the order of this epoch, not in that of the ids"):
             Recorder().predict(half(generator(), **mode), verbose=0)
     dataset = generator(shuffle=False, augment=None, **mode)

@@ -15,7 +15,7 @@ NAMES = st.sampled_from(["bleed", "none", "artifact", "tumor"])
 SEVERAL = st.lists(NAMES, max_size=4).flatmap(
     lambda names: st.sampled_from([names, tuple(names), set(names), frozenset(names), np.array(names, dtype=object)])
 )
-WANTED = st.none() | st.lists(NAMES, min_size=1, unique=True)
+CLASSES = st.none() | st.lists(NAMES, min_size=1, unique=True)
 
 
 def oracle(values, classes):
@@ -28,15 +28,15 @@ def oracle(values, classes):
 
 @pytest.mark.filterwarnings("ignore:there is no sample of the class")
 @settings(max_examples=200)
-@given(st.lists(NAMES | SEVERAL, min_size=1, max_size=8), WANTED)
+@given(st.lists(NAMES | SEVERAL, min_size=1, max_size=8), CLASSES)
 def test_several_classes_a_row_are_those_of_the_slow_search(values, classes):
     known, kept, sets = oracle(values, classes)
     column = pd.Series([None] * len(values), [f"f{place}" for place in range(len(values))], dtype=object, name="c")
     for place, value in enumerate(values):
         column.iat[place] = value
-    labels, indices, wanted = class_labels(column, "categorical", classes)
+    labels, indices, mask = class_labels(column, "categorical", classes)
     assert indices == {name: place for place, name in enumerate(known)}
-    assert np.flatnonzero(wanted).tolist() == kept
+    assert np.flatnonzero(mask).tolist() == kept
     assert labels.index.tolist() == [f"f{place}" for place in kept]
     assert [{name for name in known if row[name] == 1} for _, row in labels.iterrows()] == sets
     assert set(np.unique(labels.to_numpy())) <= {0, 1}
@@ -55,9 +55,9 @@ def test_one_class_a_row_is_that_of_the_slow_search(values, data):
             with pytest.raises(IchError, match=f"class_mode binary takes two classes, found {len(known)}"):
                 class_labels(column, mode, classes)
             continue
-        labels, indices, wanted = class_labels(column, mode, classes)
+        labels, indices, mask = class_labels(column, mode, classes)
         assert indices == {name: place for place, name in enumerate(known)}
-        assert np.flatnonzero(wanted).tolist() == kept
+        assert np.flatnonzero(mask).tolist() == kept
         assert labels.tolist() == [known.index(values[place]) for place in kept]
         assert labels.index.tolist() == [f"f{place}" for place in kept]
 
@@ -68,22 +68,22 @@ def test_lists_that_went_through_parquet_mean_what_they_meant(tmp_path, backend)
     pq.write_table(pa.table({"file": list("abcd"), "class": written}), tmp_path / "t.parquet")
     options = {} if backend is None else {"dtype_backend": backend}
     frame = pd.read_parquet(tmp_path / "t.parquet", **options).set_index("file")
-    labels, indices, wanted = class_labels(frame["class"], "categorical", None)
+    labels, indices, mask = class_labels(frame["class"], "categorical", None)
     assert indices == {"any": 0, "sdh": 1}
-    assert wanted.all()
+    assert mask.all()
     assert labels.to_numpy().tolist() == [[1, 1], [0, 0], [1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("empty", [[], (), set(), np.array([]), np.array([], dtype=object)], ids=repr)
 def test_an_empty_list_of_any_kind_is_no_class(empty):
     column = pd.Series([["x"], empty], ["a", "b"], name="c", dtype=object)
-    labels, _, wanted = class_labels(column, "categorical", None)
+    labels, _, mask = class_labels(column, "categorical", None)
     assert labels.to_numpy().tolist() == [[1], [0]]
-    assert wanted.all()
+    assert mask.all()
 
 
 @pytest.mark.parametrize(
-    ("values", "classes", "told"),
+    ("values", "classes", "message"),
     [
         (["cat", 3], None, r"c holds classes that cannot be sorted: 'cat' \(str\), 3 \(int\); make all of them str"),
         ([{"x": 1}, "cat"], None, r"c holds classes that cannot be sorted: \{'x': 1\} \(dict\), 'cat' \(str\)"),
@@ -95,18 +95,18 @@ def test_an_empty_list_of_any_kind_is_no_class(empty):
         ([["cat"], np.array([None])], None, r"c names no class for b; leave"),
     ],
 )
-def test_classes_that_are_no_names_are_a_sentence(values, classes, told):
+def test_classes_that_are_no_names_are_a_sentence(values, classes, message):
     column = pd.Series(values, ["a", "b"], name="c", dtype=object)
-    with pytest.raises(IchError, match=told):
+    with pytest.raises(IchError, match=message):
         class_labels(column, "categorical", classes)
 
 
-def test_a_class_without_a_sample_is_told():
+def test_a_class_without_a_sample_is_reported():
     column = pd.Series(["cat", "dog"], ["a", "b"], name="c")
     with pytest.warns(UserWarning, match="there is no sample of the class Cat, which still has an index"):
-        _, indices, wanted = class_labels(column, "categorical", ["Cat", "dog"])
+        _, indices, mask = class_labels(column, "categorical", ["Cat", "dog"])
     assert indices == {"Cat": 0, "dog": 1}
-    assert wanted.tolist() == [False, True]
+    assert mask.tolist() == [False, True]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         class_labels(column, "categorical", None)

@@ -51,10 +51,10 @@ def folder(tmp_path_factory):
     """Gray noise, of which the first pixel is the sample's number."""
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for number, one in enumerate(IDS):
+    for number, id_ in enumerate(IDS):
         image = rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
         image[0, 0] = number
-        cv2.imwrite(str(path / f"{one}.png"), image)
+        cv2.imwrite(str(path / f"{id_}.png"), image)
     return path
 
 
@@ -77,18 +77,18 @@ def numbers(batch):
 
 
 def stored(folder):
-    return np.stack([reading.read(folder / f"{one}.png") for one in IDS])
+    return np.stack([reading.read(folder / f"{id_}.png") for id_ in IDS])
 
 
 def heavy():
     return augment.pipeline("heavy", SIZE, SIZE)
 
 
-def same(one, other):
+def same(first, second):
     """Batches equal bit for bit, images and labels."""
-    return len(one) == len(other) and all(
+    return len(first) == len(second) and all(
         a[0].dtype == b[0].dtype and np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -158,16 +158,16 @@ def test_a_sample_looks_the_same_in_any_batch_and_any_company(folder, labels):
     expected = looks(IDS, BATCH, shuffle=False)
     assert len(set(expected.values())) == COUNT
     assert looks(IDS, 7, shuffle=True) == expected
-    assert looks(IDS[::-2], 3, shuffle=False) == {one: expected[one] for one in IDS[::-2]}
+    assert looks(IDS[::-2], 3, shuffle=False) == {id_: expected[id_] for id_ in IDS[::-2]}
 
 
 def test_asked_from_many_threads_in_any_order(folder, labels):
     generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=2, shuffle=True, augment=heavy())
     expected = epoch_of(generator)
-    wanted = np.random.default_rng(0).integers(0, len(generator), 60).tolist()
+    indices = np.random.default_rng(0).integers(0, len(generator), 60).tolist()
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(generator.__getitem__, wanted))
-    assert same(found, [expected[index] for index in wanted])
+        batches = list(pool.map(generator.__getitem__, indices))
+    assert same(batches, [expected[index] for index in indices])
 
 
 def test_pickled_after_use_it_goes_on(folder, labels):
@@ -180,8 +180,8 @@ def test_pickled_after_use_it_goes_on(folder, labels):
 
 def test_nine_channels_from_npy(tmp_path, labels):
     stored = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 9), dtype=np.uint8)
-    for one, array in zip(IDS, stored, strict=True):
-        np.save(tmp_path / f"{one}.npy", array)
+    for id_, array in zip(IDS, stored, strict=True):
+        np.save(tmp_path / f"{id_}.npy", array)
     plain = DataGenerator(IDS, labels, image_dir=tmp_path, suffix=".npy", batch_size=BATCH, shuffle=False)
     np.testing.assert_array_equal(np.concatenate([x for x, _ in epoch_of(plain)]), stored)
     augmented = DataGenerator(
@@ -190,8 +190,8 @@ def test_nine_channels_from_npy(tmp_path, labels):
     assert augmented[0][0].shape == (BATCH, SIZE, SIZE, 9)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
-def test_memory_is_used_again_though_malloc_was_told_to_give_it_back():
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="it is glibc that is set")
+def test_memory_is_used_again_though_malloc_was_set_to_give_it_back():
     resource = pytest.importorskip("resource")
     generator = DataGenerator(IDS, reader=lambda path: np.ones((512, 512, 1), np.uint8), batch_size=8)
     libc = ctypes.CDLL(None)
@@ -205,7 +205,7 @@ def test_memory_is_used_again_though_malloc_was_told_to_give_it_back():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
 
 
-def test_with_labels_samples_are_shuffled_unless_told_otherwise(folder, labels):
+def test_with_labels_samples_are_shuffled_unless_set_otherwise(folder, labels):
     shuffled = DataGenerator(IDS, labels, image_dir=folder)
     assert shuffled.shuffle is True
     assert numbers(shuffled[0][0]) != list(range(COUNT))
@@ -214,7 +214,7 @@ def test_with_labels_samples_are_shuffled_unless_told_otherwise(folder, labels):
     assert DataGenerator(IDS, image_dir=folder).shuffle is False
     assert numbers(DataGenerator(IDS, image_dir=folder)[0]) == list(range(COUNT))
     assert numbers(DataGenerator(IDS, labels, image_dir=folder, shuffle=False)[0][0]) == list(range(COUNT))
-    frame = pd.DataFrame({"filename": [f"{one}.png" for one in IDS], "class": ["a", "b"] * 11 + ["a"]})
+    frame = pd.DataFrame({"filename": [f"{id_}.png" for id_ in IDS], "class": ["a", "b"] * 11 + ["a"]})
     assert DataGenerator.from_dataframe(frame, image_dir=folder).shuffle is True
     assert DataGenerator.from_dataframe(frame, image_dir=folder, class_mode=None).shuffle is False
 
@@ -301,8 +301,8 @@ def test_fit_that_shuffles_batches_shows_each_sample_once_too(folder, labels, re
 def test_predict_keeps_the_order_time_after_time(folder, recorder, mode):
     generator = DataGenerator(IDS, image_dir=folder, batch_size=BATCH, **mode)
     for _ in range(2):
-        found = recorder.predict(generator, verbose=0)
-        assert numbers(found) == list(range(COUNT))
+        predicted = recorder.predict(generator, verbose=0)
+        assert numbers(predicted) == list(range(COUNT))
 
 
 def test_validation_is_never_augmented_and_does_not_move(folder, labels):
@@ -351,19 +351,19 @@ def test_a_model_of_image_and_columns_learns_with_weights(folder, labels):
     weighted = model.evaluate(generator, verbose=0, return_dict=True)["loss"]
     plain = DataGenerator(IDS, labels["any"], image_dir=folder, batch_size=BATCH, extra=extra, shuffle=False)
     assert weighted == pytest.approx(2 * model.evaluate(plain, verbose=0), rel=1e-4)
-    found = model.predict(
+    predicted = model.predict(
         DataGenerator(IDS, image_dir=folder, batch_size=BATCH, extra=extra, workers=2, shuffle=False), verbose=0
     )
-    one = [model({k: v[None] for k, v in zip(x, parts, strict=True)}) for parts in zip(*x.values(), strict=True)]
-    np.testing.assert_allclose(found[BATCH : 2 * BATCH], np.concatenate(one), rtol=1e-4, atol=1e-5)
+    singly = [model({k: v[None] for k, v in zip(x, parts, strict=True)}) for parts in zip(*x.values(), strict=True)]
+    np.testing.assert_allclose(predicted[BATCH : 2 * BATCH], np.concatenate(singly), rtol=1e-4, atol=1e-5)
 
 
 def test_predictions_come_in_the_order_of_the_ids(folder):
     ids = pd.Index(np.random.default_rng(0).permutation(IDS))
     generator = DataGenerator(ids, image_dir=folder, batch_size=4, workers=4)
     model = keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Cropping2D(((0, SIZE - 1), (0, SIZE - 1)))])
-    found = model.predict(generator, verbose=0).ravel()
-    assert [IDS[int(number)] for number in found] == generator.ids.tolist()
+    predicted = model.predict(generator, verbose=0).ravel()
+    assert [IDS[int(number)] for number in predicted] == generator.ids.tolist()
 
 
 # ------------------------------------------------------------------------------------------------- augmentation
@@ -385,8 +385,8 @@ AUGMENTATIONS = {
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_any_augmentation_of_any_channels_is_the_samples_own(labels, tmp_path, name, channels):
     pictures = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE, channels), dtype=np.uint8)
-    for one, picture in zip(IDS, pictures, strict=False):
-        np.save(tmp_path / f"{one}.npy", picture)
+    for id_, picture in zip(IDS, pictures, strict=False):
+        np.save(tmp_path / f"{id_}.npy", picture)
     options = {"image_dir": tmp_path, "suffix": ".npy", "augment": AUGMENTATIONS[name]}
     generator = DataGenerator(IDS[:6], labels, batch_size=2, **options, shuffle=False)
     first, second = epoch_of(generator, 0), epoch_of(generator, 1)
@@ -442,7 +442,7 @@ def test_global_random_states_are_each_samples_own_in_processes(folder, labels, 
 
     first, second = shown(BATCH, 2)
     for row in (1, 2, 3):
-        assert len({one[row] for one in first + second}) == 2 * COUNT
+        assert len({sample[row] for sample in first + second}) == 2 * COUNT
     again, _ = shown(2, 3, epochs=1)
     assert sorted(again) == sorted(first)
 
@@ -533,7 +533,7 @@ def test_labels_that_cannot_be_augmented_with_the_image_are_refused(folder, shap
 
 
 def test_flattened_masks_of_a_function_or_a_table_are_refused(folder):
-    masks = {one: np.zeros(SIZE * SIZE) for one in IDS}
+    masks = {id_: np.zeros(SIZE * SIZE) for id_ in IDS}
     options = {"image_dir": folder, "shuffle": False}
     for labels in (masks, masks.get):
         with pytest.raises(IchError, match=r"1,024 numbers, .* has 1,024 pixels: a flattened mask would not be"):
@@ -543,7 +543,7 @@ def test_flattened_masks_of_a_function_or_a_table_are_refused(folder):
         assert DataGenerator(IDS, labels, **options)[0][1].shape == (COUNT, SIZE * SIZE)
     one_hot = DataGenerator(IDS, pd.Series(0, IDS), num_classes=SIZE * SIZE, augment=heavy(), **options)
     assert one_hot[0][1].shape == (COUNT, SIZE * SIZE)
-    frame = pd.DataFrame({"filename": [f"{one}.png" for one in IDS], "class": 0})
+    frame = pd.DataFrame({"filename": [f"{id_}.png" for id_ in IDS], "class": 0})
     with pytest.warns(UserWarning, match="there is no sample of the class"):
         of_classes = DataGenerator.from_dataframe(frame, classes=range(SIZE * SIZE), augment=heavy(), **options)
     assert of_classes[0][1].shape == (COUNT, SIZE * SIZE)
@@ -570,8 +570,8 @@ def test_passes_at_test_time_are_the_same_wherever_they_run(folder, labels):
     passes = [np.concatenate(list(generator.at_pass(k))) for k in range(3)]
     np.testing.assert_array_equal(passes[0], stored(folder))
     np.testing.assert_array_equal(passes[1], stored(folder)[:, :, ::-1])
-    elsewhere = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, tta=listed, epoch=9, workers=2)
-    again = pickle.loads(pickle.dumps(elsewhere.at_pass(2)))
+    other = DataGenerator(IDS[::-1], image_dir=folder, batch_size=7, tta=listed, epoch=9, workers=2)
+    again = pickle.loads(pickle.dumps(other.at_pass(2)))
     np.testing.assert_array_equal(np.concatenate(list(again))[::-1], passes[2])
 
     sizes = DataGenerator(IDS, image_dir=folder, tta=[None, A.CenterCrop(16, 16)])
@@ -611,7 +611,7 @@ def test_a_pass_that_does_not_exist_is_refused(folder, tta, k, message):
 
 @pytest.mark.parametrize("mode", [MODES[0], MODES[3], MODES[6]])
 def test_a_sampled_epoch_is_as_long_as_it_says_and_the_same_everywhere(folder, labels, recorder, mode):
-    series = pd.Series([one[-1:] < "8" for one in IDS])
+    series = pd.Series([id_[-1:] < "8" for id_ in IDS])
     options = {"image_dir": folder, "batch_size": 3, "augment": heavy(), "sampling": PerSeries(series, 4, True)}
     plain = DataGenerator(IDS, labels, **options)
     assert len(plain) == 3  # 4 of each of both series
@@ -657,8 +657,8 @@ def test_repeated_samples_of_an_epoch_look_different_each_time(folder, labels):
 def scans():
     """Two scans, of which one slice could not be read."""
     rows = [
-        {"SOPInstanceUID": one, "SeriesInstanceUID": f"ID_s{number // 12}", "split": "train", "order": number % 12}
-        for number, one in enumerate(IDS)
+        {"SOPInstanceUID": id_, "SeriesInstanceUID": f"ID_s{number // 12}", "split": "train", "order": number % 12}
+        for number, id_ in enumerate(IDS)
     ]
     table = to_frame([row | {"status": "truncated" if row["SOPInstanceUID"] == IDS[4] else "ok"} for row in rows])
     return table.sample(frac=1, random_state=0)
@@ -666,12 +666,12 @@ def scans():
 
 @pytest.mark.parametrize("mode", [MODES[0], MODES[3], MODES[6]])
 def test_neighbours_fill_the_channels(folder, labels, recorder, mode):
-    ids = [one for one in IDS if one != IDS[4]]
+    ids = [id_ for id_ in IDS if id_ != IDS[4]]
     options = {"image_dir": folder, "neighbours": (-1, 0, 1), "slices": scans(), "batch_size": BATCH}
     recorder.fit(DataGenerator(ids, labels, **options, **mode, shuffle=False), verbose=0, shuffle=False)
     x = np.concatenate([x for x, _ in recorder.seen])
     places = x[:, 0, 0].tolist()
-    assert [one[1] for one in places] == [IDS.index(one) for one in ids]
+    assert [place[1] for place in places] == [IDS.index(id_) for id_ in ids]
     assert places[0] == [0, 0, 1]
     assert places[3:5] == [[2, 3, 5], [3, 5, 6]]  # 4 could not be read
     assert places[10:12] == [[10, 11, 11], [12, 12, 13]]  # one scan ends, the next begins
@@ -680,8 +680,8 @@ def test_neighbours_fill_the_channels(folder, labels, recorder, mode):
 
 def test_neighbours_are_augmented_alike(tmp_path, labels):
     picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
-    for one in IDS:
-        cv2.imwrite(str(tmp_path / f"{one}.png"), picture)
+    for id_ in IDS:
+        cv2.imwrite(str(tmp_path / f"{id_}.png"), picture)
     table = scans().assign(status="ok")
     options = {"image_dir": tmp_path, "neighbours": (-2, 0, 1, 5), "slices": table, "augment": heavy()}
     x, _ = DataGenerator(IDS, labels, **options, shuffle=False)[0]
@@ -692,9 +692,9 @@ def test_neighbours_are_augmented_alike(tmp_path, labels):
 
 
 def test_neighbours_of_several_windows(tmp_path, labels):
-    for number, one in enumerate(IDS):
+    for number, id_ in enumerate(IDS):
         for window, value in (("brain", 0), ("bone", 100)):
-            cv2.imwrite(str(tmp_path / f"{one}.{window}.png"), np.full((4, 4), number + value, np.uint8))
+            cv2.imwrite(str(tmp_path / f"{id_}.{window}.png"), np.full((4, 4), number + value, np.uint8))
     x, _ = DataGenerator(
         IDS,
         labels,
@@ -726,8 +726,8 @@ def test_neighbours_of_slices_that_the_table_does_not_have(folder, labels):
 
 def test_volumes_with_integer_labels_made_one_hot(tmp_path):
     volumes = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 8, 1), dtype=np.uint8)
-    for one, volume in zip(IDS, volumes, strict=False):
-        np.save(tmp_path / f"{one}.npy", volume)
+    for id_, volume in zip(IDS, volumes, strict=False):
+        np.save(tmp_path / f"{id_}.npy", volume)
     generator = DataGenerator(
         IDS[:5], pd.Series([2, 0, 1, 3, 2], IDS[:5]), image_dir=tmp_path, suffix=".npy", num_classes=4, shuffle=False
     )
@@ -739,12 +739,12 @@ def test_volumes_with_integer_labels_made_one_hot(tmp_path):
 
 
 def test_dicom_through_windows(tmp_path):
-    for number, one in enumerate(IDS[:3]):
-        (tmp_path / f"{one}.dcm").write_bytes(make_dicom(uid=one, RescaleIntercept=-1024 + number))
+    for number, id_ in enumerate(IDS[:3]):
+        (tmp_path / f"{id_}.dcm").write_bytes(make_dicom(uid=id_, RescaleIntercept=-1024 + number))
     windows = [PRESETS["brain"], PRESETS["bone"]]
     batch = DataGenerator(IDS[:3], image_dir=tmp_path, suffix=".dcm", window=windows)[0]
-    for one, image in zip(IDS, batch, strict=False):
-        np.testing.assert_array_equal(image, reading.read(tmp_path / f"{one}.dcm", windows))
+    for id_, image in zip(IDS, batch, strict=False):
+        np.testing.assert_array_equal(image, reading.read(tmp_path / f"{id_}.dcm", windows))
     options = {"image_dir": tmp_path, "suffix": ".dcm"}
     np.testing.assert_array_equal(DataGenerator(IDS[:3], **options, window=["brain", PRESETS["bone"]])[0], batch)
     np.testing.assert_array_equal(DataGenerator(IDS[:3], **options, window="brain")[0], batch[..., :1])
@@ -759,11 +759,11 @@ def text_reader(path):
 
 
 def test_functions_of_ones_own(tmp_path, labels):
-    for number, one in enumerate(IDS):
-        np.savetxt(tmp_path / f"{one}.txt", np.full((4, 4), number))
+    for number, id_ in enumerate(IDS):
+        np.savetxt(tmp_path / f"{id_}.txt", np.full((4, 4), number))
     generator = DataGenerator(
         IDS,
-        lambda one: [int(one[3:], 16), 1],
+        lambda id_: [int(id_[3:], 16), 1],
         image_dir=tmp_path,
         suffix=".txt",
         reader=text_reader,
@@ -798,7 +798,7 @@ def test_a_picture_of_a_batch(folder, labels):
     assert titles[1] == ""
     figure.canvas.draw()
     boxes = [axes.title.get_window_extent() for axes in figure.axes[::2]]
-    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), stored(folder)[0, ..., 0])
 
 
@@ -912,13 +912,13 @@ def test_what_makes_no_sense_is_refused_at_once(folder, labels, changes, message
 )
 def test_what_a_function_gives_as_a_label_is_held_to_the_same(folder, given, message):
     with pytest.raises(IchError, match=message):
-        DataGenerator(IDS, lambda one: given, image_dir=folder, shuffle=False)[0]
+        DataGenerator(IDS, lambda id_: given, image_dir=folder, shuffle=False)[0]
 
 
 def test_labels_weights_and_inputs_of_dicts_are_those_of_frames(folder, labels):
     frames = {"labels": labels, "weights": labels["any"] + 1, "extra": labels[["epidural", "any"]]}
     dicts = {
-        "labels": {one: row.tolist() for one, row in labels.iterrows()},
+        "labels": {id_: row.tolist() for id_, row in labels.iterrows()},
         "weights": (labels["any"] + 1).to_dict(),
         "extra": labels[["epidural", "any"]].to_dict("index"),
     }
@@ -926,8 +926,8 @@ def test_labels_weights_and_inputs_of_dicts_are_those_of_frames(folder, labels):
         DataGenerator(IDS, image_dir=folder, shuffle=False, **a)[0] for a in (frames, dicts)
     )
     assert list(x) == list(other)
-    for one, two in zip([*x.values(), *rest], [*other.values(), *others], strict=True):
-        np.testing.assert_array_equal(one, two)
+    for first, second in zip([*x.values(), *rest], [*other.values(), *others], strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_labels_listed_twice_are_refused(folder, labels):
@@ -941,7 +941,7 @@ def test_labels_that_are_no_numbers_are_refused(folder, labels, value):
     spoilt.loc[IDS[4], "any"] = value
     with pytest.raises(IchError, match=f"the labels of {IDS[4]} are not all numbers"):
         DataGenerator(IDS, spoilt, image_dir=folder)
-    DataGenerator([one for one in IDS if one != IDS[4]], spoilt, image_dir=folder)
+    DataGenerator([id_ for id_ in IDS if id_ != IDS[4]], spoilt, image_dir=folder)
 
 
 def test_an_image_of_another_shape_is_refused(folder, labels, tmp_path):
@@ -981,7 +981,7 @@ def test_missing_images_are_counted_when_the_generator_is_made(labels, tmp_path,
 
 
 @pytest.mark.parametrize("few", [4, 100])  # more than 64 of a folder are found by listing it
-def test_missing_images_are_named_wherever_they_lie_and_under_skip_told_alone(tmp_path, monkeypatch, few):
+def test_missing_images_are_named_wherever_they_lie_and_under_skip_reported_alone(tmp_path, monkeypatch, few):
     monkeypatch.chdir(tmp_path)
     names = [f"{folder}{number}.png" for folder in ("", "a/", "a/b/", f"{tmp_path}/c/") for number in range(few)]
     frame = pd.DataFrame({"filename": names, "class": 1})
@@ -1000,9 +1000,9 @@ def test_missing_images_are_named_wherever_they_lie_and_under_skip_told_alone(tm
 
 
 def test_of_several_files_a_sample_each_is_looked_for(folder, tmp_path):
-    for one in IDS:
+    for id_ in IDS:
         for suffix in (".brain.png", ".bone.png"):
-            (tmp_path / f"{one}{suffix}").write_bytes((folder / f"{one}.png").read_bytes())
+            (tmp_path / f"{id_}{suffix}").write_bytes((folder / f"{id_}.png").read_bytes())
     options = {"image_dir": tmp_path, "suffix": (".brain.png", ".bone.png")}
     DataGenerator(IDS, **options)
     (tmp_path / f"{IDS[3]}.bone.png").unlink()
@@ -1020,8 +1020,8 @@ def test_sixteen_bits_are_refused_by_a_sentence_in_tiff_too(tmp_path):
 
 
 def test_of_neighbours_too_missing_images_are_counted(folder, labels, tmp_path):
-    for one in IDS[:3]:
-        (tmp_path / f"{one}.png").write_bytes((folder / f"{one}.png").read_bytes())
+    for id_ in IDS[:3]:
+        (tmp_path / f"{id_}.png").write_bytes((folder / f"{id_}.png").read_bytes())
     with pytest.raises(IchError, match=f"1 of 2 samples lack .*: {IDS[3]}; were"):
         DataGenerator(IDS[2:3], image_dir=tmp_path, neighbours=(0, 1), slices=scans().assign(status="ok"))
     DataGenerator(IDS[1:2], image_dir=tmp_path, neighbours=(0, 1), slices=scans().assign(status="ok"))

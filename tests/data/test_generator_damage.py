@@ -37,8 +37,8 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def folder(tmp_path):
     """Images whose every pixel is the sample's number, from 1."""
-    for number, one in enumerate(IDS):
-        cv2.imwrite(str(tmp_path / f"{one}.png"), np.full((SIZE, SIZE), number + 1, np.uint8))
+    for number, id_ in enumerate(IDS):
+        cv2.imwrite(str(tmp_path / f"{id_}.png"), np.full((SIZE, SIZE), number + 1, np.uint8))
     return tmp_path
 
 
@@ -64,7 +64,7 @@ DAMAGE = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- it is told
+# ------------------------------------------------------------------------------------------------- it is reported
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -162,7 +162,7 @@ def test_an_augmentation_that_drops_the_axis_of_one_channel_gets_it_back(folder,
     assert x.shape == (COUNT, SIZE, SIZE, 1)
 
 
-def test_labels_of_several_shapes_are_told(folder):
+def test_labels_of_several_shapes_are_reported(folder):
     given = lambda id: [1.0, 2.0] if id == IDS[3] else [1.0]  # noqa: E731
     with pytest.raises(IchError, match=r"the labels of ID_003 have the shape \(2,\), those of ID_000 \(1,\); give all"):
         DataGenerator(IDS, given, image_dir=folder, shuffle=False)[0]
@@ -192,7 +192,7 @@ def test_an_image_of_another_size_is_named_unless_there_is_a_target_size(folder,
         (A.ToFloat(p=0.5), "gives (float32|uint8) of .*, the first image gave (uint8|float32)"),
     ],
 )
-def test_an_augmentation_that_changes_size_or_dtype_now_and_then_is_told(folder, labels, transform, message):
+def test_an_augmentation_that_changes_size_or_dtype_now_and_then_is_reported(folder, labels, transform, message):
     with pytest.raises(IchError, match=message + ".*an augmentation that keeps size and dtype"):
         DataGenerator(IDS, labels, image_dir=folder, augment=A.Compose([transform]))[0]
 
@@ -230,8 +230,8 @@ def test_a_batch_larger_than_the_data(folder, labels):
 @pytest.mark.parametrize("mode", MODES)
 def test_skipped_images_are_replaced_by_others_the_same_in_each_run(folder, labels, recorder, mode):
     spoilt = [IDS[3], IDS[17], IDS[18]]
-    for one in spoilt:
-        truncate(folder / f"{one}.png")
+    for id_ in spoilt:
+        truncate(folder / f"{id_}.png")
     options = {"image_dir": folder, "batch_size": 5, "shuffle": True, "on_error": "skip", "augment": A.HorizontalFlip()}
     plain = DataGenerator(IDS, labels, **options)
     expected = []
@@ -257,8 +257,8 @@ def test_skipped_images_are_replaced_by_others_the_same_in_each_run(folder, labe
 
 
 def test_the_ids_of_a_batch_are_those_of_the_samples_that_are_shown(folder, labels):
-    for one in IDS[3:20:2]:
-        truncate(folder / f"{one}.png")
+    for id_ in IDS[3:20:2]:
+        truncate(folder / f"{id_}.png")
     generator = DataGenerator(IDS, labels, image_dir=folder, batch_size=5, shuffle=True, on_error="skip")
     for epoch in range(2):
         generator.set_epoch(epoch)
@@ -311,8 +311,8 @@ def test_nothing_is_skipped_at_prediction(folder, labels):
 
 
 def test_nothing_but_damage_ends(folder, labels):
-    for one in IDS:
-        truncate(folder / f"{one}.png")
+    for id_ in IDS:
+        truncate(folder / f"{id_}.png")
     generator = DataGenerator(IDS, labels, image_dir=folder, shuffle=True, on_error="skip")
     with pytest.raises(
         IchError, match=r"ID_... and 15 samples drawn in its place cannot be read; the last: .*\.png holds"

@@ -62,13 +62,13 @@ def same(ours, theirs, tolerance=0):
     """Batch for batch: shapes, images, labels, weights."""
     assert len(ours) == len(theirs)
     for index in range(len(ours)):
-        one, other = ours[index], theirs[index]
-        if isinstance(other, np.ndarray):
-            one, other = (one,), (other,)
-        assert len(one) == len(other)
-        assert one[0].shape == other[0].shape
-        assert np.abs(one[0] - other[0]).max() <= tolerance
-        for labels, expected in zip(one[1:], other[1:], strict=True):
+        own, reference = ours[index], theirs[index]
+        if isinstance(reference, np.ndarray):
+            own, reference = (own,), (reference,)
+        assert len(own) == len(reference)
+        assert own[0].shape == reference[0].shape
+        assert np.abs(own[0] - reference[0]).max() <= tolerance
+        for labels, expected in zip(own[1:], reference[1:], strict=True):
             assert labels.dtype == np.float32
             np.testing.assert_array_equal(labels, expected)
     assert ours.ids.tolist() == theirs.filenames
@@ -122,7 +122,7 @@ def test_classes_of_a_frame(folder, frame, options):
     assert list(ours.class_indices) == list(theirs.class_indices)
 
 
-def test_of_lists_the_wanted_classes_and_an_empty_list_stays(folder, frame):
+def test_of_lists_the_requested_classes_and_an_empty_list_stays(folder, frame):
     options = {"class_mode": "categorical", "y_col": "several", "classes": ["dog", "cat"]}
     ours, theirs = both_of_frame(frame[frame["several"].map(len) > 0], folder, **options)
     same(ours, theirs, tolerance=3)
@@ -197,8 +197,8 @@ def test_the_same_through_fit(folder, frame):
     ours, theirs = both_of_frame(png, folder, (7, 9))
     ours.preprocess = lambda image: image.astype(np.float32) / 255
     theirs.image_data_generator.rescale = 1 / 255
-    for one, other in zip(trained(ours), trained(theirs), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for own, reference in zip(trained(ours), trained(theirs), strict=True):
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_of_every_suffix_are_found_as_keras_finds_them(tmp_path):
@@ -237,16 +237,16 @@ def test_what_a_folder_holds_beside_images_is_counted_and_said(folder, tmp_path)
     (tmp_path / "b" / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "empty").mkdir()
     with pytest.warns(UserWarning, match="left out are|no sample of the class") as raised:
-        found = DataGenerator.from_directory(tmp_path, shuffle=False)
-    assert found.ids.tolist() == ["a/1.png", "a/deep/2.png", "b/1.png"]
-    assert found.class_indices == {"a": 0, "b": 1, "empty": 2}
-    left, without = sorted(str(one.message) for one in raised)[::-1]
+        dataset = DataGenerator.from_directory(tmp_path, shuffle=False)
+    assert dataset.ids.tolist() == ["a/1.png", "a/deep/2.png", "b/1.png"]
+    assert dataset.class_indices == {"a": 0, "b": 1, "empty": 2}
+    left, without = sorted(str(warning.message) for warning in raised)[::-1]
     assert without.startswith(f"{tmp_path}: left out are 2 .gif, 1 .txt, 2 hidden file(s), 2 hidden folder(s), ")
     assert "1 image(s) beside the folders of classes, 1 link(s) to folders, 1 without suffix; read are .png" in without
     assert left == "there is no sample of the class empty, which still has an index"
 
 
-def test_a_name_that_is_not_utf_8_and_a_folder_without_rights_are_told(folder, tmp_path, monkeypatch):
+def test_a_name_that_is_not_utf_8_and_a_folder_without_rights_are_reported(folder, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     os.close(os.open(os.fsencode(tmp_path) + b"/a/\xff.png", os.O_CREAT))
     with pytest.raises(IchError, match=r"the name 'a/\\udcff.png' is not UTF-8; rename it"):
@@ -266,11 +266,11 @@ def test_lists_of_classes_from_parquet_keep_healthy_patients(folder, frame, tmp_
     read = pd.read_parquet(tmp_path / "t.parquet")
     assert isinstance(read["several"][0], np.ndarray)
     options = {"image_dir": folder, "y_col": "several", "shuffle": False}
-    found, expected = (DataGenerator.from_dataframe(one, **options) for one in (read, frame))
-    assert found.class_indices == expected.class_indices == {"cat": 0, "dog": 1, "emu": 2}
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    assert found.labels[[2, 6]].tolist() == [[0, 0, 0]] * 2
-    assert len(found.ids) == len(NAMES)
+    actual, expected = (DataGenerator.from_dataframe(table, **options) for table in (read, frame))
+    assert actual.class_indices == expected.class_indices == {"cat": 0, "dog": 1, "emu": 2}
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    assert actual.labels[[2, 6]].tolist() == [[0, 0, 0]] * 2
+    assert len(actual.ids) == len(NAMES)
 
 
 def test_without_a_directory_the_frame_holds_paths(folder, frame):

@@ -49,9 +49,9 @@ def test_mixup_is_the_mean_of_two_images_by_the_shares_of_their_labels(slices, d
     images, _, _ = batch = batch_of(slices=slices, dtype=dtype)
     eye = np.eye(8, dtype=np.float32)
     labels = eye if slices is None else np.repeat(eye[:, None], slices, axis=1)
-    found, soft, weights = mixed(Mix(mixup=1.0), (images, labels, None))
+    mixture, soft, weights = mixed(Mix(mixup=1.0), (images, labels, None))
     assert weights is None
-    assert found.dtype == dtype
+    assert mixture.dtype == dtype
     assert soft.dtype == np.float32
     if slices is not None:
         assert (soft == soft[:, :1]).all()  # the same partner and share in all slices
@@ -61,7 +61,7 @@ def test_mixup_is_the_mean_of_two_images_by_the_shares_of_their_labels(slices, d
     assert (partner != np.arange(8)).all()
     for k in range(8):
         expected = own[k] * images[k].astype(np.float64) + (1 - own[k]) * images[partner[k]]
-        assert np.abs(found[k] - expected).max() <= (1e-4 if dtype == np.float32 else 0.501)
+        assert np.abs(mixture[k] - expected).max() <= (1e-4 if dtype == np.float32 else 0.501)
     assert len(np.unique(own)) == 8
     assert batch[0] is images
 
@@ -69,17 +69,17 @@ def test_mixup_is_the_mean_of_two_images_by_the_shares_of_their_labels(slices, d
 @pytest.mark.parametrize("slices", [None, 3])
 def test_cutmix_pastes_one_rectangle_and_counts_its_area(slices):
     images, _, _ = batch_of(slices=slices)
-    for place in range(8):  # so that each pixel tells whose it is
+    for place in range(8):  # so that each pixel shows whose it is
         images[place] = place
     eye = np.eye(8, dtype=np.float32)
     labels = eye if slices is None else np.repeat(eye[:, None], slices, axis=1)
-    found, soft, _ = mixed(Mix(cutmix=1.0), (images, labels, None))
+    mixture, soft, _ = mixed(Mix(cutmix=1.0), (images, labels, None))
     soft = soft if slices is None else soft[:, 0]
-    found = found[:, None] if slices is None else found
+    mixture = mixture[:, None] if slices is None else mixture
     cut = 0
     for k in range(8):
-        assert (found[k] == found[k, :1, :, :, :1]).all()  # in all slices and channels alike
-        plane = found[k, 0, :, :, 0]
+        assert (mixture[k] == mixture[k, :1, :, :, :1]).all()  # in all slices and channels alike
+        plane = mixture[k, 0, :, :, 0]
         others = plane != k
         np.testing.assert_allclose(soft[k, k], 1 - others.mean(), atol=1e-6)
         if not others.any():
@@ -98,15 +98,15 @@ def test_the_loss_of_a_mixture_is_that_of_both_labels_by_share_and_weight(slices
     logits = np.random.default_rng(3).normal(size=labels.shape).astype(np.float32)
     _, of_shares, _ = mixed(Mix(mixup=0.7), (images, np.eye(8, dtype=np.float32), None))  # the same draws
     partner, own = shares(np.eye(8), of_shares)
-    _, soft, found = mixed(Mix(mixup=0.7), (images, labels, weights))
-    assert found.dtype == np.float32
+    _, soft, mixed_weights = mixed(Mix(mixup=0.7), (images, labels, weights))
+    assert mixed_weights.dtype == np.float32
 
     def loss(y, w):
         return w * (np.logaddexp(0, logits) - y * logits).mean(axis=-1)
 
     own = own.reshape(-1, *[1] * (weights.ndim - 1))
     expected = own * loss(labels, weights) + (1 - own) * loss(labels[partner], weights[partner])
-    np.testing.assert_allclose(loss(soft, found), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss(soft, mixed_weights), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("mix", [Mix(mixup=1.0), Mix(cutmix=1.0)])
@@ -116,16 +116,16 @@ def test_padding_reaches_no_slice_and_stays_padding(mix):
     padded = np.arange(5) >= np.array(length)[:, None]
     weights[padded] = 0
     images[padded], labels[padded] = 255, 1
-    found, soft, of_loss = mixed(mix, (images, labels, weights))
+    mixture, soft, of_loss = mixed(mix, (images, labels, weights))
     assert ((of_loss == 0) == padded).all()
-    np.testing.assert_array_equal(found[padded], images[padded])
+    np.testing.assert_array_equal(mixture[padded], images[padded])
     other_images, other_labels = images.copy(), labels.copy()
     other_images[padded], other_labels[padded] = 0, 0
     again, other_soft, other_of_loss = mixed(mix, (other_images, other_labels, weights))
-    np.testing.assert_array_equal(found[~padded], again[~padded])
+    np.testing.assert_array_equal(mixture[~padded], again[~padded])
     np.testing.assert_array_equal(soft[~padded], other_soft[~padded])
     np.testing.assert_array_equal(of_loss, other_of_loss)
-    assert (found[~padded] != images[~padded]).any()
+    assert (mixture[~padded] != images[~padded]).any()
 
 
 def test_a_share_of_the_batches_is_mixed_and_both_ways_take_turns():
@@ -133,9 +133,9 @@ def test_a_share_of_the_batches_is_mixed_and_both_ways_take_turns():
     images[:] = np.arange(4, dtype=np.uint8)[:, None, None, None] * 60
     kinds = []
     for seed in range(200):
-        found, _, _ = mixed(Mix(mixup=1.0, cutmix=1.0, share=0.5), (images, labels, None), seed)
-        changed = found != images
-        kinds.append("none" if not changed.any() else "cut" if set(np.unique(found)) <= {0, 60, 120, 180} else "up")
+        mixture, _, _ = mixed(Mix(mixup=1.0, cutmix=1.0, share=0.5), (images, labels, None), seed)
+        changed = mixture != images
+        kinds.append("none" if not changed.any() else "cut" if set(np.unique(mixture)) <= {0, 60, 120, 180} else "up")
     assert 70 < kinds.count("none") < 130
     assert 30 < kinds.count("cut") < 70
     assert 30 < kinds.count("up") < 70
@@ -143,8 +143,8 @@ def test_a_share_of_the_batches_is_mixed_and_both_ways_take_turns():
 
 def test_a_batch_of_one_sample_stays():
     batch = batch_of(count=1, weighted=True)
-    for one, other in zip(mixed(Mix(cutmix=1.0), batch), batch, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for after, before in zip(mixed(Mix(cutmix=1.0), batch), batch, strict=True):
+        np.testing.assert_array_equal(after, before)
 
 
 # ------------------------------------------------------------------------------------------- in the generator
@@ -154,8 +154,8 @@ def test_a_batch_of_one_sample_stays():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for one in IDS:
-        cv2.imwrite(str(path / f"{one}.png"), rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8))
+    for id_ in IDS:
+        cv2.imwrite(str(path / f"{id_}.png"), rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8))
     return path
 
 
@@ -172,9 +172,9 @@ def weights():
 BOTH = Mix(mixup=0.4, cutmix=1.0)
 
 
-def same(one, other):
-    assert len(one) == len(other)
-    return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+def same(first, second):
+    assert len(first) == len(second)
+    return all(np.array_equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
 @pytest.mark.parametrize("mode", [{"workers": 3}, {"workers": 2, "use_multiprocessing": True}])
@@ -221,8 +221,8 @@ def test_metrics_and_loss_take_soft_labels(folder, labels, weights):
     model = keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Flatten(), keras.layers.Dense(6)])
     aucs = [LabelAUC(label) for label in LABELS]
     model.compile(loss=WeightedBinaryCrossentropy(), metrics=[WeightedLogLoss(), *aucs])
-    found = model.test_on_batch(*generator[0], return_dict=True)
-    assert np.isfinite([found["loss"], found["weighted_log_loss"]]).all()
+    scores = model.test_on_batch(*generator[0], return_dict=True)
+    assert np.isfinite([scores["loss"], scores["weighted_log_loss"]]).all()
 
 
 def test_passes_of_tta_are_not_mixed(folder, labels):
@@ -257,7 +257,7 @@ def test_refuses_where_labels_would_be_wrong(folder, labels):
     for mask in (np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE, 2)), np.zeros(SIZE * SIZE), np.zeros((4, 4))):
         with pytest.raises(IchError, match="are masks"):
             DataGenerator(IDS, lambda id, mask=mask: mask, mix=mix, **files)[0]
-    frame = pd.DataFrame({"filename": [f"{one}.png" for one in IDS], "class": ["a", "b"] * 5 + ["a"]})
+    frame = pd.DataFrame({"filename": [f"{id_}.png" for id_ in IDS], "class": ["a", "b"] * 5 + ["a"]})
     with pytest.raises(IchError, match="class_mode sparse gives numbers of classes; write categorical"):
         DataGenerator.from_dataframe(frame, class_mode="sparse", mix=mix, **files)
     with pytest.raises(IchError, match="mix is for training"):

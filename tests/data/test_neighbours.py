@@ -12,7 +12,7 @@ from ich.images.slice_table import neighbours, to_frame
 
 def table_of(rows, seed=0):
     """A slice table of (series, order, ok), in any order."""
-    made = [
+    entries = [
         {
             "SOPInstanceUID": f"ID_{number:03}",
             "SeriesInstanceUID": series,
@@ -22,7 +22,7 @@ def table_of(rows, seed=0):
         }
         for number, (series, order, ok) in enumerate(rows)
     ]
-    return to_frame(made).sample(frac=1, random_state=seed)
+    return to_frame(entries).sample(frac=1, random_state=seed)
 
 
 def slow(table, id, offset):
@@ -54,8 +54,8 @@ def test_neighbours_are_those_of_the_slow_search(scans, seed):
     known, places = neighbours(table, ids, offsets)
     assert places.dtype == np.int32
     assert places.shape == (len(ids), len(offsets))
-    for id, found in zip(ids, places, strict=True):
-        assert known[found].tolist() == [slow(table, id, offset) for offset in offsets]
+    for id, row in zip(ids, places, strict=True):
+        assert known[row].tolist() == [slow(table, id, offset) for offset in offsets]
 
 
 def test_edges_repeat_and_a_hole_is_bridged():
@@ -85,7 +85,7 @@ def test_order_counts_within_a_split():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda table: table.drop(columns=["order", "split"]),
@@ -95,9 +95,9 @@ def test_order_counts_within_a_split():
         (lambda table: "slices.parquet", "the slice table is a str, expected a DataFrame, as read_table gives it"),
     ],
 )
-def test_what_is_no_slice_table_is_refused(change, told):
+def test_what_is_no_slice_table_is_refused(change, message):
     table = table_of([("ID_s", order, True) for order in range(3)])
-    with pytest.raises(IchError, match=told):
+    with pytest.raises(IchError, match=message):
         neighbours(change(table), pd.Index(["ID_000"]), (0, 1))
 
 

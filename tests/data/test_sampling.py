@@ -24,7 +24,7 @@ def fits(counts, expected):
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 6), st.booleans(), st.integers(0, 9))
 def test_n_of_each_series_none_twice_and_all_of_a_short_one(series, n, centre_weighted, seed):
-    series = pd.Series([f"ID_{one}" for one in series])
+    series = pd.Series([f"ID_{number}" for number in series])
     chosen = PerSeries(series, n, centre_weighted)(rng(seed))
     assert len(set(chosen.tolist())) == len(chosen)
     for name, places in series.groupby(series).groups.items():
@@ -65,16 +65,16 @@ def test_several_are_drawn_as_one_after_another_without_replacement():
     weights = np.array([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
     sampling = PerSeries(pd.Series(["a"] * 5), 2, centre_weighted=True)
     draws = rng()
-    found, slow = np.zeros((5, 5)), np.zeros((5, 5))
+    counts, slow = np.zeros((5, 5)), np.zeros((5, 5))
     for _ in range(4000):
-        found[tuple(sorted(sampling(draws)))] += 1
+        counts[tuple(sorted(sampling(draws)))] += 1
     for a in range(5):
         for b in range(5):
             if a != b:
                 chance = weights[a] / weights.sum() * weights[b] / (weights.sum() - weights[a])
                 slow[tuple(sorted((a, b)))] += chance
     pairs = np.triu_indices(5, 1)
-    assert fits(found[pairs], slow[pairs])
+    assert fits(counts[pairs], slow[pairs])
 
 
 def test_series_that_make_no_sense_are_refused():

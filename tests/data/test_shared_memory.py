@@ -155,13 +155,13 @@ def test_an_array_that_is_not_sent_leaves_its_memory(forked):
     assert forked.apply(memories) <= 2
 
 
-def made_of_it():
+def derived_arrays():
     array = filled(3)
     return array[:, ::2], array + np.uint8(1), array.sum()
 
 
 def test_what_is_made_of_it_is_pickled_as_arrays_are(worker):
-    part, more, total = worker.apply(made_of_it)
+    part, more, total = worker.apply(derived_arrays)
     assert type(part) is type(more) is np.ndarray
     assert (part == 3).all()
     assert (more == 4).all()
@@ -220,25 +220,25 @@ def test_a_worker_that_is_gone_gives_an_error_in_place_of_the_array():
     here, there = multiprocessing.Pipe()
     worker = multiprocessing.get_context("fork").Process(target=pickled, args=(there,))
     worker.start()
-    told = here.recv_bytes()
+    message = here.recv_bytes()
     worker.join()
-    found = pickle.loads(told)
-    assert isinstance(found, IchError)
-    assert f"a batch cannot be had from the process {worker.pid} that made it" in str(found)
+    result = pickle.loads(message)
+    assert isinstance(result, IchError)
+    assert f"a batch cannot be had from the process {worker.pid} that made it" in str(result)
 
 
 def test_a_generators_batches_from_a_spawned_process_are_the_same(spawned, tmp_path):
     ids = [f"ID_{number:03}" for number in range(24)]
-    for number, one in enumerate(ids):
-        cv2.imwrite(str(tmp_path / f"{one}.png"), np.arange(256, dtype=np.uint8).reshape(16, 16) // (number + 1))
+    for number, id_ in enumerate(ids):
+        cv2.imwrite(str(tmp_path / f"{id_}.png"), np.arange(256, dtype=np.uint8).reshape(16, 16) // (number + 1))
     labels = pd.Series(np.arange(24.0), ids)
     generator = DataGenerator(
         ids, labels, image_dir=tmp_path, batch_size=5, shuffle=True, augment=A.HorizontalFlip(p=0.5)
     )
     generator.set_epoch(2)
-    found = spawned.map(generator.__getitem__, range(len(generator)))
-    assert len(found) == 5
-    for index, (x, y) in enumerate(found):
+    batches = spawned.map(generator.__getitem__, range(len(generator)))
+    assert len(batches) == 5
+    for index, (x, y) in enumerate(batches):
         np.testing.assert_array_equal(x, generator[index][0])
         np.testing.assert_array_equal(y, generator[index][1])
 

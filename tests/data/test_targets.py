@@ -40,13 +40,13 @@ def of(values, **kwargs):
     ids=lambda column: str(column.dtype),
 )
 def test_numbers_of_any_type_are_taken(column):
-    found = array_of(IDS[::-1], column, "labels")
-    assert found.dtype == np.float32
-    assert found.tolist() == [np.float32(float(value)) for value in column[::-1]]
+    array = array_of(IDS[::-1], column, "labels")
+    assert array.dtype == np.float32
+    assert array.tolist() == [np.float32(float(value)) for value in column[::-1]]
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "message"),
     [
         (of(pd.to_datetime(["2020-01-01"] * 3)), r"Timestamp\('2020-01-01 00:00:00'\) \(Timestamp\)"),
         (of(pd.to_timedelta([1, 2, 3])), r"Timedelta\(.*\) \(Timedelta\)"),
@@ -60,15 +60,15 @@ def test_numbers_of_any_type_are_taken(column):
     ids=["dates", "durations", "days", "digits", "one digit", "categories", "complex", "lists"],
 )
 @pytest.mark.parametrize("what", ["labels", "weights", "extra inputs"])
-def test_what_only_looks_like_numbers_is_refused(column, told, what):
-    with pytest.raises(IchError, match=f"{what} are numbers, but of a there is {told}"):
+def test_what_only_looks_like_numbers_is_refused(column, message, what):
+    with pytest.raises(IchError, match=f"{what} are numbers, but of a there is {message}"):
         array_of(IDS, column, what)
-    with pytest.raises(IchError, match=f"{what} are numbers, but of a in the column w there is {told}"):
+    with pytest.raises(IchError, match=f"{what} are numbers, but of a in the column w there is {message}"):
         array_of(IDS, pd.DataFrame({"v": 1, "w": column}), what)
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "message"),
     [
         (of([1, 2**24 + 1, 3]), "16777217, which float32 rounds to 16777216"),
         (of([1, -(2**24) - 1, 3]), "-16777217, which float32 rounds to -16777216"),
@@ -79,9 +79,9 @@ def test_what_only_looks_like_numbers_is_refused(column, told, what):
         (of([1.5, 20240101, 3]), "20240101.0, which float32 rounds to 20240100"),
     ],
 )
-def test_whole_numbers_that_float32_would_round_are_refused_with_their_value(column, told):
+def test_whole_numbers_that_float32_would_round_are_refused_with_their_value(column, message):
     for labels in (column, pd.DataFrame({"v": 1, "w": column})):
-        with pytest.raises(IchError, match=f"the labels of b hold {told}"):
+        with pytest.raises(IchError, match=f"the labels of b hold {message}"):
             array_of(IDS, labels, "labels")
     assert array_of(pd.Index(["c", "a"]), column, "labels")[0] == 3  # of others nothing is asked
 
@@ -90,12 +90,12 @@ def test_whole_numbers_that_float32_would_round_are_refused_with_their_value(col
 def test_integers_are_held_exactly_or_refused(values):
     exact = all(int(np.float32(value)) == value for value in values)
     try:
-        found = array_of(IDS, of(values), "labels")
+        array = array_of(IDS, of(values), "labels")
     except IchError:
         assert not exact
     else:
         assert exact
-        assert [int(value) for value in found] == values
+        assert [int(value) for value in array] == values
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -111,7 +111,7 @@ def test_dicts_make_tables():
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         ([1, 2, 3], r"the labels are a list, which does not say which .* give pd.Series\(values, index=ids\)"),
         ((1, 2, 3), "the labels are a tuple, which does not say"),
@@ -127,8 +127,8 @@ def test_dicts_make_tables():
         (pd.DataFrame([[1, 2]], ["a"], [1, "1"]), "the labels have several columns 1; give each a name"),
     ],
 )
-def test_what_does_not_say_which_label_is_whose_is_refused(labels, told):
-    with pytest.raises(IchError, match=told):
+def test_what_does_not_say_which_label_is_whose_is_refused(labels, message):
+    with pytest.raises(IchError, match=message):
         as_table(labels, "labels")
 
 
@@ -136,7 +136,7 @@ MASKS = {id: np.zeros((4, 5)) for id in IDS}
 
 
 @pytest.mark.parametrize(
-    ("values", "what", "told"),
+    ("values", "what", "message"),
     [
         (
             MASKS,
@@ -167,8 +167,8 @@ MASKS = {id: np.zeros((4, 5)) for id in IDS}
     ],
     ids=["dict", "Series", "frame", "lists", "small", "weights", "extra", "numbers", "no axis", "text"],
 )
-def test_what_to_give_in_place_of_masks_and_lists(values, what, told):
-    with pytest.raises(IchError, match=f"{what} are numbers, but of a .*{told}"):
+def test_what_to_give_in_place_of_masks_and_lists(values, what, message):
+    with pytest.raises(IchError, match=f"{what} are numbers, but of a .*{message}"):
         array_of(IDS, as_table(values, what), what)
 
 

@@ -73,7 +73,7 @@ def test_global_states_are_seeded(monkeypatch):
         of_cv2 = cv2.randu(np.empty((1, 4)), 0, 1).tolist()
         draws.append((np.random.rand(), random.random(), of_cv2, Torch.seed))  # noqa: NPY002
     assert draws[0] == draws[2]
-    assert all(one != other for one, other in zip(draws[0], draws[1], strict=True))
+    assert all(first != second for first, second in zip(draws[0], draws[1], strict=True))
     assert 0 <= Torch.seed < 2**64
     monkeypatch.delitem(sys.modules, "torch")
     user_code.seed_global_states(0)

@@ -47,8 +47,8 @@ class Pipe(io.BytesIO):
     seek = tell
 
 
-def ids(found):
-    return [member.id for member in found]
+def ids(listed):
+    return [member.id for member in listed]
 
 
 # -------------------------------------------------------------------------------------------------- what is there
@@ -60,9 +60,9 @@ def test_each_slice_is_found_once_with_its_bytes_and_split(tmp_path, kind):
         source = as_folder(tmp_path / "data")
     else:
         source = as_zip(tmp_path / "data.zip", method=getattr(zipfile, f"ZIP_{kind.upper()}"))
-    found = members([source])
-    assert ids(found) == sorted(SLICES)
-    for member in found:
+    listed = members([source])
+    assert ids(listed) == sorted(SLICES)
+    for member in listed:
         name, data = SLICES[member.id]
         assert (member.name, member.size, member.read()) == (name, len(data), data)
         assert member.split == ("test" if "test" in name else "train")
@@ -116,11 +116,11 @@ def test_slices_in_hidden_folders_are_left_out_and_counted(tmp_path, pack, slash
               "train/.git/config": b"no slice", ".Trashes/stage_2_train.csv": b"old"}  # fmt: skip
     files = {name.replace("/", slash): data for name, data in (shown | hidden | {"stage_2_train.csv": b"new"}).items()}
     source = pack(tmp_path / "data", files)
-    found = members([source])
-    assert ids(found) == [".b", "ID_a"]
+    listed = members([source])
+    assert ids(listed) == [".b", "ID_a"]
     assert re.fullmatch(
         r"3 DICOM file\(s\) in hidden folders \(such as \S+/\S+\), 1 \.gz \(such as test/x\.gz\)",
-        found.left_out.replace("\\", "/"),
+        listed.left_out.replace("\\", "/"),
     )
     with open_table([source], "_train.csv") as file:
         assert file.read() == b"new"
@@ -166,29 +166,29 @@ def test_a_source_in_another_encoding_is_read(tmp_path):
 
 
 def test_links_to_folders_are_followed_and_circles_end(tmp_path):
-    elsewhere = as_folder(tmp_path / "disk", {"deep/ID_a.dcm": b"a"})
+    disk = as_folder(tmp_path / "disk", {"deep/ID_a.dcm": b"a"})
     source = tmp_path / "data"
     as_folder(source, {"test/ID_b.dcm": b"b"})
-    (source / "stage_2_train").symlink_to(elsewhere)
+    (source / "stage_2_train").symlink_to(disk)
     (source / "test" / "round").symlink_to(source)
-    (elsewhere / "deep" / "self").symlink_to(elsewhere / "deep")
+    (disk / "deep" / "self").symlink_to(disk / "deep")
     assert [(m.id, m.split) for m in members([source])] == [("ID_a", "train"), ("ID_b", "test")]
 
 
-def test_what_cannot_be_opened_has_its_member_and_is_told_on_reading(tmp_path):
+def test_what_cannot_be_opened_has_its_member_and_is_reported_on_reading(tmp_path):
     source = as_folder(tmp_path / "train", {"ID_a.dcm": b"a", "folder.dcm/ID_b.dcm": b"b"})
     (source / "ID_c.dcm").symlink_to(tmp_path / "nothing")
     os.mkfifo(source / "ID_d.dcm")  # reading it would wait for ever
-    found = members([source])
-    assert ids(found) == ["ID_a", "ID_b", "ID_c"]
+    listed = members([source])
+    assert ids(listed) == ["ID_a", "ID_b", "ID_c"]
     with pytest.raises(IchError, match=r"ID_c\.dcm cannot be read: No such file"):
-        found[2].read()
+        listed[2].read()
     (source / "ID_a.dcm").unlink()
     with pytest.raises(IchError, match=r"train: ID_a\.dcm cannot be read: No such file"):
-        found[0].read()
+        listed[0].read()
 
 
-def test_a_folder_that_may_not_be_entered_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_entered_is_reported(tmp_path, monkeypatch):
     source = as_folder(tmp_path / "data", {"train/ID_a.dcm": b"a", "train/shut/ID_b.dcm": b"b"})
     real = os.scandir
 
@@ -215,11 +215,11 @@ def test_backslashes_between_folders_are_read_as_slashes(tmp_path, kind):
         source = as_folder(tmp_path / "data", files)
     else:
         source = as_zip(tmp_path / "data.zip", files)
-    found = members([source])
-    assert [(m.id, m.split, m.read()) for m in found] == [
+    listed = members([source])
+    assert [(m.id, m.split, m.read()) for m in listed] == [
         (m.id, m.split, m.read()) for m in members([as_zip(tmp_path / "plain.zip")])
     ]
-    assert found.left_out == f"1 .txt (such as {next(name for name in files if name.endswith('.txt'))})"
+    assert listed.left_out == f"1 .txt (such as {next(name for name in files if name.endswith('.txt'))})"
     with open_table([source], "_train.csv") as file:
         assert file.read() == b"ID,Label\n"
 
@@ -237,10 +237,10 @@ def test_other_endings_of_dicom_are_read_and_the_rest_is_counted(tmp_path, pack)
     beside += ["a.JPG", "x.tar.7z", "n.b.txt", "z.nii", "train.csv", "a.html"]
     companions = ["stage_2_train.csv", "stage_2_sample_submission.csv", ".DS_Store", "Thumbs.db", "._a.dcm"]
     source = pack(tmp_path / "data", files | {f"train/{name}": b"?" for name in [*beside, *companions]})
-    found = members([source])
-    assert ids(found) == [f"ID_{letter}" for letter in "abcdef"]
-    assert {m.name: m.read() for m in found} == files
-    summary = re.sub(r" \(such as train/\S+\)", "", found.left_out)
+    listed = members([source])
+    assert ids(listed) == [f"ID_{letter}" for letter in "abcdef"]
+    assert {m.name: m.read() for m in listed} == files
+    summary = re.sub(r" \(such as train/\S+\)", "", listed.left_out)
     assert summary == "4 without an extension, 3 .gz, 1 .7z, 1 .csv, 1 .html, 3 of 3 other kinds"
     both = members([source, as_folder(tmp_path / "more", {"test/ID_g.dcm": b"g", "test/d.gz": b"?"})]).left_out
     assert re.match(r"4 without an extension \(such as train/\S+\), 4 \.gz \(such as train/\S+\), 1 ", both)
@@ -264,7 +264,7 @@ def test_a_source_without_slices_tells_what_it_holds(tmp_path):
         ("stage_2_train_images/x.dcm", "train"),
         ("stage_1_test_images/a/b/x.dcm", "test"),
         ("rsna-train/train/x.dcm", "train"),
-        ("train/old/test/x.dcm", "test"),  # the nearest folder tells
+        ("train/old/test/x.dcm", "test"),  # the nearest folder decides
         ("test.dcm/train/test.dcm", "train"),  # the file's own name does not
         ("Train/x.dcm", "train"),
         ("TEST/x.dcm", "test"),
@@ -272,7 +272,7 @@ def test_a_source_without_slices_tells_what_it_holds(tmp_path):
         ("stage 2 train images/x.dcm", "train"),
         ("Stage.1.Test/x.dcm", "test"),
         ("test2/batch (3)/x.dcm", "test"),
-        ("test/train_test/x.dcm", "test"),  # both words tell nothing
+        ("test/train_test/x.dcm", "test"),  # both words decide nothing
         ("train/latest/x.dcm", "train"),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_split_that_nothing_tells_is_asked_for(tmp_path, folder):
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_a_missing_an_empty_and_a_senseless_source_are_told(tmp_path):
+def test_a_missing_an_empty_and_a_senseless_source_are_reported(tmp_path):
     with pytest.raises(IchError, match="nowhere does not exist; expected a folder or a"):
         members([tmp_path / "nowhere"])
     with pytest.raises(IchError, match="x" * 300 + " cannot be read: File name too long"):
@@ -316,7 +316,7 @@ def test_a_missing_an_empty_and_a_senseless_source_are_told(tmp_path):
         members([tmp_path / "text.zip"])
 
 
-def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
+def test_an_id_that_stands_twice_is_reported_with_both_places(tmp_path):
     source = as_folder(tmp_path / "data", {"train/ID_a.dcm": b"1", "test/ID_a.dcm": b"2", "train/ID_b.dcm": b"3"})
     with pytest.raises(IchError, match=r"1 slice\(s\) are twice .* ID_a as .*test/ID_a\.dcm and .*train/ID_a\.dcm"):
         members([source])
@@ -328,7 +328,7 @@ def test_an_id_that_stands_twice_is_told_with_both_places(tmp_path):
         members([tmp_path / "twice.zip"])
 
 
-def test_a_cut_zip_is_told(tmp_path):
+def test_a_cut_zip_is_reported(tmp_path):
     path = as_zip(tmp_path / "data.zip")
     whole = path.read_bytes()
     for cut in range(0, len(whole), 29):
@@ -355,7 +355,7 @@ def test_a_changed_byte_is_noticed(tmp_path, method):
         first_of(path).read()
 
 
-def test_a_member_that_is_not_where_the_directory_says_is_told(tmp_path):
+def test_a_member_that_is_not_where_the_directory_says_is_reported(tmp_path):
     path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
     member = first_of(path)
     patched(path, 0, b"????")
@@ -370,13 +370,13 @@ def test_a_member_that_is_not_where_the_directory_says_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_another_packing_is_told(tmp_path, method):
+def test_another_packing_is_reported(tmp_path, method):
     path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x" * 100}, method)
     with pytest.raises(IchError, match=f"packed by method {method}, expected deflate or none"):
         first_of(path).read()
 
 
-def test_encryption_is_told(tmp_path):
+def test_encryption_is_reported(tmp_path):
     path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x" * 100})
     at_directory = path.read_bytes().index(b"PK\x01\x02")
     patched(path, 6, b"\x01")
@@ -423,8 +423,8 @@ def test_a_damaged_zip_gives_its_slices_or_an_error_and_nothing_else(tmp_path_fa
             data = member.read()
             assert data in contents or zlib.crc32(data) == member.crc
     except IchError as error:
-        told = str(error)
-        assert "damaged.zip" in told
+        message = str(error)
+        assert "damaged.zip" in message
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -437,7 +437,7 @@ def test_the_one_table_is_opened(tmp_path, pack):
         assert file.read() == b"ID,Label\n"
 
 
-def test_none_and_several_tables_are_told(tmp_path):
+def test_none_and_several_tables_are_reported(tmp_path):
     first = as_folder(tmp_path / "a", {"stage_2_train.csv": b""})
     second = as_zip(tmp_path / "b.zip", {"stage_1_train.csv": b""})
     with (
@@ -454,7 +454,7 @@ def test_none_and_several_tables_are_told(tmp_path):
         pass
 
 
-def test_a_table_that_cannot_be_read_is_told(tmp_path):
+def test_a_table_that_cannot_be_read_is_reported(tmp_path):
     path = as_zip(tmp_path / "data.zip", {"stage_2_train.csv": os.urandom(500)}, zipfile.ZIP_STORED)
     whole = path.read_bytes()
     at = whole.index(b"PK\x01\x02")
@@ -557,10 +557,10 @@ def test_more_members_than_a_plain_zip_counts(tmp_path, before):
             file.writestr(f"train/ID_{number:09x}.dcm", b"%d" % number)
     path.write_bytes(before + path.read_bytes())
     assert b"PK\x06\x06" in path.read_bytes()[-200:]  # it took a zip64 end
-    found = members([path])
-    assert len(found) == 65_537
+    listed = members([path])
+    assert len(listed) == 65_537
     for number in (0, 1, 40_000, 65_536):
-        assert (found[number].id, found[number].read()) == (f"ID_{number:09x}", b"%d" % number)
+        assert (listed[number].id, listed[number].read()) == (f"ID_{number:09x}", b"%d" % number)
 
 
 def test_a_comment_that_looks_like_an_end_of_a_zip_does_not_hide_slices(tmp_path):
@@ -606,7 +606,7 @@ def zip64_of(tmp_path, *numbers, offset=0xFFFFFFFF):
     return path
 
 
-def test_numbers_of_64_bits_that_cannot_be_are_told(tmp_path):
+def test_numbers_of_64_bits_that_cannot_be_are_reported(tmp_path):
     assert first_of(zip64_of(tmp_path, 1, 1, 0)).read() == b"x"
     with pytest.raises(IchError, match="lacks its zip64 numbers"):
         members([zip64_of(tmp_path, 1, 1)])
@@ -622,7 +622,7 @@ def test_numbers_of_64_bits_that_cannot_be_are_told(tmp_path):
         members([path])
 
 
-def test_a_zip64_end_that_is_not_there_is_told(tmp_path):
+def test_a_zip64_end_that_is_not_there_is_reported(tmp_path):
     path = as_zip(tmp_path / "data.zip", {"train/x.dcm": b"x"})
     whole = path.read_bytes()
     for place in (0, 10**6, 2**64 - 1):

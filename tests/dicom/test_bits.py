@@ -212,7 +212,7 @@ def test_nothing_is_decided_for_values_that_16_bits_do_not_hold():
 
 
 @pytest.mark.parametrize("bits", [7, 11, 12, 13, 15])
-def test_missing_sign_bits_are_mended_and_told(bits):
+def test_missing_sign_bits_are_mended_and_reported(bits):
     stored = values(bits, True)
     bare = stored & (2**bits - 1)  # the unused high bits are 0
     hu, header = read(make_dicom(bare.astype(stored.dtype), BitsStored=bits, RescaleIntercept=0))
@@ -284,20 +284,20 @@ def test_bits_above_the_stored_ones_are_no_part_of_the_value(
     if padding is not None and declared:
         unsigned = signed if other_vr else not signed
         data = changed(data, (0x00280120, "US" if unsigned else "SS", padding & 0xFFFF if unsigned else padding))
-    told = None
+    refusal = None
     try:
         got, header = read(data)
     except DicomError as error:
-        told = error
+        refusal = error
     if padding is None:
         np.testing.assert_array_equal(oracle_hu(data), expected)
     known = declared or padding in (None, -2000 if signed else None)
     if above in ("junk", "overlay") and not known:
         return  # what no element names is lost among other bits
-    if above == "junk" and bits == 15:  # one bit is too few to tell chance from a wrong BitsStored
-        assert told is None or (told.kind == "bad_pixels" and "nothing tells" in told.reason)
+    if above == "junk" and bits == 15:  # one bit is too few to distinguish chance from a wrong BitsStored
+        assert refusal is None or (refusal.kind == "bad_pixels" and "nothing tells" in refusal.reason)
         return
-    assert told is None, told.reason
+    assert refusal is None, refusal.reason
     np.testing.assert_array_equal(got, expected)
     assert header.repaired == {"zero": ("sign",) if signed else (), "junk": ("high_bits",)}.get(above, ())
 
@@ -306,11 +306,11 @@ def test_what_nothing_decides_is_refused():
     hu = tissue((40, 40))
     unsigned = (hu + 1024).astype(np.uint16)
     few = unsigned.copy()
-    few[9, :9] += 4096  # metal of more bits than are told, or an overlay whose elements are gone
+    few[9, :9] += 4096  # metal of more bits than are declared, or an overlay whose elements are gone
     refused(make_dicom(few), "bad_pixels", "more than 12 bits hold", "nothing tells")
-    one = unsigned.copy()
-    one[9, 9] |= 0x8000  # a pixel alone is no padding
-    refused(make_dicom(one), "bad_pixels", "nothing tells")
+    single = unsigned.copy()
+    single[9, 9] |= 0x8000  # a pixel alone is no padding
+    refused(make_dicom(single), "bad_pixels", "nothing tells")
     signed_after_all = hu.astype(np.int16).view(np.uint16)
     refused(make_dicom(signed_after_all, RescaleIntercept=0), "bad_pixels", "nothing tells")
     more_bits = (hu + 8192).astype(np.uint16)

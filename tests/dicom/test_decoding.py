@@ -75,7 +75,7 @@ def test_a_crash_of_the_decoder_is_the_slices_own(packed):
     assert is_gone(before)
 
 
-def test_a_crash_that_an_earlier_slice_prepared_is_not_told_of_the_next(packed):
+def test_a_crash_that_an_earlier_slice_prepared_is_not_blamed_on_the_next(packed):
     before = is_read(packed)
     os.kill(before, signal.SIGSEGV)
     assert is_read(packed) != before

@@ -15,7 +15,7 @@ from ich.dicom.slice_error import DicomError
 
 @pytest.mark.parametrize("name", ["A\n1", "A\r1", "A\n", "\tA", "A\x1b[31m", "A\x1f"])
 def test_a_control_character_is_part_of_a_patients_name(name):
-    # PS3.5, 6.2 forbids it, but who is told apart by it must not become one.
+    # PS3.5, 6.2 forbids it, but who is distinguished by it must not become one.
     assert read(make_dicom(PatientID=name))[1].PatientID == name
     assert read(make_dicom(PatientID=f" {name}  "))[1].PatientID == name
 
@@ -89,7 +89,7 @@ def test_a_nonsensical_number_is_named(keyword, value):
         ({"raw": {"NumberOfFrames": b"9" * 400}}, "bad_tag", "NumberOfFrames"),
     ],
 )
-def test_an_integer_that_is_none_is_told(tags, kind, said):
+def test_an_integer_that_is_none_is_reported(tags, kind, said):
     refused(make_dicom(**tags), kind, said)
 
 

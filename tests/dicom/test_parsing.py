@@ -66,7 +66,7 @@ def test_damaged_elements_are_not_dicom():
     refused(data[:at] + b"\xff" * 20 + data[at + 20 :], "not_dicom", "cannot be parsed")
 
 
-def test_an_element_cut_in_two_is_told(monkeypatch):
+def test_an_element_cut_in_two_is_reported(monkeypatch):
     def cut(file):
         raise EOFError("unexpected end of file")
 
@@ -100,7 +100,7 @@ def ends_of_elements(data):
 
 @pytest.mark.parametrize("syntax", [*SYNTAXES, *CODECS], ids=str)
 @pytest.mark.filterwarnings("ignore")
-def test_cut_anywhere_it_is_told_so(syntax, tmp_path):
+def test_cut_anywhere_it_is_reported_as_cut(syntax, tmp_path):
     noise = values(12, shape=(24, 24), seed=1)
     data = packed(make_dicom(noise), syntax, tmp_path) if syntax in CODECS else make_dicom(noise, syntax=syntax)
     whole, ends = read(data)[0], ends_of_elements(data)
@@ -108,15 +108,15 @@ def test_cut_anywhere_it_is_told_so(syntax, tmp_path):
         try:
             hu, _ = read(data[:cut])
         except DicomError as error:
-            told = error
+            refusal = error
         else:
             np.testing.assert_array_equal(hu, whole)
             continue
-        # At the end of an element nothing tells that there was more.
+        # At the end of an element nothing shows that there was more.
         kinds = ("not_dicom",) if cut < 132 else ("truncated", "no_pixels") if cut in ends else ("truncated",)
-        assert told.kind in kinds, (cut, len(data), told.reason)
-        assert told.identity.get("SOPInstanceUID") in (None, UID_A)
-        assert told.identity.get("PatientID") in (None, "ID_aaaaaaaa1")
+        assert refusal.kind in kinds, (cut, len(data), refusal.reason)
+        assert refusal.identity.get("SOPInstanceUID") in (None, UID_A)
+        assert refusal.identity.get("PatientID") in (None, "ID_aaaaaaaa1")
 
 
 MUTATED = [make_dicom(syntax=syntax) for syntax in SYNTAXES] + [
@@ -143,9 +143,9 @@ def test_damaged_bytes_are_read_or_refused_and_nothing_else(data, changes, cut):
     try:
         hu, header = read(bytes(damaged))
     except DicomError as error:
-        told = error
-        assert told.kind in KINDS
-        assert told.reason
+        refusal = error
+        assert refusal.kind in KINDS
+        assert refusal.reason
     else:
         assert hu.dtype == np.int16
         assert hu.shape == (header.Rows, header.Columns)
@@ -216,7 +216,7 @@ def test_damaged_bytes_are_parsed_as_by_pydicom(data, changes, cut):  # a deflat
     except Exception:  # noqa: BLE001 - pydicom's are of any type, for damaged bytes
         expected = None
     try:
-        found = content(parse(bytes(damaged)))
+        parsed = content(parse(bytes(damaged)))
     except DicomError:
-        found = None
-    assert found == expected
+        parsed = None
+    assert parsed == expected

@@ -93,7 +93,7 @@ def test_values_that_end_below_the_high_bit_are_read(syntax, signed, bits, high)
 
 
 @pytest.mark.parametrize("high", [0, 10, 16, 40])
-def test_a_high_bit_that_cannot_be_is_told(high):
+def test_a_high_bit_that_cannot_be_is_reported(high):
     refused(make_dicom(HighBit=high), "bad_tag", f"HighBit is {high}", "BitsStored 12")
 
 
@@ -183,11 +183,11 @@ def test_bytes_of_another_image_after_the_last_pixel_are_no_padding(images):
         ({"raw": {"PixelData": b""}}, "no_pixels", "empty"),
     ],
 )
-def test_pixel_data_that_cannot_be_are_told(tags, kind, said):
+def test_pixel_data_that_cannot_be_are_reported(tags, kind, said):
     refused(make_dicom(**tags), kind, said)
 
 
-def test_pixel_data_of_another_type_are_told():
+def test_pixel_data_of_another_type_are_reported():
     data = make_dicom().replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00UT")
     refused(data, "bad_tag", "PixelData is of type UT")
 
@@ -217,13 +217,13 @@ def test_a_transfer_syntax_without_a_decoder_is_named(monkeypatch):
         refused(file.getvalue(), "unsupported", "High-Throughput JPEG 2000")
 
 
-def test_compressed_pixels_that_do_not_decode_are_told():
+def test_compressed_pixels_that_do_not_decode_are_reported():
     data = make_dicom(syntax=RLELossless)
     at = data.index(b"\xe0\x7f\x10\x00OB") + 12 + 8 + 8
     refused(data[:at] + b"\xff" * 64 + data[at + 64 :], "bad_pixels", "RLE Lossless does not decode")
     refused(data[: at + 100], "truncated", "ends inside an element")
 
 
-def test_decoded_to_another_shape_is_told(monkeypatch):
+def test_decoded_to_another_shape_is_reported(monkeypatch):
     monkeypatch.setattr(decoding, "decode", lambda *_: (np.zeros((2, 32, 32), np.uint16), False))
     refused(make_dicom(syntax=RLELossless), "bad_pixels", "(2, 32, 32), expected (32, 32)")

@@ -131,7 +131,7 @@ def head(air_share=0.4, low=-1000):
 
 
 @pytest.mark.parametrize("intercept", [0, 1])
-def test_wrapped_files_are_unwrapped_and_told(intercept):
+def test_wrapped_files_are_mended_and_reported(intercept):
     hu, header = read(make_dicom(wrapped(head()), RescaleIntercept=intercept))
     np.testing.assert_array_equal(hu, head())
     assert header.repaired == ("wrapped",)
@@ -203,7 +203,7 @@ def test_blanks_around_a_modality_are_no_part_of_it(name):  # PS3.5, 6.2
         ({"NumberOfFrames": 3, "drop": ["RescaleSlope"]}, "unsupported", "3 frame(s)"),
     ],
 )
-def test_what_is_no_slice_in_hounsfield_units_is_told(tags, kind, said):
+def test_what_is_no_slice_in_hounsfield_units_is_reported(tags, kind, said):
     refused(make_dicom(**tags), kind, said)
 
 
@@ -272,7 +272,7 @@ def test_header_is_typed_and_complete():
         ({"raw": {"SOPInstanceUID": b""}}, "missing_tag", "no name"),
     ],
 )
-def test_what_cannot_be_read_is_told(tags, kind, said):
+def test_what_cannot_be_read_is_reported(tags, kind, said):
     refused(make_dicom(**tags), kind, said)
 
 

@@ -413,7 +413,7 @@ def test_what_the_system_did_not_let_us_read_is_tried_again(data, tmp_path, monk
     assert status_of(convert([data], out, BRAIN, jobs=1))[name_of(3)] == "ok"
 
 
-def test_a_split_that_was_told_anew_moves_the_image(tmp_path):
+def test_a_split_that_was_given_anew_moves_the_image(tmp_path):
     source, out = write(tmp_path / "data" / "train", {name_of(1): slice_bytes(1)}), tmp_path / "images"
     convert([source], out, BRAIN, jobs=1)
     table = convert([source], out, BRAIN, split="test", jobs=1)
@@ -458,11 +458,11 @@ def test_a_png_that_was_harmed_is_mended_by_the_same_command(data, tmp_path, set
     paths = [out / "train" / f"{name_of(1)}{suffix}" for suffix in settings.suffixes]
     assert table.loc[name_of(1), "png_size"] == sum(path.stat().st_size for path in paths)
     assert table.loc[table["status"] != "ok", "png_size"].isna().all()
-    told = paths[-1].read_bytes()
+    packed = paths[-1].read_bytes()
     if harm == "deleted":
         paths[-1].unlink()
     else:
-        paths[-1].write_bytes({"emptied": b"", "cut": told[:-20], "longer": told + b"\0"}[harm])
+        paths[-1].write_bytes({"emptied": b"", "cut": packed[:-20], "longer": packed + b"\0"}[harm])
     read = []
     convert_chunk = module.convert_chunk
     monkeypatch.setattr(module, "convert_chunk", lambda chunk, *more: read.extend(chunk) or convert_chunk(chunk, *more))
@@ -471,14 +471,14 @@ def test_a_png_that_was_harmed_is_mended_by_the_same_command(data, tmp_path, set
     assert [member.id for member in read] == [name_of(1)]  # and nothing else is made again
 
 
-def test_a_png_packed_by_another_program_is_told_by_verify(data, tmp_path):
+def test_a_png_packed_by_another_program_is_reported_by_verify(data, tmp_path):
     out = tmp_path / "images"
     convert([data], out, BRAIN, jobs=1)
     path = out / "train" / f"{name_of(1)}.png"
     path.write_bytes(path.read_bytes() + b"\0" * 7)
     size = path.stat().st_size
-    found = module.verify([data], out, BRAIN, jobs=1)
-    assert found == {name_of(1): f"the PNG has {size} bytes, the table says {size - 7}"}
+    problems = module.verify([data], out, BRAIN, jobs=1)
+    assert problems == {name_of(1): f"the PNG has {size} bytes, the table says {size - 7}"}
 
 
 @pytest.mark.parametrize("backend", ["threads", "dask"])
@@ -598,7 +598,7 @@ def test_the_name_of_a_folder_in_another_encoding_is_no_obstacle(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_full_disk_is_told_and_what_was_written_counts(data, tmp_path, monkeypatch, jobs):
+def test_a_full_disk_is_reported_and_what_was_written_counts(data, tmp_path, monkeypatch, jobs):
     out = tmp_path / "images"
     if jobs == 2:  # in workers nothing is patched: a file stands where the folder should be
         out.mkdir()
@@ -635,7 +635,7 @@ def test_a_full_disk_is_told_and_what_was_written_counts(data, tmp_path, monkeyp
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_folder_that_cannot_be_made_or_written_is_told(data, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_or_written_is_reported(data, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(IchError, match=r"cannot write .*file"):
         convert([data], tmp_path / "file", BRAIN, jobs=1)
@@ -726,7 +726,7 @@ def test_every_real_slice_agrees_with_the_formula_in_float64(tmp_path, record_pr
     print(f"{len(names):,} slices, {pixels:,} gray levels, {differing:,} of them off by one")
 
 
-def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_told(tmp_path, capsys):
+def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_reported(tmp_path, capsys):
     path = tmp_path / "data.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number, ending in enumerate([".dcm", ".DICOM", ".IMA"]):
@@ -737,7 +737,7 @@ def test_a_zip_of_windows_and_other_endings_convert_and_what_is_left_out_is_told
     assert table["SOPInstanceUID"].tolist() == [name_of(number) for number in range(3)]
     assert set(table["status"]) == {"ok"}
     assert set(table["split"]) == {"train"}
-    told = "not read as slices, and left out: 1 without an extension (such as rsna\\Stage-2-Train\\IM0001)\n"
-    assert capsys.readouterr().out == told
+    message = "not read as slices, and left out: 1 without an extension (such as rsna\\Stage-2-Train\\IM0001)\n"
+    assert capsys.readouterr().out == message
     assert module.verify([path], tmp_path / "out", BRAIN, jobs=1) == {}
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == message

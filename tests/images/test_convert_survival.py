@@ -58,7 +58,7 @@ def name_of(number):
 
 
 def contents(folder):
-    """All files but the list of commands, which tells when each was given."""
+    """All files but the list of commands, which says when each was given."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "commands.jsonl")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -135,8 +135,8 @@ def test_killed_many_times_and_resumed_it_ends_as_if_undisturbed(tmp_path, kills
     assert within >= 3 * kills // 4
     assert parts > 1
     with start(source, out, 1) as last:
-        told = last.communicate()[1].decode()
-    assert last.returncode == 3, told
+        errors = last.communicate()[1].decode()
+    assert last.returncode == 3, errors
     assert contents(out) == contents(whole)
     assert not (out / "parts").exists()
 
@@ -186,30 +186,30 @@ def _phantoms():
 
 def originals():
     """Whole slices of 64 × 64 in every format and syntax, by a name for messages."""
-    found = {}
+    slices = {}
     for place, fmt in enumerate([*COMMON_FORMATS, *RARE_FORMATS, PixelFormat(intercept=0, wrapped=True)]):
         for explicit in (True, False):
             hu = _phantoms()[place % len(_phantoms())]
             series = replace(plan_series(), explicit=explicit)
             plan = replace(series.slices[0], stored_as=fmt, uid=name_of(1))
-            found[f"{fmt.name} {explicit}"] = to_dicom(hu, series, plan)
+            slices[f"{fmt.name} {explicit}"] = to_dicom(hu, series, plan)
     stored = (np.clip(_phantoms()[0], -1024, 3000) + 1024).astype(np.uint16)
     for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless):
-        found[syntax.name] = make_dicom(stored, uid=name_of(1), syntax=syntax)
-    return found
+        slices[syntax.name] = make_dicom(stored, uid=name_of(1), syntax=syntax)
+    return slices
 
 
 def elements(data):
     """Where the elements of a dataset in explicit little endian lie: tag, VR, start, start of the value, end."""
-    at, found = 132, []
+    at, listed = 132, []
     while at + 8 <= len(data):
         group, element, vr = struct.unpack_from("<HH2s", data, at)
         long = vr in (b"OB", b"OW", b"UN", b"SQ", b"UT")
         value = at + (12 if long else 8)
         (length,) = struct.unpack_from("<I" if long else "<H", data, at + (8 if long else 6))
-        found.append((group << 16 | element, vr, at, value, value + length))
+        listed.append((group << 16 | element, vr, at, value, value + length))
         at = value + length
-    return found
+    return listed
 
 
 def flip_header(rng, data):
@@ -449,7 +449,7 @@ def test_an_id_with_two_images_is_refused_and_neither_wins(tmp_path, where):
 
 @pytest.mark.parametrize("settings", [BRAIN, SEPARATE], ids=["channels", "separate"])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_disk_that_is_full_at_any_moment_is_told_and_resumed(tmp_path, monkeypatch, settings, seed):
+def test_a_disk_that_is_full_at_any_moment_is_reported_and_resumed(tmp_path, monkeypatch, settings, seed):
     source, out = tmp_path / "train", tmp_path / "images"
     source.mkdir()
     for number in range(12):
@@ -503,7 +503,7 @@ def test_a_disk_that_is_full_at_any_moment_is_told_and_resumed(tmp_path, monkeyp
     assert contents(out) == whole
 
 
-def test_a_disk_that_is_really_full_is_told_and_resumed(tmp_path):
+def test_a_disk_that_is_really_full_is_reported_and_resumed(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small]
@@ -532,7 +532,7 @@ def test_a_disk_that_is_really_full_is_told_and_resumed(tmp_path):
         subprocess.run(["umount", "-l", small], check=False)
 
 
-def test_a_file_where_a_folder_should_be_is_told(tmp_path):
+def test_a_file_where_a_folder_should_be_is_reported(tmp_path):
     source = tmp_path / "train"
     source.mkdir()
     (source / f"{name_of(1)}.dcm").write_bytes(noisy(1))

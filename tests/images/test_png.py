@@ -23,7 +23,7 @@ def chunk(kind, data):
     return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
 
-def hand_made(image, filters=0, tail=b"", interlaced=0, width=None, stream=None, mark=b"", own=False):
+def png_of(image, filters=0, tail=b"", interlaced=0, width=None, stream=None, mark=b"", own=False):
     """A PNG of 8 bits of an image (height, width, channels), its rows said to be filtered; with our mark if `own`."""
     height, wide, channels = image.shape
     rows = np.insert(image.reshape(height, -1), 0, filters, axis=1)
@@ -83,9 +83,9 @@ def test_what_it_does_not_write(image):
 
 def test_any_other_file_is_left_to_a_library():
     image = np.random.default_rng(0).integers(0, 256, (70, 17, 1), dtype=np.uint8)
-    plain, ours = hand_made(image), png.encode(image)
+    plain, ours = png_of(image), png.encode(image)
     # A tool that filters the rows anew and, against the standard, keeps a chunk that it does not know.
-    kept = hand_made(image, filters=1, mark=ours[41:45])
+    kept = png_of(image, filters=1, mark=ours[41:45])
     others = {
         "empty": b"",
         "no PNG": b"GIF89a" + bytes(40),
@@ -101,11 +101,11 @@ def test_any_other_file_is_left_to_a_library():
         "with another length": ours[:51] + bytes([ours[51] ^ 1]) + ours[52:],
         "with a byte of the pixels changed": ours[:90] + bytes([ours[90] ^ 1]) + ours[91:],
         "with another checksum": ours[:-17] + bytes([ours[-17] ^ 1]) + ours[-16:],
-        "with more data": hand_made(image, tail=b"1", own=True),
-        "with less data": hand_made(image[:, :-1], width=17, own=True),
-        "interlaced": hand_made(image, interlaced=1, own=True),
-        "of no width": hand_made(image[:, :0], own=True),
-        "that is no stream": hand_made(image, stream=b"nonsense", own=True),
+        "with more data": png_of(image, tail=b"1", own=True),
+        "with less data": png_of(image[:, :-1], width=17, own=True),
+        "interlaced": png_of(image, interlaced=1, own=True),
+        "of no width": png_of(image[:, :0], own=True),
+        "that is no stream": png_of(image, stream=b"nonsense", own=True),
         "whose header was changed": ours[:19] + bytes([ours[19] ^ 1]) + ours[20:],
         "of more data than is inflated here": png.encode(
             np.random.default_rng(0).integers(0, 256, (600, 600, 1), np.uint8)
@@ -126,8 +126,8 @@ def test_compressed_anew_it_is_still_read():
 
 def test_no_memory_is_taken_for_what_a_header_alone_says():
     image = np.zeros((4, 4, 1), np.uint8)
-    assert png.decode(hand_made(image, width=2**31 - 1, own=True)) is None
-    assert png.decode(hand_made(image, tail=bytes(50_000_000), own=True)) is None
+    assert png.decode(png_of(image, width=2**31 - 1, own=True)) is None
+    assert png.decode(png_of(image, tail=bytes(50_000_000), own=True)) is None
 
 
 def test_a_png_is_whole_if_its_chunks_end_within_it():

@@ -45,13 +45,13 @@ def test_our_png_is_an_array_of_its_own_and_a_view_of_it_has_the_same_pixels(tmp
     own, seen = read(tmp_path / "a.png"), view(tmp_path / "a.png")
     assert own.flags.writeable
     assert own.flags.c_contiguous
-    for found in (own, seen):
-        np.testing.assert_array_equal(found, image)
+    for pixels in (own, seen):
+        np.testing.assert_array_equal(pixels, image)
         for mode in COLOR_MODES:
-            np.testing.assert_array_equal(recolor(found, mode), recolor(image, mode))
+            np.testing.assert_array_equal(recolor(pixels, mode), recolor(image, mode))
         for interpolation in INTERPOLATIONS:
             smaller = resize(image, (13, 17), interpolation)
-            np.testing.assert_array_equal(resize(found, (13, 17), interpolation), smaller)
+            np.testing.assert_array_equal(resize(pixels, (13, 17), interpolation), smaller)
 
 
 def by_pillow(image, suffix):
@@ -131,7 +131,7 @@ def test_an_unknown_suffix_lists_the_known(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", READERS)
-def test_a_missing_file_and_a_folder_are_told(tmp_path, suffix):
+def test_a_missing_file_and_a_folder_are_reported(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
     with pytest.raises(IchError, match=r"image\..* cannot be read: No such file .*was it converted"):
         read(path)
@@ -142,7 +142,7 @@ def test_a_missing_file_and_a_folder_are_told(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", READERS)
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04"])
-def test_what_is_no_image_is_told(tmp_path, suffix, data):
+def test_what_is_no_image_is_reported(tmp_path, suffix, data):
     path = tmp_path / f"image{suffix}"
     path.write_bytes(data)
     with pytest.raises(IchError, match=r"image\..*holds no (image|array)"):
@@ -219,8 +219,8 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, s
     try:
         assert read(path).ndim >= 2
     except IchError as error:
-        told = str(error)
-        assert "holds no image" in told or "by its header" in told or "holds no array" in told or "of shape" in told
+        text = str(error)
+        assert "holds no image" in text or "by its header" in text or "holds no array" in text or "of shape" in text
 
 
 def test_a_length_beyond_the_file_takes_no_memory(tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_dicom_through_a_window_or_several(tmp_path):
     np.testing.assert_array_equal(both[..., 1], apply_window(hu, bone))
 
 
-def test_dicom_without_a_window_and_damaged_dicom_are_told(tmp_path):
+def test_dicom_without_a_window_and_damaged_dicom_are_reported(tmp_path):
     path = tmp_path / "image.dcm"
     path.write_bytes(make_dicom())
     with pytest.raises(IchError, match=r"image\.dcm is read through a window; pass one"):
@@ -283,10 +283,10 @@ def test_colors_are_those_of_pillow(mode, channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
     pillow = Image.fromarray(image[..., 0] if channels == 1 else image)
     expected = np.asarray(pillow.convert({"grayscale": "L", "rgb": "RGB", "rgba": "RGBA"}[mode]))
-    found = recolor(image, mode)
-    assert found.shape == (20, 30, {"grayscale": 1, "rgb": 3, "rgba": 4}[mode])
+    result = recolor(image, mode)
+    assert result.shape == (20, 30, {"grayscale": 1, "rgb": 3, "rgba": 4}[mode])
     # Gray is rounded at another place.
-    assert np.abs(found.astype(int) - expected.reshape(found.shape)).max() <= (mode == "grayscale" and channels > 1)
+    assert np.abs(result.astype(int) - expected.reshape(result.shape)).max() <= (mode == "grayscale" and channels > 1)
 
 
 def test_what_has_no_colors_is_refused():
@@ -336,12 +336,12 @@ PILLOW = {
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
 def test_smooth_ones_are_those_of_pillow_which_widens_its_filters(interpolation, size, channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
-    found = resize(image, size, interpolation)
-    assert found.dtype == np.uint8
-    assert found.flags.writeable
+    resized = resize(image, size, interpolation)
+    assert resized.dtype == np.uint8
+    assert resized.flags.writeable
     for channel in range(channels):
         expected = Image.fromarray(image[..., channel]).resize((size[1], size[0]), PILLOW[interpolation])
-        np.testing.assert_array_equal(found[..., channel], expected)
+        np.testing.assert_array_equal(resized[..., channel], expected)
 
 
 def test_a_reduced_chessboard_is_gray():
@@ -363,9 +363,9 @@ def test_alpha_weighs_the_colors_as_in_pillow(interpolation):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64])
 def test_other_types_are_scaled_like_uint8_and_keep_theirs(interpolation, dtype):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 2), dtype=np.uint8)
-    found = resize(image.astype(dtype), (9, 14), interpolation)
-    assert found.dtype == dtype
-    within = np.abs(found.clip(0, 255) - resize(image, (9, 14), interpolation).astype(float))  # lanczos goes beyond
+    resized = resize(image.astype(dtype), (9, 14), interpolation)
+    assert resized.dtype == dtype
+    within = np.abs(resized.clip(0, 255) - resize(image, (9, 14), interpolation).astype(float))  # lanczos goes beyond
     assert within.max() <= (1 if interpolation != "area" else 0.51)
 
 
@@ -374,10 +374,10 @@ def test_other_types_are_scaled_like_uint8_and_keep_theirs(interpolation, dtype)
 def test_what_goes_beyond_a_types_limits_is_clipped_and_not_wrapped_around(interpolation, dtype):
     limits = np.iinfo(dtype)
     edge = np.broadcast_to(np.where(np.arange(30) < 15, limits.min, limits.max).astype(dtype)[:, None], (20, 30, 1))
-    found = resize(edge, (20, 60), interpolation)[..., 0].astype(int)
+    resized = resize(edge, (20, 60), interpolation)[..., 0].astype(int)
     middle = (int(limits.min) + int(limits.max)) / 2
-    assert (found[:, :28] < middle).all()
-    assert (found[:, 32:] > middle).all()
+    assert (resized[:, :28] < middle).all()
+    assert (resized[:, 32:] > middle).all()
 
 
 def test_what_cannot_be_scaled_is_refused():

@@ -1,4 +1,4 @@
-"""The conversion's options: crop, files of other kinds; and what --verify and the exit status tell."""
+"""The conversion's options: crop, files of other kinds; and what --verify and the exit status report."""
 
 import runpy
 import shutil
@@ -245,11 +245,11 @@ def test_files_that_cannot_be_are_refused(options, said):
         Settings(**options)
 
 
-@pytest.mark.parametrize("one", KINDS)
-def test_kinds_of_files_never_mix(source, tmp_path, one):
-    convert([source], tmp_path / "images", KINDS[one], jobs=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_files_never_mix(source, tmp_path, kind):
+    convert([source], tmp_path / "images", KINDS[kind], jobs=1)
     before = contents(tmp_path / "images")
-    for other in KINDS.keys() - {one}:
+    for other in KINDS.keys() - {kind}:
         for attempt in (convert, verify):
             with pytest.raises(IchError, match="images of other settings"):
                 attempt([source], tmp_path / "images", KINDS[other], jobs=1)
@@ -302,14 +302,14 @@ def test_a_clean_folder_of_any_kind_passes_and_each_difference_is_found(source, 
     (source / f"{name_of(3)}.dcm").write_bytes(slice_bytes(77, uid=name_of(3)))
     (source / f"{name_of(7)}.dcm").write_bytes(slice_bytes(7))
     (source / f"{name_of(4)}.dcm").unlink()
-    found = verify([source], out, settings, jobs=1)
-    assert list(found) == [name_of(n) for n in (0, 1, 2, 3, 4, 7)]
-    assert found[name_of(0)] == "the PNG has other pixels than the source gives"
-    assert "cannot be read: No such file" in found[name_of(1)]
-    assert "holds no image" in found[name_of(2)]
-    assert "another crc" in found[name_of(3)]
-    assert found[name_of(4)] == "is in the table, not in the sources"
-    assert found[name_of(7)] == "is in the sources, not in the table"
+    problems = verify([source], out, settings, jobs=1)
+    assert list(problems) == [name_of(n) for n in (0, 1, 2, 3, 4, 7)]
+    assert problems[name_of(0)] == "the PNG has other pixels than the source gives"
+    assert "cannot be read: No such file" in problems[name_of(1)]
+    assert "holds no image" in problems[name_of(2)]
+    assert "another crc" in problems[name_of(3)]
+    assert problems[name_of(4)] == "is in the table, not in the sources"
+    assert problems[name_of(7)] == "is in the sources, not in the table"
 
 
 def test_rows_of_the_table_that_say_something_else_are_found(source, tmp_path):
@@ -351,7 +351,7 @@ def script(source, out, *more):
 
 @pytest.mark.parametrize(("more", "status"), [([], 3), (["--max-failures", "0"], 3), (["--max-failures", "1"], None)])
 def test_failures_decide_the_exit_status(source, tmp_path, capsys, more, status):
-    for _ in range(2):  # a finished run tells them too
+    for _ in range(2):  # a finished run reports them too
         if status is None:
             script(source, tmp_path / "images", *more)
             assert capsys.readouterr().err.count("have no image") == 0

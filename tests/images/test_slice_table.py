@@ -132,8 +132,8 @@ def test_what_half_a_degree_away_is_of_one_plane(degrees, placed):
 
 
 def test_of_as_many_slices_in_two_planes_the_first_by_id_decides():
-    for one, other in ((AXIAL, CORONAL), (CORONAL, AXIAL)):
-        rows = [row(f"ID_{k}", [0, k, k], one if k < 2 else other) for k in range(4)]
+    for first, second in ((AXIAL, CORONAL), (CORONAL, AXIAL)):
+        rows = [row(f"ID_{k}", [0, k, k], first if k < 2 else second) for k in range(4)]
         assert ordered(*reversed(rows))["order"].notna().tolist() == [True, True, False, False]
 
 
@@ -147,38 +147,38 @@ def test_positions_a_micrometre_apart_are_one_place():
 
 def order_by_loops(rows):
     """z and order by id, as `scan_order` says them, one slice after another."""
-    found = {one["SOPInstanceUID"]: (None, None) for one in rows}
+    result = {slice_["SOPInstanceUID"]: (None, None) for slice_ in rows}
     normals = {}
-    for one in rows:
-        if one["ImageOrientationPatient"] is not None:
-            normal = np.cross(one["ImageOrientationPatient"][:3], one["ImageOrientationPatient"][3:])
+    for slice_ in rows:
+        if slice_["ImageOrientationPatient"] is not None:
+            normal = np.cross(slice_["ImageOrientationPatient"][:3], slice_["ImageOrientationPatient"][3:])
             if np.linalg.norm(normal):
-                normals[one["SOPInstanceUID"]] = normal / np.linalg.norm(normal)
+                normals[slice_["SOPInstanceUID"]] = normal / np.linalg.norm(normal)
 
-    def are_of_one_plane(a, b):
+    def are_coplanar(a, b):
         return abs(normals[a] @ normals[b]) >= math.cos(math.radians(0.5))
 
-    for series in {one["SeriesInstanceUID"] for one in rows} - {None}:
-        members = sorted(one["SOPInstanceUID"] for one in rows if one["SeriesInstanceUID"] == series)
-        directed = [one for one in members if one in normals]
+    for series in {slice_["SeriesInstanceUID"] for slice_ in rows} - {None}:
+        members = sorted(slice_["SOPInstanceUID"] for slice_ in rows if slice_["SeriesInstanceUID"] == series)
+        directed = [id_ for id_ in members if id_ in normals]
         if not directed:
             continue
-        chosen = max(directed, key=lambda one: sum(are_of_one_plane(one, other) for other in directed))  # the first
+        chosen = max(directed, key=lambda id_: sum(are_coplanar(id_, other) for other in directed))  # the first
         for split in ("train", "test"):
             placed = [
-                (float(normals[chosen] @ one["ImagePositionPatient"]), one["SOPInstanceUID"])
-                for one in rows
-                if one["SeriesInstanceUID"] == series
-                and one["split"] == split
-                and one["ImagePositionPatient"] is not None
-                and (one["SOPInstanceUID"] not in normals or are_of_one_plane(one["SOPInstanceUID"], chosen))
+                (float(normals[chosen] @ slice_["ImagePositionPatient"]), slice_["SOPInstanceUID"])
+                for slice_ in rows
+                if slice_["SeriesInstanceUID"] == series
+                and slice_["split"] == split
+                and slice_["ImagePositionPatient"] is not None
+                and (slice_["SOPInstanceUID"] not in normals or are_coplanar(slice_["SOPInstanceUID"], chosen))
             ]
             tied, before = [], -math.inf
             for z, name in sorted(placed):
                 tied.append((z if z - before >= 0.01 else tied[-1][0], name))
                 before = z
-            found |= {name: (z, place) for place, (z, name) in enumerate(sorted(tied))}
-    return found
+            result |= {name: (z, place) for place, (z, name) in enumerate(sorted(tied))}
+    return result
 
 
 @settings(max_examples=60)
@@ -293,7 +293,7 @@ def test_an_audit_of_nothing_and_of_what_has_no_series():
 
 
 def audit_by_loops(table):
-    found = {}
+    counts_by_series = {}
     for series in sorted(set(table["SeriesInstanceUID"].dropna())):
         counts = dict.fromkeys(COUNTS, 0)
         normals = set()
@@ -316,8 +316,8 @@ def audit_by_loops(table):
             for place, step in enumerate(steps):
                 beside = [s for s in steps[max(0, place - 1) : place] + steps[place + 1 : place + 2] if s > 0]
                 counts["gaps"] += bool(beside) and step > 1.5 * max(beside)
-        found[series] = counts | {"orientations": len(normals)}
-    return found
+        counts_by_series[series] = counts | {"orientations": len(normals)}
+    return counts_by_series
 
 
 @settings(max_examples=60)
@@ -371,10 +371,10 @@ def test_the_same_rows_are_the_same_bytes_however_they_came(tmp_path):
     # Beside a row without numbers, integers become floats: they must come back as they were.
     beside = to_frame([*rows, bad]).iloc[:3]
     assert at_once["Rows"].dtype != beside["Rows"].dtype
-    pieces = pd.concat([to_frame(rows[:1]), to_frame([bad]), to_frame(rows[1:])])
-    pieces = pieces[pieces["status"] == "ok"]
+    joined = pd.concat([to_frame(rows[:1]), to_frame([bad]), to_frame(rows[1:])])
+    joined = joined[joined["status"] == "ok"]
     written = []
-    for number, table in enumerate((at_once, beside, pieces)):
+    for number, table in enumerate((at_once, beside, joined)):
         path = tmp_path / f"{number}.parquet"
         write_table(scan_order(table), path)
         written.append(path.read_bytes())
@@ -386,7 +386,7 @@ def test_a_missing_table_says_what_to_run(tmp_path):
         read_table(tmp_path / "slices.parquet")
 
 
-def test_what_is_no_table_is_told(tmp_path):
+def test_what_is_no_table_is_reported(tmp_path):
     path = tmp_path / "slices.parquet"
     write_table(ordered(row("ID_a", [0, 0, 0])), path)
     whole = path.read_bytes()
@@ -399,11 +399,11 @@ def test_what_is_no_table_is_told(tmp_path):
 def test_some_columns_are_those_of_the_whole(tmp_path):
     path = tmp_path / "slices.parquet"
     write_table(ordered(row("ID_a", [0, 0, 0], size=3), row("ID_b", [0, 0, 1])), path)
-    wanted = ["size", "SOPInstanceUID", "z"]
-    pd.testing.assert_frame_equal(read_table(path, wanted), read_table(path)[wanted])
+    columns = ["size", "SOPInstanceUID", "z"]
+    pd.testing.assert_frame_equal(read_table(path, columns), read_table(path)[columns])
     pq.write_table(pq.read_table(path).drop_columns(["order"]), path)
     with pytest.raises(IchError, match=r"lacks order; .*another version"):
-        read_table(path, wanted)
+        read_table(path, columns)
 
 
 def test_a_lacking_column_is_named(tmp_path):
@@ -413,7 +413,7 @@ def test_a_lacking_column_is_named(tmp_path):
         read_table(path)
 
 
-def test_other_types_are_told_and_further_columns_are_left_out(tmp_path):
+def test_other_types_are_reported_and_further_columns_are_left_out(tmp_path):
     path = tmp_path / "slices.parquet"
     table = pa.Table.from_pylist([row("ID_a", None)], SCHEMA)
     pq.write_table(table.append_column("crop", [[1]]), path)

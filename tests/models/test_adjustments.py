@@ -63,11 +63,11 @@ def test_gem_is_the_generalized_mean(exponent):
 
 def test_gem_lies_between_the_mean_and_the_maximum():
     maps = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
-    one, three, many = (array(adjustments.GeM(p)(maps)) for p in (1, 3, 100))
-    np.testing.assert_allclose(one, maps.mean(axis=(1, 2)), rtol=1e-5)
-    assert (one < three).all()
-    assert (three < many).all()
-    assert (many < maps.max(axis=(1, 2))).all()
+    first_order, third_order, high_order = (array(adjustments.GeM(p)(maps)) for p in (1, 3, 100))
+    np.testing.assert_allclose(first_order, maps.mean(axis=(1, 2)), rtol=1e-5)
+    assert (first_order < third_order).all()
+    assert (third_order < high_order).all()
+    assert (high_order < maps.max(axis=(1, 2))).all()
 
 
 def test_the_gradient_of_gem_is_right_and_finite_where_all_is_0():
@@ -119,8 +119,8 @@ def test_gem_comes_in_the_place_of_the_last_mean(name):
     if name == "ConvNeXtTiny":
         expected = keras.Model(model.get_layer("gem").output, model.get_layer("logits").input)(expected)
         np.testing.assert_allclose(array(expected).mean(axis=1), 0, atol=1e-4)
-    told = array(body_of(model)(some_images()))
-    np.testing.assert_allclose(told, array(expected), rtol=1e-4, atol=1e-6)
+    features = array(body_of(model)(some_images()))
+    np.testing.assert_allclose(features, array(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_what_does_not_pool_the_mean_takes_no_gem():
@@ -141,7 +141,7 @@ def rows(body):
 
 
 def rates_of(body):
-    return [one.rate for one in body.layers if isinstance(one, layers.Dropout) and one.noise_shape is not None]
+    return [layer.rate for layer in body.layers if isinstance(layer, layers.Dropout) and layer.noise_shape is not None]
 
 
 def test_the_rates_of_an_efficientnet_are_scaled():
@@ -161,14 +161,14 @@ def test_the_rate_is_that_of_the_samples_whose_branch_is_dropped(monkeypatch):
         return layers.GlobalAveragePooling2D()(layers.Add()([x, branch]))
 
     monkeypatch.setitem(backbones.BUILDERS, "residual", residual)
-    found = {}
+    shares = {}
     for rate in (None, 0.6, 0.0):
         body = body_of(backbones.build_model("residual", (8, 8, 1), drop_path=rate))
         images = np.repeat(some_images(1, 8), 2000, axis=0)
-        found[rate] = np.isclose(array(body(images, training=True))[:, 0], images[0].mean() / 255, atol=1e-6).mean()
-    assert found[None] == pytest.approx(0.2, abs=0.04)
-    assert found[0.6] == pytest.approx(0.6, abs=0.05)
-    assert found[0.0] == 0
+        shares[rate] = np.isclose(array(body(images, training=True))[:, 0], images[0].mean() / 255, atol=1e-6).mean()
+    assert shares[None] == pytest.approx(0.2, abs=0.04)
+    assert shares[0.6] == pytest.approx(0.6, abs=0.05)
+    assert shares[0.0] == 0
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def trained(model, ema=None):
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_frozen_normalization_neither_learns_nor_measures(pooled, ema, tmp_path):
     model = backbones.build_model("pooled", (32, 32, 1), freeze_batch_norm=True)
-    (norm,) = [one for one in model.layers if isinstance(one, layers.BatchNormalization)]
+    (norm,) = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     moved = trained(model, ema)
     still = {weight.path for weight in norm.weights}
     assert {path for path, distance in moved.items() if distance == 0} == still

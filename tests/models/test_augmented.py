@@ -37,24 +37,24 @@ def warped(images, draws):
 
 def slowly(image, draw):
     """The same of one image, in float64, pixel by pixel of four corners."""
-    draw, found = draw.astype(np.float64), np.zeros(image.shape)
+    draw, warped_image = draw.astype(np.float64), np.zeros(image.shape)
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
             x, y = (draw[k] * column + draw[k + 1] * row + draw[k + 2] for k in (0, 3))
             for at_x in (int(np.floor(x)), int(np.floor(x)) + 1):
                 for at_y in (int(np.floor(y)), int(np.floor(y)) + 1):
                     if 0 <= at_x < image.shape[1] and 0 <= at_y < image.shape[0]:
-                        found[row, column] += (1 - abs(x - at_x)) * (1 - abs(y - at_y)) * image[at_y, at_x]
-    return np.clip(found * draw[6] + draw[7], 0, 255)
+                        warped_image[row, column] += (1 - abs(x - at_x)) * (1 - abs(y - at_y)) * image[at_y, at_x]
+    return np.clip(warped_image * draw[6] + draw[7], 0, 255)
 
 
 def test_noise_is_interpolated_as_by_a_loop_over_pixels():
     images = noise(5)
     draws = [DRAW(images[0], seed) for seed in range(10**30, 10**30 + 5)]
-    found = warped(images, draws)
-    assert found.dtype == np.float32
-    for image, draw, one in zip(images, draws, found, strict=True):
-        np.testing.assert_allclose(one, slowly(image, draw), atol=0.05)
+    actual = warped(images, draws)
+    assert actual.dtype == np.float32
+    for image, draw, result in zip(images, draws, actual, strict=True):
+        np.testing.assert_allclose(result, slowly(image, draw), atol=0.05)
 
 
 @settings(max_examples=30)
@@ -87,18 +87,18 @@ def test_files_are_joined_by_their_channels(scan, files):
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(augmented.join(images)), expected)
     image = keras.Input((*scan, HEIGHT, WIDTH, files * CHANNELS), name="image")
     same = augmented.with_augmentation(keras.Model(image, keras.layers.Activation("linear")(image)))
-    found = same.predict({"unaugmented": images, "augment": np.stack([IDENTITY, FLIP])}, verbose=0)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1, ..., ::-1, :])
+    predicted = same.predict({"unaugmented": images, "augment": np.stack([IDENTITY, FLIP])}, verbose=0)
+    np.testing.assert_array_equal(predicted[0], expected[0])
+    np.testing.assert_array_equal(predicted[1], expected[1, ..., ::-1, :])
 
 
 def test_slices_of_a_scan_are_warped_as_images():
     scans = noise(2, 4)
     draws = [DRAW(scans[0, 0], seed) for seed in (5, 6)]
-    found = warped(scans, draws)
-    assert found.shape == scans.shape
-    for scan, draw, one in zip(scans, draws, found, strict=True):
-        np.testing.assert_allclose(one, warped(scan, [draw] * 4), atol=1e-3)
+    actual = warped(scans, draws)
+    assert actual.shape == scans.shape
+    for scan, draw, result in zip(scans, draws, actual, strict=True):
+        np.testing.assert_allclose(result, warped(scan, [draw] * 4), atol=1e-3)
 
 
 @pytest.mark.parametrize("way", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "share": 0.5}], ids=str)
@@ -115,17 +115,17 @@ def test_the_model_mixes_what_the_cpu_mixes(way, parts, slices):
     for seed in range(6):
         expected = mix(images.copy(), labels, weights, np.random.default_rng(seed))
         x = {"image": images[..., None, :, :, :]}
-        made = (x, labels) if weights is None else (x, labels, weights)
-        x, *rest = mixing.draw_for_model(made, mix, np.random.default_rng(seed))
-        for one, other in zip(rest, expected[1:], strict=False):
-            np.testing.assert_array_equal(one, other)
+        batch = (x, labels) if weights is None else (x, labels, weights)
+        x, *rest = mixing.draw_for_model(batch, mix, np.random.default_rng(seed))
+        for actual, reference in zip(rest, expected[1:], strict=False):
+            np.testing.assert_array_equal(actual, reference)
         halves = np.split(images.astype(np.float32), parts), np.split(x["mix"], parts)
         is_mixed = (expected[0] != images).any()
         if is_mixed:
-            found = np.concatenate(
+            mixture = np.concatenate(
                 [keras.ops.convert_to_numpy(augmented.mix(*half)) for half in zip(*halves, strict=True)]
             )
-            np.testing.assert_allclose(found, expected[0], atol=0.51)
+            np.testing.assert_allclose(mixture, expected[0], atol=0.51)
         else:
             np.testing.assert_allclose(keras.ops.convert_to_numpy(augmented.mix(images.astype("f4"), x["mix"])), images)
         mixes.add(bool(is_mixed))
@@ -134,8 +134,8 @@ def test_the_model_mixes_what_the_cpu_mixes(way, parts, slices):
 
 def test_a_batch_shared_by_more_devices_than_it_was_drawn_for_is_no_number():
     images = noise(8).astype(np.float32)
-    made = {"image": images[:, None]}, np.eye(8, 6)
-    x, _ = mixing.draw_for_model(made, mixing.Mix(mixup=1.0), np.random.default_rng(0))
+    batch = {"image": images[:, None]}, np.eye(8, 6)
+    x, _ = mixing.draw_for_model(batch, mixing.Mix(mixup=1.0), np.random.default_rng(0))
     assert np.isnan(keras.ops.convert_to_numpy(augmented.mix(images[:4], x["mix"][:4]))).all()
 
 
@@ -167,7 +167,7 @@ def test_batches_without_draws_are_the_models_own_and_it_is_saved_without(tmp_pa
         network.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
         losses.append(network.train_on_batch(x, np.eye(2, 6)))
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert [one is other for one, other in zip(training.weights, model.weights, strict=True)] == [True] * 4
+    assert [weight is original for weight, original in zip(training.weights, model.weights, strict=True)] == [True] * 4
     plain = augmented.without_augmentation(training)
     assert augmented.without_augmentation(model) is model
     assert plain.get_config() == model.get_config()
@@ -199,8 +199,8 @@ def test_a_sequential_model_augments_and_others_are_refused():
     layers = [keras.Input((HEIGHT, WIDTH, CHANNELS)), keras.layers.GlobalAveragePooling2D()]
     images, draws = noise(2), np.stack([FLIP, DRAW(noise(), 3)])
     training = augmented.with_augmentation(keras.Sequential(layers))
-    found = training.predict({"unaugmented": images[:, None], "augment": draws}, verbose=0)
-    np.testing.assert_allclose(found, warped(images, draws).mean(axis=(1, 2)), rtol=1e-4)
+    predicted = training.predict({"unaugmented": images[:, None], "augment": draws}, verbose=0)
+    np.testing.assert_allclose(predicted, warped(images, draws).mean(axis=(1, 2)), rtol=1e-4)
 
     class Own(keras.Model):
         pass
@@ -224,7 +224,7 @@ def test_padding_of_scans_stays_black():
 
 @pytest.mark.parametrize("compile_it", [False, True])
 def test_half_precision_keeps_the_coordinates(compile_it):
-    """At 300 pixels half precision tells quarters of a pixel apart; a move by 0.4 of one is not one by 0.5."""
+    """At 300 pixels half precision distinguishes quarters of a pixel; a move by 0.4 of one is not one by 0.5."""
     if compile_it and keras.backend.backend() == "torch":
         pytest.skip("what compiles for PyTorch takes minutes")
     keras.config.set_dtype_policy("mixed_float16")
@@ -235,9 +235,9 @@ def test_half_precision_keeps_the_coordinates(compile_it):
         ramp = np.tile((np.arange(320) % 2 * 200).astype(np.uint8)[None, None, :, None], (1, 8, 1, 1))
         draw = IDENTITY.copy()
         draw[2] = 0.1
-        found = model.predict({"unaugmented": ramp[:, None], "augment": draw[None]}, verbose=0).astype(np.float64)
-        np.testing.assert_allclose(found[0, 0, 200:300, 0], np.where(np.arange(200, 300) % 2, 180, 20), atol=0.3)
-        assert found.dtype == np.float64
+        predicted = model.predict({"unaugmented": ramp[:, None], "augment": draw[None]}, verbose=0).astype(np.float64)
+        np.testing.assert_allclose(predicted[0, 0, 200:300, 0], np.where(np.arange(200, 300) % 2, 180, 20), atol=0.3)
+        assert predicted.dtype == np.float64
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -262,22 +262,22 @@ tf.config.set_logical_device_configuration(
 from ich.data import mixing
 from ich.data.affine_draw import IDENTITY
 from ich.models import augmented, devices
-told = {}
+results = {}
 images = np.random.default_rng(0).integers(0, 256, (8, 20, 24, 1), dtype=np.uint8)
 draws, labels = np.tile(IDENTITY, (8, 1)), np.eye(8, 6, dtype=np.float32)
 for parts in (1, 2):
     mix = mixing.Mix(mixup=1.0, parts=parts)
-    made = {"image": images[:, None], "augment": draws}, labels
-    x, _ = mixing.draw_for_model(made, mix, np.random.default_rng(0))
+    batch = {"image": images[:, None], "augment": draws}, labels
+    x, _ = mixing.draw_for_model(batch, mix, np.random.default_rng(0))
     with devices.mirrored(all=8).scope():
         image = keras.Input((20, 24, 1), name="image")
         model = augmented.with_augmentation(keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)))
     x["unaugmented"] = x.pop("image")
-    told[parts] = model.predict(x, batch_size=8, verbose=0)[:, 0].tolist()
+    results[parts] = model.predict(x, batch_size=8, verbose=0)[:, 0].tolist()
     expected, _, _ = mix(images.copy(), labels, None, np.random.default_rng(0))
-    told["expected"] = expected.mean(axis=(1, 2, 3)).tolist()
-    told["replicas"] = devices.replicas(model)
-print(json.dumps(told))
+    results["expected"] = expected.mean(axis=(1, 2, 3)).tolist()
+    results["replicas"] = devices.replicas(model)
+print(json.dumps(results))
 """
 
 
@@ -287,7 +287,7 @@ def test_two_devices_each_mix_their_own_part():
         pytest.skip("TensorFlow alone shares batches")
     done = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["replicas"] == 2
-    np.testing.assert_allclose(told["2"], told["expected"], atol=0.1)
-    assert np.isnan(told["1"]).all()
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["replicas"] == 2
+    np.testing.assert_allclose(results["2"], results["expected"], atol=0.1)
+    assert np.isnan(results["1"]).all()

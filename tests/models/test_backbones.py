@@ -60,8 +60,8 @@ def features(model):
     return keras.Model(model.input, model.get_layer("logits").input)
 
 
-def distance(one, other):
-    return np.linalg.norm(one - other) / np.linalg.norm(other)
+def distance(actual, reference):
+    return np.linalg.norm(actual - reference) / np.linalg.norm(reference)
 
 
 # ------------------------------------------------------------------------------------------------- every entry
@@ -134,9 +134,9 @@ def test_all_dtypes_of_the_same_images_give_the_same():
 def test_dropout_drops_in_training_alone():
     model = backbones.build_model("small_cnn", (32, 32, 1), dropout=0.9)
     images = some_images(channels=1)
-    one, other = (keras.ops.convert_to_numpy(features(model)(images, training=True)) for _ in range(2))
-    assert not np.array_equal(one, other)
-    assert (one == 0).mean() > 0.5
+    first, second = (keras.ops.convert_to_numpy(features(model)(images, training=True)) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert (first == 0).mean() > 0.5
     np.testing.assert_array_equal(call(model, images), call(model, images))
 
 
@@ -161,17 +161,17 @@ def test_logits_are_float32_under_mixed_precision(policy):
     "name",
     ["small_cnn", "ConvNeXtTiny", *[pytest.param(n, marks=pytest.mark.slow) for n in ("MobileNetV3Small", "VGG16")]],
 )
-def test_loaded_in_safe_mode_it_predicts_the_same_and_tells_its_features_too(name, tmp_path, monkeypatch):
+def test_loaded_in_safe_mode_it_predicts_the_same_and_gives_its_features_too(name, tmp_path, monkeypatch):
     # ConvNeXt's layers are Keras's own for it; its 28 million weights take seconds to draw, to save and to load.
     sizes = {"depths": [1] * 4, "projection_dims": [8] * 4}
     convnext = importlib.import_module("keras.src.applications.convnext")
     monkeypatch.setitem(convnext.MODEL_CONFIGS, "tiny", convnext.MODEL_CONFIGS["tiny"] | sizes)
     model = backbones.build_model(name, (32, 32, 2), dropout=0.5)
     logits, features = (
-        keras.ops.convert_to_numpy(one) for one in backbones.with_features(model)(some_images(channels=2))
+        keras.ops.convert_to_numpy(tensor) for tensor in backbones.with_features(model)(some_images(channels=2))
     )
     np.testing.assert_allclose(logits, call(model, some_images(channels=2)), rtol=1e-5, atol=1e-6)
-    kernel, bias = (keras.ops.convert_to_numpy(one) for one in model.get_layer("logits").weights)
+    kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in model.get_layer("logits").weights)
     np.testing.assert_allclose(features @ kernel + bias, logits, rtol=1e-4, atol=1e-5)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
@@ -214,8 +214,8 @@ def test_weights_of_small_cnn_from_a_file(tmp_path):
     images = some_images(channels=2)
     np.testing.assert_array_equal(call(features(model), images), call(features(donor), images))
     larger = backbones.build_model("small_cnn", (64, 48, 2), weights=path)
-    for one, other in zip(features(larger).weights, features(donor).weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, expected in zip(features(larger).weights, features(donor).weights, strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 @pytest.mark.parametrize("channels", [1, 5])
@@ -297,8 +297,8 @@ def test_every_weight_of_the_file_arrives(tmp_path):
     model = backbones.build_model("MobileNet", (32, 32, 3), weights=str(tmp_path / "a.weights.h5"))
     ours = features(model).weights
     assert len(ours) == len(donor.weights)
-    for one, other in zip(ours, donor.weights, strict=True):
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other))
+    for own, expected in zip(ours, donor.weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(own), keras.ops.convert_to_numpy(expected))
 
 
 # ------------------------------------------------------------------------------------------------- what is refused

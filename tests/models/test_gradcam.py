@@ -47,12 +47,12 @@ def test_of_mean_pooling_and_one_layer_it_is_the_weighted_sum_of_maps():
     dense = layers.Dense(6)
     model = keras.Model(inputs, dense(layers.GlobalAveragePooling2D()(maps)))
     x = images(n=6, size=16)
-    found = gradcam.heatmaps(model, x, np.arange(6))
+    heatmaps = gradcam.heatmaps(model, x, np.arange(6))
     values = np.asarray(keras.Model(inputs, maps)(x))
     for k in range(6):
         expected = np.maximum(values[k] @ np.asarray(dense.kernel)[:, k], 0)
-        np.testing.assert_allclose(found[k], expected / max(expected.max(), 1e-30), rtol=1e-4, atol=1e-5)
-    assert found.dtype == np.float32
+        np.testing.assert_allclose(heatmaps[k], expected / max(expected.max(), 1e-30), rtol=1e-4, atol=1e-5)
+    assert heatmaps.dtype == np.float32
 
 
 def test_the_heat_is_where_the_sign_is():
@@ -96,14 +96,14 @@ def test_maps_of_all_labels_are_those_of_each_alone():
 
     trunk, head = gradcam.split(backbones.build_model("small_cnn", (64, 64, 3)))
     maps = np.asarray(trunk(images()))
-    found = gradcam.of_all_labels(head, maps)
-    assert found.shape == (2, 6, *maps.shape[1:3])
-    assert found.dtype == np.float32
-    for n, one in enumerate(maps):
+    heatmaps = gradcam.of_all_labels(head, maps)
+    assert heatmaps.shape == (2, 6, *maps.shape[1:3])
+    assert heatmaps.dtype == np.float32
+    for n, slice_maps in enumerate(maps):
         for k in range(6):
-            watched = tf.constant(one[None])
+            watched = tf.constant(slice_maps[None])
             with tf.GradientTape() as tape:
                 tape.watch(watched)
                 logit = head(watched)[0, k]
             weights = np.asarray(tape.gradient(logit, watched))[0].mean(axis=(0, 1))
-            np.testing.assert_allclose(found[n, k], np.maximum(one @ weights, 0), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(heatmaps[n, k], np.maximum(slice_maps @ weights, 0), rtol=1e-4, atol=1e-6)

@@ -85,15 +85,15 @@ def keras_hub():
 @pytest.fixture(scope="module")
 def preset(keras_hub, tmp_path_factory):
     """Makes the folder of a preset of a family, of weights that all count, once."""
-    made = {}
+    folders = {}
 
     def make(family):
-        if family not in made:
+        if family not in folders:
             backbone = getattr(keras_hub.models, family)(**TINY[family])
             stir(backbone.weights)
-            made[family] = tmp_path_factory.mktemp(family)
-            backbone.save_to_preset(str(made[family]))
-        return made[family]
+            folders[family] = tmp_path_factory.mktemp(family)
+            backbone.save_to_preset(str(folders[family]))
+        return folders[family]
 
     return make
 
@@ -159,9 +159,9 @@ def test_features_are_those_of_keras_hub_for_any_channels(keras_hub, preset, fam
     for channels in (3, 5):
         model = built(preset, family, channels=channels)
         np.testing.assert_allclose(features_of(model, gray_images(size, channels)), expected, rtol=1e-3, atol=1e-4)
-        logits, told = backbones.with_features(model)([gray_images(size, channels)])
+        logits, features = backbones.with_features(model)([gray_images(size, channels)])
         assert logits.shape == (3, 6)
-        np.testing.assert_allclose(array(told), expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(array(features), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -193,9 +193,9 @@ def test_stochastic_depth_drops_whole_samples(preset, family, tmp_path):
     model = built(preset, family, drop_path=0.5)
     images = np.repeat(gray_images(side_of(family), 3, 1), 48, axis=0)
     expected = features_of(model, images)
-    for one in (model, read_again(model, tmp_path)):
-        np.testing.assert_allclose(features_of(one, images), expected[:1] + 0 * expected, rtol=1e-3, atol=1e-4)
-        ways = np.unique(features_of(one, images, training=True).round(2), axis=0)
+    for network in (model, read_again(model, tmp_path)):
+        np.testing.assert_allclose(features_of(network, images), expected[:1] + 0 * expected, rtol=1e-3, atol=1e-4)
+        ways = np.unique(features_of(network, images, training=True).round(2), axis=0)
         assert 1 < len(ways) <= 4  # two branches in the last block have the rate, or one
     none = built(preset, family, drop_path=0.0)
     np.testing.assert_allclose(features_of(none, images), expected, rtol=1e-3, atol=1e-4)
@@ -206,18 +206,20 @@ def test_stochastic_depth_drops_whole_samples(preset, family, tmp_path):
 def test_frozen_normalization_is_frozen_in_the_saved_model_too(preset, family, tmp_path):
     model = built(preset, family, freeze_batch_norm=True)
     images = gray_images(32, 3)
-    for one in (model, read_again(model, tmp_path)):
-        with scan.frozen_backbone(one):  # a head that is trained alone first leaves it as it was
-            assert len(one.trainable_weights) == 2
-        norms = [part for part in one._flatten_layers() if isinstance(part, layers.BatchNormalization)]
+    for network in (model, read_again(model, tmp_path)):
+        with scan.frozen_backbone(network):  # a head that is trained alone first leaves it as it was
+            assert len(network.trainable_weights) == 2
+        norms = [part for part in network._flatten_layers() if isinstance(part, layers.BatchNormalization)]
         still = {id(weight) for norm in norms for weight in norm.weights}
         assert len(still) == 4 * len(norms) > 0
-        assert not still & {id(weight) for weight in one.trainable_weights}
-        before = [array(weight) for weight in one.weights]
+        assert not still & {id(weight) for weight in network.trainable_weights}
+        before = [array(weight) for weight in network.weights]
         if family != "EfficientNetBackbone":  # it has stochastic depth of its own
-            np.testing.assert_allclose(features_of(one, images, training=True), features_of(one, images), rtol=1e-4)
-        features_of(one, images, training=True)
-        for weight, value in zip(one.weights, before, strict=True):
+            np.testing.assert_allclose(
+                features_of(network, images, training=True), features_of(network, images), rtol=1e-4
+            )
+        features_of(network, images, training=True)
+        for weight, value in zip(network.weights, before, strict=True):
             np.testing.assert_array_equal(array(weight), value)
     free = read_again(built(preset, family), tmp_path)
     assert all(norm.trainable for norm in free._flatten_layers() if isinstance(norm, layers.BatchNormalization))
@@ -237,9 +239,11 @@ def test_a_model_trains_with_all_of_it(preset):
 
 
 def test_no_weights_are_random_ones(preset):
-    one, other = (built(preset, "ResNetBackbone", weights=w).get_layer("backbone").weights for w in (None, "imagenet"))
-    with_axes = [k for k, weight in enumerate(one) if len(weight.shape) == 4]
-    assert not any(np.array_equal(array(one[k]), array(other[k])) for k in with_axes)
+    drawn, pretrained = (
+        built(preset, "ResNetBackbone", weights=w).get_layer("backbone").weights for w in (None, "imagenet")
+    )
+    with_axes = [k for k, weight in enumerate(drawn) if len(weight.shape) == 4]
+    assert not any(np.array_equal(array(drawn[k]), array(pretrained[k])) for k in with_axes)
 
 
 def test_the_preset_says_how_images_are_scaled(keras_hub, preset, tmp_path):
@@ -255,7 +259,7 @@ def test_the_preset_says_how_images_are_scaled(keras_hub, preset, tmp_path):
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
         converter(**options).save_to_preset(str(tmp_path / name))
         model = backbones.build_model(f"hub:{tmp_path / name}", (32, 32, 3), weights="imagenet")
-        (scaling,) = [one for one in model.layers if isinstance(one, layers.Rescaling)]
+        (scaling,) = [layer for layer in model.layers if isinstance(layer, layers.Rescaling)]
         assert (scaling.scale, scaling.offset) == pytest.approx(expected)
     (tmp_path / "one" / "image_converter.json").write_text("{")
     with pytest.raises(IchError, match=r"the image converter of hub:.*one cannot be read"):
@@ -268,9 +272,9 @@ def test_positions_of_vit_are_interpolated_for_more_patches(preset, keras_hub):
     token = np.full((1, 8), 7, np.float32)
     rows = np.concatenate([token, np.stack([y, x] + [np.ones_like(x)] * 6, axis=-1).reshape(16, 8)])
     larger = keras_hub.models.ViTBackbone(**TINY["ViTBackbone"] | {"image_shape": (32, 24, 3)})
-    found = hub._resized_positions(rows, donor, larger)
-    np.testing.assert_array_equal(found[:1], token)
-    grid = found[1:].reshape(8, 6, 8)
+    positions = hub._resized_positions(rows, donor, larger)
+    np.testing.assert_array_equal(positions[:1], token)
+    grid = positions[1:].reshape(8, 6, 8)
     np.testing.assert_allclose(grid[..., 2:], 1, rtol=1e-5)
     assert (np.diff(grid[:, :, 0], axis=0) > 0).all()  # rows are rows
     assert (np.diff(grid[:, :, 1], axis=1) > 0).all()
@@ -285,9 +289,9 @@ def test_mixed_precision_is_kept_by_a_process_of_single_precision(preset, tmp_pa
     finally:
         keras.config.set_dtype_policy("float32")
     again = read_model(tmp_path / "model.keras", "")
-    for one in (model, again):
-        assert {part.compute_dtype for part in one.get_layer("backbone")._flatten_layers()} == {"bfloat16"}
-        assert {weight.dtype for weight in one.get_layer("backbone").weights} == {"float32"}
+    for network in (model, again):
+        assert {part.compute_dtype for part in network.get_layer("backbone")._flatten_layers()} == {"bfloat16"}
+        assert {weight.dtype for weight in network.get_layer("backbone").weights} == {"float32"}
     np.testing.assert_array_equal(array(again(gray_images(32, 3))), array(model(gray_images(32, 3))))
     assert array(again(gray_images(32, 3))).dtype == np.float32
 

@@ -127,37 +127,37 @@ def test_fit_and_evaluate_report_the_score_of_all_samples(policy):
         y, x = some(23)
         model = keras.Sequential([keras.Input((6,)), keras.layers.Activation("linear", dtype="float32")])
         model.compile(loss=WeightedBinaryCrossentropy(), metrics=[WeightedLogLoss()])
-        found = model.evaluate(x, y, batch_size=5, verbose=0, return_dict=True)  # the last batch holds 3
+        scores = model.evaluate(x, y, batch_size=5, verbose=0, return_dict=True)  # the last batch holds 3
     finally:
         keras.config.set_dtype_policy(before)
     expected = metrics.weighted_log_loss(y, sigmoid(x))
-    assert found["weighted_log_loss"] == pytest.approx(expected, rel=1e-5)
-    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores["weighted_log_loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("cls", [WeightedBinaryCrossentropy, WeightedLogLoss])
 def test_saved_and_loaded_with_its_weights(cls):
-    one = cls([1, 2, 3, 4, 5, 6])
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(one), safe_mode=True)
+    original = cls([1, 2, 3, 4, 5, 6])
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(original), safe_mode=True)
     assert type(again) is cls
-    assert again.get_config() == one.get_config()
+    assert again.get_config() == original.get_config()
     assert again.weights == [1, 2, 3, 4, 5, 6] if cls is WeightedBinaryCrossentropy else True
 
 
 def slow_focal(y, logits, gamma, smoothing=0.0, weights=(1, 1, 1, 1, 1, 2)):
     """The formula of the paper, for a label of 1 and one of 0, as they are mixed by smoothing."""
     p = sigmoid(logits)
-    one, zero = -((1 - p) ** gamma) * np.log(p), -(p**gamma) * np.log(1 - p)
+    positive, negative = -((1 - p) ** gamma) * np.log(p), -(p**gamma) * np.log(1 - p)
     y = y * (1 - smoothing) + smoothing / 2
-    return float(np.average((y * one + (1 - y) * zero).mean(axis=0), weights=weights))
+    return float(np.average((y * positive + (1 - y) * negative).mean(axis=0), weights=weights))
 
 
 @settings(max_examples=25)
 @given(st.floats(0, 6), st.floats(0, 0.9), st.integers(0, 99))
 def test_focal_loss_and_smoothing_equal_the_reference(gamma, smoothing, seed):
     y, logits = some(seed=seed)
-    found = float(WeightedFocalLoss(gamma, label_smoothing=smoothing)(y, logits))
-    assert found == pytest.approx(slow_focal(y, logits, gamma, smoothing), rel=1e-4, abs=1e-7)
+    loss = float(WeightedFocalLoss(gamma, label_smoothing=smoothing)(y, logits))
+    assert loss == pytest.approx(slow_focal(y, logits, gamma, smoothing), rel=1e-4, abs=1e-7)
     plain = float(WeightedBinaryCrossentropy(label_smoothing=smoothing)(y, logits))
     assert plain == pytest.approx(slow_focal(y, logits, 0, smoothing), rel=1e-4)
 
@@ -197,10 +197,15 @@ def test_a_smoothing_that_is_none_is_refused(cls, smoothing):
 
 
 def test_a_loss_by_its_name():
-    one = build_loss("weighted_bce", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
-    assert (type(one), one.weights, one.label_smoothing) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6], 0.1)
-    one = build_loss("focal", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
-    assert (type(one), one.weights, one.label_smoothing, one.gamma) == (WeightedFocalLoss, [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+    loss = build_loss("weighted_bce", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+    assert (type(loss), loss.weights, loss.label_smoothing) == (WeightedBinaryCrossentropy, [1, 2, 3, 4, 5, 6], 0.1)
+    loss = build_loss("focal", [1, 2, 3, 4, 5, 6], 0.1, 1.5)
+    assert (type(loss), loss.weights, loss.label_smoothing, loss.gamma) == (
+        WeightedFocalLoss,
+        [1, 2, 3, 4, 5, 6],
+        0.1,
+        1.5,
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -218,11 +223,11 @@ def test_an_unknown_loss_is_refused():
         build_loss("dice")
 
 
-@pytest.mark.parametrize("one", [WeightedFocalLoss(1.5, [1, 2, 3, 4, 5, 6], 0.1), LabelAUC("epidural")])
-def test_focal_loss_and_auc_are_saved_and_loaded(one):
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(one), safe_mode=True)
-    assert type(again) is type(one)
-    assert again.get_config() == one.get_config()
+@pytest.mark.parametrize("original", [WeightedFocalLoss(1.5, [1, 2, 3, 4, 5, 6], 0.1), LabelAUC("epidural")])
+def test_focal_loss_and_auc_are_saved_and_loaded(original):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(original), safe_mode=True)
+    assert type(again) is type(original)
+    assert again.get_config() == original.get_config()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -263,11 +268,11 @@ def test_auc_in_fit_is_that_of_all_samples(policy):
         y, x = some(200)
         model = keras.Sequential([keras.Input((6,)), keras.layers.Activation("linear", dtype="float32")])
         model.compile(loss=WeightedBinaryCrossentropy(), metrics=[LabelAUC(label) for label in LABELS])
-        found = model.evaluate(x, y, batch_size=7, verbose=0, return_dict=True)
+        scores = model.evaluate(x, y, batch_size=7, verbose=0, return_dict=True)
     finally:
         keras.config.set_dtype_policy(before)
     for place, label in enumerate(LABELS):
-        assert found[f"auc_{label}"] == pytest.approx(roc_auc_score(y[:, place], x[:, place]), abs=5e-3)
+        assert scores[f"auc_{label}"] == pytest.approx(roc_auc_score(y[:, place], x[:, place]), abs=5e-3)
 
 
 @pytest.mark.parametrize("cls", [WeightedBinaryCrossentropy, WeightedLogLoss])

@@ -55,7 +55,7 @@ def trained(batch_size, samples=24, epochs=2, accumulate=1, factors=None, **opti
             model.train_on_batch(x[start : start + batch_size], y[start : start + batch_size])
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     averages = getattr(optimizer, "_model_variables_moving_average", [])
-    return [[keras.ops.convert_to_numpy(one) for one in some] for some in (model.weights, averages)], optimizer
+    return [[keras.ops.convert_to_numpy(weight) for weight in some] for some in (model.weights, averages)], optimizer
 
 
 @pytest.mark.parametrize("factors", [None, [0.1, 0.1, 1, 1]])
@@ -66,8 +66,8 @@ def test_accumulated_batches_learn_as_one_of_their_size(factors):
     large, _ = trained(12, **options)
     for ours, theirs in zip(small, large, strict=True):
         assert len(ours) == 4
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
+        for own, reference in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(own, reference, rtol=2e-4, atol=2e-6)
     assert (int(optimizer.iterations), int(optimizer._iterations)) == (4, 12)
     assert float(optimizer.learning_rate) == pytest.approx(0, abs=1e-8)
 
@@ -77,9 +77,9 @@ def test_batches_that_do_not_fill_the_last_update_are_left_out_and_the_rate_stil
     _, optimizer = trained(4, samples=20, accumulate=4)
     assert int(optimizer.iterations) == 2
     assert float(optimizer.learning_rate) == pytest.approx(0, abs=1e-8)
-    accumulated = [keras.ops.convert_to_numpy(one) for one in optimizer._accumulated_gradients]
-    assert all(np.abs(one).max() > 0 for one in accumulated)  # the checkpoint holds them
-    assert all(any(one is each for each in optimizer.variables) for one in optimizer._accumulated_gradients)
+    accumulated = [keras.ops.convert_to_numpy(gradient) for gradient in optimizer._accumulated_gradients]
+    assert all(np.abs(gradient).max() > 0 for gradient in accumulated)  # the checkpoint holds them
+    assert all(any(gradient is each for each in optimizer.variables) for gradient in optimizer._accumulated_gradients)
     with pytest.raises(IchError, match=r"has 10 batches in 2 epoch\(s\), and train.accumulate takes 11 for an update"):
         trained(4, samples=20, accumulate=11)
 
@@ -87,10 +87,10 @@ def test_batches_that_do_not_fill_the_last_update_are_left_out_and_the_rate_stil
 def test_a_variable_learns_at_its_factor_of_the_rate():
     """One step of AdamW is the rate, whatever the gradient, plus the decay."""
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(2)])
-    before = [keras.ops.convert_to_numpy(one) for one in model.trainable_variables]
+    before = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     optimizer = adamw(9, 1, **OPTIONS | {"warmup_epochs": 0.0}, factors=[0.1, 0.2, 1, 1])
     optimizer.build(model.trainable_variables)
-    optimizer.apply([keras.ops.ones(one.shape) for one in model.trainable_variables])
+    optimizer.apply([keras.ops.ones(variable.shape) for variable in model.trainable_variables])
     for variable, value, factor, decay in zip(
         model.trainable_variables, before, [0.1, 0.2, 1, 1], [0.1, 0] * 2, strict=True
     ):
@@ -101,8 +101,8 @@ def test_a_variable_learns_at_its_factor_of_the_rate():
 def test_factors_of_1_are_keras_own():
     (ours, _), _ = trained(12, factors=[1.0] * 4)
     (theirs, _), _ = trained(12)
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    for own, reference in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own, reference, rtol=1e-5, atol=1e-7)
 
 
 def test_its_config_makes_it_again():

@@ -34,17 +34,17 @@ def test_what_was_learned_from_the_sampled_comes_back_as_what_is(oversampling, s
     sampled = joint * np.where(np.arange(32) > 0, oversampling, 1)
     learned = marginals(sampled / sampled.sum(axis=1, keepdims=True)).clip(0, 1)  # sums may round to more
     truth = marginals(joint)
-    usual = (learned > 1e-4) & (learned < 1 - 1e-4)  # float32 does not tell others from certainty
+    usual = (learned > 1e-4) & (learned < 1 - 1e-4)  # float32 does not distinguish others from certainty
     with np.errstate(divide="ignore"):
-        found = expit(called(logit(learned).clip(-40, 40), oversampling).astype(np.float64))
-    np.testing.assert_allclose(found[usual], truth[usual], rtol=5e-3, atol=1e-6)
+        recovered = expit(called(logit(learned).clip(-40, 40), oversampling).astype(np.float64))
+    np.testing.assert_allclose(recovered[usual], truth[usual], rtol=5e-3, atol=1e-6)
 
 
 def test_any_loses_the_logarithm_and_the_mean_is_the_prevalence_again():
     np.testing.assert_allclose(called(np.zeros((1, 6)), 9.0)[0, 5], -np.log(9), rtol=1e-6)
-    # Images that tell nothing, of which one in a hundred has a bleed, half of them a subdural one; half are shown.
-    told = called(logit([[0.1, 0.1, 0.1, 0.1, 0.25, 0.5]]), 99.0)
-    np.testing.assert_allclose(expit(told), [[0.002] * 4 + [0.005, 0.01]], rtol=1e-4)
+    # Images that show nothing, of which one in a hundred has a bleed, half of them a subdural one; half are shown.
+    corrected_logits = called(logit([[0.1, 0.1, 0.1, 0.1, 0.25, 0.5]]), 99.0)
+    np.testing.assert_allclose(expit(corrected_logits), [[0.002] * 4 + [0.005, 0.01]], rtol=1e-4)
 
 
 def test_training_sees_the_logits_as_they_are():
@@ -56,10 +56,10 @@ def test_training_sees_the_logits_as_they_are():
 @pytest.mark.parametrize("oversampling", [1e-3, 0.5, 30.0])
 def test_no_logit_overflows_nor_does_a_label_above_any(oversampling):
     logits = np.array([[300, -300, 30, -30, 0, -300], [5, 4, 3, 2, 1, 0], [-300] * 6, [300] * 6], np.float32)
-    found = called(logits, oversampling)
-    assert np.isfinite(found).all()
+    actual = called(logits, oversampling)
+    assert np.isfinite(actual).all()
     # A label above `any` stands for it.
-    np.testing.assert_allclose(found[1], logits[1] - np.log(oversampling), rtol=1e-5)
+    np.testing.assert_allclose(actual[1], logits[1] - np.log(oversampling), rtol=1e-5)
 
 
 @pytest.mark.parametrize("oversampling", [0.0, -1.0, float("inf"), float("nan")])
@@ -75,10 +75,10 @@ def test_it_is_a_part_of_the_saved_model(tmp_path):
     ours.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
     x = np.random.default_rng(0).normal(0, 1, (3, 6)).astype(np.float32)
-    bare, one, other = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(one, called(bare, 4.0), rtol=1e-5)
-    np.testing.assert_allclose(one[:, 5], bare[:, 5] - np.log(4), rtol=1e-5)
+    bare, corrected_logits, loaded = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
+    np.testing.assert_array_equal(corrected_logits, loaded)
+    np.testing.assert_allclose(corrected_logits, called(bare, 4.0), rtol=1e-5)
+    np.testing.assert_allclose(corrected_logits[:, 5], bare[:, 5] - np.log(4), rtol=1e-5)
 
 
 def loss_corrected(logits, *settings, training=False):
@@ -92,16 +92,16 @@ def test_what_minimizes_the_loss_comes_back_as_the_probability(gamma, smoothing)
     """Beside the minimum of the expected loss, by trying 100,001 logits."""
     tried = np.linspace(-9, 9, 100_001, dtype=np.float32)
     loss = WeightedFocalLoss(gamma, label_smoothing=smoothing)
-    of_one, of_zero = (np.asarray(loss.of_labels(np.float32(label), tried), np.float64) for label in (1, 0))
+    of_positive, of_negative = (np.asarray(loss.of_labels(np.float32(label), tried), np.float64) for label in (1, 0))
     probabilities = np.array([0.004, 0.03, 0.3, 0.5, 0.9, 0.996])
     shown = probabilities * (1 - smoothing) + smoothing / 2
-    found = tried[[np.argmin(p * of_one + (1 - p) * of_zero) for p in shown]]
+    best = tried[[np.argmin(p * of_positive + (1 - p) * of_negative) for p in shown]]
     # Labels smoothed by s leave an error of the order of s / 20 where one of both is unlikely.
-    np.testing.assert_allclose(expit(loss_corrected(found, gamma, smoothing)), probabilities, 2e-3, smoothing / 20)
+    np.testing.assert_allclose(expit(loss_corrected(best, gamma, smoothing)), probabilities, 2e-3, smoothing / 20)
     if gamma == smoothing == 0:
-        np.testing.assert_array_equal(loss_corrected(found), found)
+        np.testing.assert_array_equal(loss_corrected(best), best)
     elif smoothing == 0:
-        assert (np.abs(loss_corrected(found, gamma)) > np.abs(found))[found != 0].all()
+        assert (np.abs(loss_corrected(best, gamma)) > np.abs(best))[best != 0].all()
 
 
 @pytest.mark.parametrize("settings", [(2.0, 0.0), (0.0, 0.1), (1.5, 0.02)])
@@ -112,7 +112,7 @@ def test_the_order_stays_and_no_logit_overflows(settings):
     assert np.isfinite(far).all()
     assert far[3] == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(far, -far[::-1], rtol=1e-3, atol=1e-5)
-    assert (np.diff(far) > -1e-5).all()  # float32 does not tell them apart
+    assert (np.diff(far) > -1e-5).all()  # float32 does not distinguish them
 
 
 def test_training_learns_without_the_correction_of_the_loss():
@@ -133,7 +133,7 @@ def test_the_loss_is_corrected_before_the_prior(tmp_path):
     ours.save(tmp_path / "model.keras")
     again = read_model(tmp_path / "model.keras", "")
     x = np.random.default_rng(0).normal(0, 1, (3, 6)).astype(np.float32)
-    bare, one, other = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(one, called(loss_corrected(bare, 2.0, 0.1), 4.0), rtol=1e-4, atol=1e-5)
+    bare, corrected_logits, loaded = (keras.ops.convert_to_numpy(each(x)) for each in (model, ours, again))
+    np.testing.assert_array_equal(corrected_logits, loaded)
+    np.testing.assert_allclose(corrected_logits, called(loss_corrected(bare, 2.0, 0.1), 4.0), rtol=1e-4, atol=1e-5)
     assert corrected(model) is model

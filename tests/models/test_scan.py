@@ -64,8 +64,8 @@ def test_what_stands_in_place_of_padding_reaches_nothing(kind):
 
     for dropout in (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dropout)):
         dropout.rate = 0
-    for one, two in zip(gradients(x), gradients(other), strict=True):
-        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+    for first, second in zip(gradients(x), gradients(other), strict=True):
+        np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
 
 
 @KINDS
@@ -158,19 +158,19 @@ def test_the_backbone_is_that_of_the_slice_classifier():
     alone = BUILD(SHAPE)
     model = scan.with_slice_head(build())
     for whole in (alone, model):
-        found = [one for layer in scan.backbone(whole) for one in layer.weights]
-        assert len(found) == len(alone.weights) - 2
-        assert {id(one) for one in found} < {id(one) for one in whole.weights}
+        weights = [weight for layer in scan.backbone(whole) for weight in layer.weights]
+        assert len(weights) == len(alone.weights) - 2
+        assert {id(weight) for weight in weights} < {id(weight) for weight in whole.weights}
 
 
 def test_a_frozen_backbone_learns_nothing_and_is_as_before_afterwards():
     model = build()
-    layer = next(one for one in scan.backbone(model) if one.weights)
+    layer = next(part for part in scan.backbone(model) if part.weights)
     layer.trainable = False  # as asked for elsewhere
-    before = [one.trainable for one in model.weights]
+    before = [weight.trainable for weight in model.weights]
     with scan.frozen_backbone(model):
-        backbone = {id(one) for each in scan.backbone(model) for one in each.weights}
-        assert not any(id(one) in backbone for one in model.trainable_weights)
+        backbone = {id(weight) for each in scan.backbone(model) for weight in each.weights}
+        assert not any(id(weight) in backbone for weight in model.trainable_weights)
         assert len(model.trainable_weights) > 2
-    assert [one.trainable for one in model.weights] == before
+    assert [weight.trainable for weight in model.weights] == before
     assert not layer.trainable

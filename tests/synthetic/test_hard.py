@@ -37,14 +37,14 @@ def head_of(series):
 def test_hard_patients_are_the_same_ones():
     easy, hard = (draw_plan(patients=6, test_patients=2, seed=4, hard=hard) for hard in (False, True))
     assert all(series.hard is None for series in easy)
-    for one, other in zip(easy, hard, strict=True):
-        assert one == replace(other, hard=None, bleeds=one.bleeds, noise_level=one.noise_level)
-        for bleed, faint in zip(one.bleeds, other.bleeds, strict=True):
+    for plain, difficult in zip(easy, hard, strict=True):
+        assert plain == replace(difficult, hard=None, bleeds=plain.bleeds, noise_level=plain.noise_level)
+        for bleed, faint in zip(plain.bleeds, difficult.bleeds, strict=True):
             assert bleed == replace(faint, hu=bleed.hu, isodense=False)
             assert 37 <= faint.hu <= bleed.hu or faint.isodense
-        spacing = np.diff([s.table for s in other.slices]).mean()
-        assert other.hard.thickness == pytest.approx(spacing, rel=0.2)  # a repeated slice has no distance
-        assert all(0 <= k < len(other.slices) for k in other.hard.motion)
+        spacing = np.diff([s.table for s in difficult.slices]).mean()
+        assert difficult.hard.thickness == pytest.approx(spacing, rel=0.2)  # a repeated slice has no distance
+        assert all(0 <= k < len(difficult.slices) for k in difficult.hard.motion)
 
 
 def test_studies_of_a_patient_have_the_same_findings_and_all_kinds_of_them_occur():
@@ -169,8 +169,8 @@ def test_motion_doubles_edges_by_its_distance():
     still = replace(series, hard=replace(series.hard, motion={}))
     differing = [
         k
-        for k, (one, other) in enumerate(zip(render_series(series), render_series(still), strict=True))
-        if (one.hu != other.hu).any()
+        for k, (rendered, reference) in enumerate(zip(render_series(series), render_series(still), strict=True))
+        if (rendered.hu != reference.hu).any()
     ]
     assert differing == [5]
 

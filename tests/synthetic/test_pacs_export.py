@@ -42,14 +42,14 @@ def phantoms(tmp_path_factory):
 
 def hu_by_id(source, split):
     """HU of the readable slices, by id; what the competition's way reads."""
-    found = {}
+    images = {}
     for member in archive.members([source]):
         if member.split == split:
             try:
-                found[member.id] = reader.read(member.read())[0]
+                images[member.id] = reader.read(member.read())[0]
             except DicomError:
                 continue
-    return found
+    return images
 
 
 def test_an_export_has_the_same_pixels_under_other_names(phantoms, tmp_path):
@@ -70,21 +70,21 @@ def test_an_export_has_the_same_pixels_under_other_names(phantoms, tmp_path):
     assert modalities == {"CT", "SR"}
     assert "JPEG Lossless" in syntaxes
     listed = pydicom.dcmread(tmp_path / "export/DICOMDIR").DirectoryRecordSequence
-    images = [one for one in listed if one.DirectoryRecordType == "IMAGE"]
+    images = [record for record in listed if record.DirectoryRecordType == "IMAGE"]
     assert len(images) == len(files) - 2 - 3  # but the two files beside them and three reports
 
 
 def test_of_each_series_the_soft_slices_alone_are_read(phantoms, tmp_path):
     ids = write_export(phantoms, tmp_path / "export", "test", series=2)
-    found = find.find_series([tmp_path / "export"])
-    by_reason = pd.Series([one.reason or one.status for one in found.series]).value_counts()
+    scans = find.find_series([tmp_path / "export"])
+    by_reason = pd.Series([series.reason or series.status for series in scans.series]).value_counts()
     assert by_reason.to_dict() == {"read": 2, "localizer": 2, "sharper_kernel": 2, "no_image": 2}
-    assert sorted(one.uid for series in found.series for one in series.slices) == sorted(ids)
+    assert sorted(slice_.uid for series in scans.series for slice_ in series.slices) == sorted(ids)
     files = [path for path in (tmp_path / "export").rglob("*") if path.is_file()]
-    assert sum(one.files for one in found.series) + sum(count for count, _ in found.others.values()) == len(files)
+    assert sum(series.files for series in scans.series) + sum(count for count, _ in scans.others.values()) == len(files)
 
 
-def test_what_cannot_be_exported_is_told(phantoms, tmp_path):
+def test_what_cannot_be_exported_is_reported(phantoms, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "damaged/stage_2_train").mkdir(parents=True)
     (tmp_path / "damaged/stage_2_train/ID_0.dcm").write_bytes(b"nothing")
@@ -123,12 +123,12 @@ def check_equal(source, split, folder):
     spec = ModelSpec(result="a", parts={"a": part}, thickness=5.0, out_of_fold={}, commit=None, packages={})
     summary = predict_scans(spec, [folder / "export"], folder / "out", Options(pages=False, slabs=False))
     assert summary.unread == 0
-    found = pd.read_csv(folder / "out/slices.csv").set_index("SOPInstanceUID")[list(LABELS)]
-    found.index = found.index.map(ids)
-    assert sorted(found.index) == sorted(readable)
-    np.testing.assert_allclose(found.loc[readable].to_numpy(), expected, atol=1e-6)
+    predictions = pd.read_csv(folder / "out/slices.csv").set_index("SOPInstanceUID")[list(LABELS)]
+    predictions.index = predictions.index.map(ids)
+    assert sorted(predictions.index) == sorted(readable)
+    np.testing.assert_allclose(predictions.loc[readable].to_numpy(), expected, atol=1e-6)
     assert expected.std(axis=0).mean() > 0.01
-    return len(found)
+    return len(predictions)
 
 
 def test_an_export_of_phantoms_is_predicted_as_their_archive(phantoms, tmp_path):

@@ -1,4 +1,4 @@
-"""Phantom scans: labels tell what is seen, files tell what was rendered, and every oddity is where it is declared."""
+"""Phantom scans: labels say what is seen, files hold what was rendered, and every oddity is where it is declared."""
 
 import importlib.util
 import io
@@ -130,8 +130,8 @@ def test_patients_stay_in_one_split_and_some_have_two_studies():
 def test_prevalences_are_those_of_the_competition():
     # Few slices of many patients: an estimate, within what their number allows.
     plan = draw_plan(patients=250, test_patients=0, min_slices=4, max_slices=4)
-    found = np.concatenate([series_labels(series) for series in plan]).mean(axis=0)
-    for label, share, target in zip(LABELS, found, (0.0042, 0.048, 0.035, 0.047, 0.063, 0.143), strict=True):
+    prevalences = np.concatenate([series_labels(series) for series in plan]).mean(axis=0)
+    for label, share, target in zip(LABELS, prevalences, (0.0042, 0.048, 0.035, 0.047, 0.063, 0.143), strict=True):
         assert share == pytest.approx(target, rel=0.5 if label == "epidural" else 0.25), label
 
 
@@ -264,12 +264,12 @@ def test_a_file_decodes_to_the_rendered_hu(archive, plans):
             continue
         series, plan = plans[uid]
         rendered = next(r for s, r in zip(series.slices, render_series(series), strict=True) if s.uid == uid)
-        found = plain_hu(read(archive, members[0]))
+        decoded = plain_hu(read(archive, members[0]))
         if plan.stored_as.wrapped:
-            raw = found - plan.stored_as.intercept
+            raw = decoded - plan.stored_as.intercept
             assert raw.max() > 3000  # air, far above bone: what gives such a file away
-            found = (raw + 1000) % 4096 - 1000
-        assert np.array_equal(found, rendered.hu), oddity
+            decoded = (raw + 1000) % 4096 - 1000
+        assert np.array_equal(decoded, rendered.hu), oddity
         seen.add(plan.stored_as.name)
     assert len(seen) == 6
 
@@ -293,8 +293,8 @@ def test_padding_lies_outside_the_circle_and_nowhere_else(archive, headers):
 def test_a_format_holds_its_range_and_clips_what_lies_beyond(stored_as, explicit):
     hu = np.linspace(-32768, 32767, 63).astype(np.int16).reshape(7, 9)
     series = replace(plan_series(), explicit=explicit)
-    found = plain_hu(to_dicom(hu, series, replace(series.slices[0], stored_as=stored_as)))
-    assert np.array_equal(found, np.clip(hu.astype(np.int32), *stored_as.hu_range))
+    decoded = plain_hu(to_dicom(hu, series, replace(series.slices[0], stored_as=stored_as)))
+    assert np.array_equal(decoded, np.clip(hu.astype(np.int32), *stored_as.hu_range))
 
 
 @pytest.mark.parametrize("intercept", [0, 1])
@@ -473,4 +473,4 @@ def test_the_script_writes_once_and_refuses_other_settings(script, tmp_path, cap
         with pytest.raises(IchError, match=r"demo\.zip is there without .*demo\.json, which this script writes beside"):
             script.main([*usual, *more])
     assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["demo.zip"]
+    assert [file.name for file in tmp_path.iterdir()] == ["demo.zip"]

@@ -97,16 +97,16 @@ def test_without_a_checkpoint_training_begins(tmp_path):
 
 
 def test_the_best_is_kept_as_it_was_evaluated_and_survives_a_restart(xy, tmp_path):
-    """Of averaged weights: what is kept must give the very score that the validation told."""
+    """Of averaged weights: what is kept must give the very score that the validation reported."""
     rng = np.random.default_rng(1)
     other = xy[0], rng.normal(size=(20, 1)).astype(np.float32)  # nothing to be learnt: it gets worse
     model, best = network(), KeepBest(tmp_path / "best.npz", "mae")
     averaging = keras.callbacks.SwapEMAWeights()
     history = fit(model, xy, best, averaging, validation_data=other, epochs=12).history["val_mae"]
     assert best.best == min(history) < history[-1]
-    found = network(seed=5)
-    read_variables(tmp_path / "best.npz", found.weights)
-    assert found.evaluate(*other, verbose=0, return_dict=True)["mae"] == pytest.approx(min(history), rel=1e-6)
+    restored = network(seed=5)
+    read_variables(tmp_path / "best.npz", restored.weights)
+    assert restored.evaluate(*other, verbose=0, return_dict=True)["mae"] == pytest.approx(min(history), rel=1e-6)
 
     stored = (tmp_path / "best.npz").read_bytes()
     again = KeepBest(tmp_path / "best.npz", "mae", best=min(history))
@@ -115,8 +115,8 @@ def test_the_best_is_kept_as_it_was_evaluated_and_survives_a_restart(xy, tmp_pat
     assert (again.best, (tmp_path / "best.npz").read_bytes()) == (min(history), stored)
     again.on_test_end({"mae": min(history) - 0.1})
     assert again.best == min(history) - 0.1
-    read_variables(tmp_path / "best.npz", found.weights)
-    assert values(found.weights) == values(again.model.weights)
+    read_variables(tmp_path / "best.npz", restored.weights)
+    assert values(restored.weights) == values(again.model.weights)
 
 
 def test_without_room_for_a_checkpoint_the_last_one_stays(tmp_path):
@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_names_the_batches_that_made_it(workers, steps)
     ids = [f"s{number}" for number in range(20)]
     samples = DataGenerator(
         ids,
-        lambda one: [0.0],
+        lambda id_: [0.0],
         reader=reader,
         shuffle=True,
         batch_size=3,
@@ -163,8 +163,8 @@ def test_a_loss_that_is_no_number_names_the_batches_that_made_it(workers, steps)
     assert batch > 0
     first = batch - batch % steps
     these = range(first, min(first + steps, len(samples)))
-    wanted = ", ".join(id for one in these for id in samples.ids_of(one))
-    told = f"batch {batch + 1}" if steps == 1 else f"batches {first + 1} to {these[-1] + 1}"
+    slices = ", ".join(id for index in these for id in samples.ids_of(index))
+    batches = f"batch {batch + 1}" if steps == 1 else f"batches {first + 1} to {these[-1] + 1}"
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", steps_per_execution=steps)
     model.optimizer.learning_rate = 0.0
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_names_the_batches_that_made_it(workers, steps)
     with pytest.raises(IchError) as caught:
         model.fit(samples, callbacks=[watch], shuffle=False, verbose=0, initial_epoch=1, epochs=3)
     kinds = ["inf"] if steps == 1 else ["inf", "nan"]  # a step behind it makes it NaN
-    messages = [f"the loss is {kind} in epoch 2, {told}, with the slices {wanted}; do something" for kind in kinds]
+    messages = [f"the loss is {kind} in epoch 2, {batches}, with the slices {slices}; do something" for kind in kinds]
     assert str(caught.value) in messages
 
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_which_any_byte_changed_is_refused_in_a_line_or_as_it_wa
             refused.append(str(error))
         assert values(model.variables) == before, at
     assert len(refused) > 60
-    assert not [told for told in refused if "\n" in told]
+    assert not [message for message in refused if "\n" in message]
 
 
 def test_a_checkpoint_with_an_object_inside_is_not_unpickled(tmp_path):
@@ -257,8 +257,8 @@ def test_aucs_are_computed_in_validation_alone_and_change_nothing_else(of_labels
     assert checkpoint.history.keys() == expected.keys() - {"auc_any", "auc_epidural"}
     for name, values_of_epochs in checkpoint.history.items():
         np.testing.assert_array_equal(values_of_epochs, expected[name], err_msg=name)
-    for one, other in zip(model.get_weights(), weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for weight, reference in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(weight, reference)
     assert len(set(counted[:4])) == 1  # in the first epoch, before any validation
     assert np.isnan(checkpoint.history["val_auc_epidural"]).all()
     assert np.isfinite(model.evaluate(x, y, verbose=0, return_dict=True)["auc_any"])

@@ -48,19 +48,19 @@ def test_every_curve_is_in_the_picture(folds):
 
 
 def test_an_auc_that_does_not_exist_is_n_a():
-    one = history(3)
-    one["val_auc_epidural"] = np.nan
-    one.loc[1, "val_auc_any"] = np.nan
-    assert legend(learning_curves({0: one}), 2) == ["epidural: n/a", *LABELS[1:]]
-    one["val_auc_any"] = np.nan
-    assert legend(learning_curves({0: history(3), 1: one}), 2) == ["fold 0", "fold 1: n/a"]
+    table = history(3)
+    table["val_auc_epidural"] = np.nan
+    table.loc[1, "val_auc_any"] = np.nan
+    assert legend(learning_curves({0: table}), 2) == ["epidural: n/a", *LABELS[1:]]
+    table["val_auc_any"] = np.nan
+    assert legend(learning_curves({0: history(3), 1: table}), 2) == ["fold 0", "fold 1: n/a"]
 
 
 def test_epochs_without_validation_are_left_out_of_the_curves():
-    one = history(4)
-    held_out = [name for name in one if name.startswith("val_")]
-    one.loc[[0, 2], held_out] = np.nan
-    figure = learning_curves({0: one})
+    table = history(4)
+    held_out = [name for name in table if name.startswith("val_")]
+    table.loc[[0, 2], held_out] = np.nan
+    figure = learning_curves({0: table})
     for axes in figure.axes:
         lines = [line for line in axes.lines if line.get_marker() == "." and len(line.get_xdata())]
         assert all(list(line.get_xdata()) == [2, 4] for line in lines)

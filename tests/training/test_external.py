@@ -35,12 +35,12 @@ def make_external(path, preprocess, ids=IDS, **columns):
     convert._claim(path / "images", Settings.of(preprocess))
     (path / "images/train").mkdir()
     rows = []
-    for number, one in enumerate(ids):
-        cv2.imwrite(str(path / f"images/train/{one}.png"), np.full((32, 32), 200 + number, np.uint8))
+    for number, id_ in enumerate(ids):
+        cv2.imwrite(str(path / f"images/train/{id_}.png"), np.full((32, 32), 200 + number, np.uint8))
         place = {"SeriesInstanceUID": f"1.3.{number // 4}", "order": number % 4, "StudyInstanceUID": "1.4"}
         patient = {"PatientID": "p1" if number < 4 else None}
         of_file = {"split": "train", "status": "ok", "size": 10 + number, "crc": number}
-        rows.append({"SOPInstanceUID": one} | place | patient | of_file | columns)
+        rows.append({"SOPInstanceUID": id_} | place | patient | of_file | columns)
     rows.append({"SOPInstanceUID": "1.2.999", "split": "test", "status": "ok", "SeriesInstanceUID": "1.3.9"})
     slice_table.write_table(slice_table.to_frame(rows), path / "images/slices.parquet")
     write_labels(path)
@@ -67,27 +67,27 @@ def test_they_join_the_training_of_every_fold_and_are_never_held_out(data, sourc
     run_data = RunData(config)
     for k in range(2):
         train, held_out = fold_setup.generators(config, run_data.folds, run_data.slices, k, 1, run_data.external)
-        own = [one for number, one in enumerate(TRAIN) if number // 4 % 2 != k]
+        own = [id_ for number, id_ in enumerate(TRAIN) if number // 4 % 2 != k]
         assert train.ids.tolist() == own + IDS[:7]
-        assert held_out.ids.tolist() == [one for one in TRAIN if one not in own]
+        assert held_out.ids.tolist() == [id_ for id_ in TRAIN if id_ not in own]
         assert len(held_out[0]) == 2  # no weights
         shown = {}
         for index in range(len(train)):
             images, labels, weights = train[index]
             shown |= dict(zip(train.ids_of(index), zip(images, labels, weights, strict=True), strict=True))
         assert shown.keys() == {*own, *IDS[:7]}
-        for number, one in enumerate(IDS[:7]):
-            image, label, weight = shown[one]
+        for number, id_ in enumerate(IDS[:7]):
+            image, label, weight = shown[id_]
             first = number // 4 * 4
             expected = [200 + min(max(number + offset, first), first + 3) for offset in (-1, 0, 1)]
             assert image[0, 0].tolist() == expected  # the slice without a label is the neighbor of another
             assert label.tolist() == ([0, 0, 0, 0, 1, 1] if number < 2 else [0] * 6)
             assert weight == 0.5
-        for one in own:
-            image, label, weight = shown[one]
-            stored = cv2.imread(str(data / f"images/train/{one}.png"), cv2.IMREAD_GRAYSCALE)
+        for id_ in own:
+            image, label, weight = shown[id_]
+            stored = cv2.imread(str(data / f"images/train/{id_}.png"), cv2.IMREAD_GRAYSCALE)
             np.testing.assert_array_equal(image[..., 1], stored)
-            assert label.tolist() == run_data.folds.loc[one, list(LABELS)].tolist()
+            assert label.tolist() == run_data.folds.loc[id_, list(LABELS)].tolist()
             assert weight == 1
 
 
@@ -95,9 +95,9 @@ def test_without_a_weight_batches_are_those_of_the_folds_alone_but_for_the_order
     config = with_external(data, source | {"weight": 1}, train={"batch_size": 64})
     alone = tiny_config(data, train={"batch_size": 64})
     looks = []
-    for one in (config, alone):
-        run_data = RunData(one)
-        train, _ = fold_setup.generators(one, run_data.folds, run_data.slices, 0, 1, run_data.external)
+    for variant in (config, alone):
+        run_data = RunData(variant)
+        train, _ = fold_setup.generators(variant, run_data.folds, run_data.slices, 0, 1, run_data.external)
         images, _ = train[0]
         looks.append(dict(zip(train.ids_of(0), map(np.ndarray.tobytes, images), strict=True)))
     assert looks[1].items() <= looks[0].items()
@@ -171,7 +171,7 @@ def test_patients_of_the_competition_are_refused(data, tmp_path, column):
 def test_a_scan_in_two_sources_is_refused(data, source, tmp_path):
     config = tiny_config(data)
     slices = slice_table.read_table(data / "images/slices.parquet")
-    renamed = [f"{one}.1" for one in IDS[:6]] + IDS[6:]
+    renamed = [f"{id_}.1" for id_ in IDS[:6]] + IDS[6:]
     second = make_external(tmp_path / "second", config.preprocess, renamed)
     with pytest.raises(IchError, match=r"have 2 SOPInstanceUID\(s\) in common: 1\.2.*count twice"):
         external.read(with_external(data, source, second), slices)

@@ -31,11 +31,11 @@ from ich.training.run_directory import Run
 from ich.training.run_score import score_run
 
 
-def trained(data, root, /, *wanted, graphs=False, **sections):
+def trained(data, root, /, *numbers, graphs=False, **sections):
     """Of few steps, a training takes half as long without graphs, unless `graphs`."""
     run = Run.begin(tiny_config(data, **sections), root)
     with nullcontext() if graphs else eagerly():
-        for k in wanted:
+        for k in numbers:
             fold.train_fold(run, k)
     return run
 
@@ -63,7 +63,7 @@ def seldom_validated(data, tmp_path_factory):
 
 
 def files(path):
-    return {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.is_file()}
+    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -74,7 +74,7 @@ def test_a_fold_leaves_model_history_and_the_predictions_of_its_own_slices(finis
         names = sorted(path.name for path in finished.fold(k).iterdir())
         assert names == ["curves.png", "history.csv", "model.keras", "oof.parquet", "passes", "training.json"]
         oof = read_predictions(finished.fold(k) / "oof.parquet")
-        assert oof.index.tolist() == [one for number, one in enumerate(TRAIN) if number // 4 % 2 == k]
+        assert oof.index.tolist() == [id_ for number, id_ in enumerate(TRAIN) if number // 4 % 2 == k]
         assert (oof.dtypes == np.float32).all()
         assert ((oof > 0) & (oof < 1)).all(axis=None)
         history = pd.read_csv(finished.fold(k) / "history.csv", index_col="epoch")
@@ -90,23 +90,23 @@ def test_a_fold_leaves_model_history_and_the_predictions_of_its_own_slices(finis
 def test_the_score_is_that_of_the_last_validation(finished):
     score = score_run(finished)
     table = folds.read_folds(finished.config.data.folds_path)
-    told = 0.0
+    expected = 0.0
     for k in range(2):
         history = pd.read_csv(finished.fold(k) / "history.csv")
-        told += history["val_weighted_log_loss"].iloc[-1] * (table["fold"] == k).sum() / len(table)
-    assert score["weighted_log_loss"] == pytest.approx(told, rel=1e-4)
+        expected += history["val_weighted_log_loss"].iloc[-1] * (table["fold"] == k).sum() / len(table)
+    assert score["weighted_log_loss"] == pytest.approx(expected, rel=1e-4)
     assert 0 < score["weighted_log_loss"] < 3
 
 
 def test_the_saved_model_gives_the_out_of_fold_predictions(finished):
     oof = read_predictions(finished.fold(1) / "oof.parquet")
     model = inference.load_model(finished, 1)
-    images = [cv2.imread(str(finished.config.data.images / f"train/{one}.png"), 0)[..., None] for one in oof.index]
+    images = [cv2.imread(str(finished.config.data.images / f"train/{id_}.png"), 0)[..., None] for id_ in oof.index]
     again = expit(keras.ops.convert_to_numpy(model(np.stack(images))))
     np.testing.assert_allclose(again, oof, rtol=1e-5, atol=1e-6)
 
 
-def test_an_unknown_pass_is_told_before_the_training(data, tmp_path):
+def test_an_unknown_pass_is_reported_before_the_training(data, tmp_path):
     with pytest.raises(IchError, match="no TTA pass is called 'flap'"):
         trained(data, tmp_path, 0, predict={"tta": ["flap"]})
     assert list(tmp_path.iterdir()) == []
@@ -148,8 +148,8 @@ def test_a_fold_depends_on_neither_other_folds_nor_the_machine_nor_the_global_ra
 ):
     monkeypatch.setattr("random.shuffle", None)  # `fit` shuffles batches by it, unless told not to
     alone = trained(data, tmp_path, 1, graphs=True, machine={"workers": 3, "steps_per_execution": 2})
-    one, other = (read_predictions(run.fold(1) / "oof.parquet") for run in (alone, finished))
-    pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
+    first, second = (read_predictions(run.fold(1) / "oof.parquet") for run in (alone, finished))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
@@ -234,7 +234,7 @@ def generators(config, table, multiple=1):
 
 
 def ids_of_an_epoch(generator):
-    return [one for index in range(len(generator)) for one in generator.ids_of(index)]
+    return [id_ for index in range(len(generator)) for id_ in generator.ids_of(index)]
 
 
 def test_some_slices_of_each_series_an_epoch(data):
@@ -278,10 +278,10 @@ def test_a_share_of_positives_is_taken_out_of_what_is_predicted(data, tmp_path, 
     model = inference.load_model(run, 0)
     assert model.layers[-1].oversampling == 3  # 6 slices with and 6 without a bleed, of which an epoch shows 2
     oof = read_predictions(run.fold(0) / "oof.parquet")
-    images = [cv2.imread(str(run.config.data.images / f"train/{one}.png"), 0)[..., None] for one in oof.index]
+    images = [cv2.imread(str(run.config.data.images / f"train/{id_}.png"), 0)[..., None] for id_ in oof.index]
     bare = keras.Model(model.inputs, model.get_layer("logits").output)(np.stack(images))
-    found = oof["any"] / (1 - oof["any"])
-    np.testing.assert_allclose(found, np.exp(keras.ops.convert_to_numpy(bare)[:, 5]) / 3, rtol=1e-4)
+    odds = oof["any"] / (1 - oof["any"])
+    np.testing.assert_allclose(odds, np.exp(keras.ops.convert_to_numpy(bare)[:, 5]) / 3, rtol=1e-4)
     # What is validated is what predicts.
     table = folds.read_folds(half_bled)
     score = metrics.weighted_log_loss(table.loc[oof.index, list(LABELS)].to_numpy(), oof.to_numpy())
@@ -299,7 +299,7 @@ def test_batches_of_one_size_show_every_slice(data):
         shown = ids_of_an_epoch(train)
         assert {len(train.ids_of(index)) for index in range(len(train))} == {5}
         assert set(shown) == set(train.ids)
-        filled.add(tuple(sorted(one for one in set(shown) if shown.count(one) > 1)))
+        filled.add(tuple(sorted(id_ for id_ in set(shown) if shown.count(id_) > 1)))
     assert {len(twice) for twice in filled} == {3}
     assert len(filled) > 1  # others each time
 

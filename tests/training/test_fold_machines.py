@@ -45,7 +45,7 @@ def normalized(images, weights):
     return keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
 
 backbones.BUILDERS["normalized"] = normalized
-root, told = Path(sys.argv[1]), {}
+root, results = Path(sys.argv[1]), {}
 for distribute in ("null", "mirrored"):
     overrides = [f"machine.distribute={distribute}"]
     run = run_directory.Run.begin(config.load(root / "tiny.yaml", overrides), root / distribute)
@@ -59,10 +59,10 @@ for distribute in ("null", "mirrored"):
         try:
             fold.train_fold(run, 0)
         except ZeroDivisionError:
-            told["stopped"] = True
+            results["stopped"] = True
         callbacks.Checkpoint.on_epoch_end = end
     fold.train_fold(run, 0)
-    told[distribute] = {
+    results[distribute] = {
         "history": pd.read_csv(run.fold(0) / "history.csv").to_dict("list"),
         "oof": pd.read_parquet(run.fold(0) / "oof.parquet").to_numpy().tolist(),
         "devices": run.environment()["devices"],
@@ -75,14 +75,14 @@ for distribute in (None, "mirrored"):
     folder = root / f"parts-{distribute}"
     rows = lambda passes: np.concatenate(passes[1], axis=1)
     parts = chunked_inference.predict_parts(model, [samples] * 2, folder, rows)
-    told[f"predicted-{distribute}"] = np.concatenate([read_part(part) for part in parts]).tolist()
-    told[f"replicas-{distribute}"] = devices.replicas(model)
+    results[f"predicted-{distribute}"] = np.concatenate([read_part(part) for part in parts]).tolist()
+    results[f"replicas-{distribute}"] = devices.replicas(model)
 try:
     run = run_directory.Run.begin(config.load(root / "tiny.yaml", [*overrides, "train.batch_size=5"]), root / "odd")
     fold.train_fold(run, 0)
 except IchError as error:
-    told["odd"] = str(error)
-(root / "told.json").write_text(json.dumps(told))
+    results["odd"] = str(error)
+(root / "results.json").write_text(json.dumps(results))
 """
 
 
@@ -103,24 +103,24 @@ def test_two_devices_learn_as_one_does_from_the_same_batches(data, tmp_path):
     (tmp_path / "tiny.yaml").write_text(config.resolved())
     done = subprocess.run([sys.executable, "-c", DEVICES, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "told.json").read_text())
-    one, two = (pd.DataFrame(content[distribute]["history"]) for distribute in ("null", "mirrored"))
-    assert one["loss"].nunique() == 5
+    content = json.loads((tmp_path / "results.json").read_text())
+    single, both = (pd.DataFrame(content[distribute]["history"]) for distribute in ("null", "mirrored"))
+    assert single["loss"].nunique() == 5
     # The AUC of so few jumps when rounding takes one of them across a threshold.
-    losses = [name for name in one.columns if "loss" in name]
+    losses = [name for name in single.columns if "loss" in name]
     assert len(losses) == 4
-    pd.testing.assert_frame_equal(one[losses], two[losses], rtol=1e-5)
+    pd.testing.assert_frame_equal(single[losses], both[losses], rtol=1e-5)
     pd.testing.assert_frame_equal(
         *(pd.DataFrame(content[distribute]["oof"]) for distribute in ("null", "mirrored")), rtol=1e-5
     )
     assert content["stopped"]
     # What was validated is what was saved and predicts.
     y, oof = table.loc[table["fold"] == 0, list(LABELS)].to_numpy(), np.array(content["mirrored"]["oof"])
-    assert metrics.weighted_log_loss(y, oof) == pytest.approx(two["val_weighted_log_loss"].min(), rel=1e-5)
-    one, two = (np.array(content[f"predicted-{distribute}"]) for distribute in (None, "mirrored"))
-    assert one.shape == two.shape == (21, 10)
-    assert len(np.unique(one[:, 0])) == 21
-    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert metrics.weighted_log_loss(y, oof) == pytest.approx(both["val_weighted_log_loss"].min(), rel=1e-5)
+    single, both = (np.array(content[f"predicted-{distribute}"]) for distribute in (None, "mirrored"))
+    assert single.shape == both.shape == (21, 10)
+    assert len(np.unique(single[:, 0])) == 21
+    np.testing.assert_allclose(single, both, rtol=1e-5, atol=1e-6)
     assert (content["replicas-None"], content["replicas-mirrored"]) == (1, 2)
     assert content["mirrored"]["devices"] == ["cpu:0", "cpu:1"]
     assert content["odd"] == (
@@ -208,7 +208,7 @@ def test_a_cluster_trains_the_folds_as_one_process_does(data, tmp_path):
         fold.train_folds(shared)  # which asks nothing of the cluster
     assert shared.finished_folds() == [0, 1]
     for k in range(2):
-        one, other = (read_predictions(run.fold(k) / "oof.parquet") for run in (alone, shared))
+        first, second = (read_predictions(run.fold(k) / "oof.parquet") for run in (alone, shared))
         # Dask gives its workers a thread each, and sums are rounded by another number of parts.
-        pd.testing.assert_frame_equal(one, other, rtol=1e-4)
+        pd.testing.assert_frame_equal(first, second, rtol=1e-4)
     assert score_run(shared)["weighted_log_loss"] == pytest.approx(score_run(alone)["weighted_log_loss"], rel=1e-4)

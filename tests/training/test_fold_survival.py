@@ -55,8 +55,8 @@ def train(config, root):
     return run
 
 
-def made(folder):
-    """All that a fold leaves, in bits: the archive of the model tells the time, its variables do not."""
+def contents(folder):
+    """All that a fold leaves, in bits: the archive of the model holds the time, its variables do not."""
     model = keras.saving.load_model(folder / "model.keras", compile=False)
     files = {path.name: path for path in folder.iterdir() if path.name != "model.keras"}
     assert set(files) == {"history.csv", "training.json", "curves.png", "oof.parquet", "passes"}
@@ -81,7 +81,7 @@ def undisturbed(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def through(undisturbed):
     """What is made of it by a run that nothing disturbs."""
-    return made(undisturbed.fold(0))
+    return contents(undisturbed.fold(0))
 
 
 def stop_after_an_epoch(patch):
@@ -110,13 +110,13 @@ def test_stopped_after_any_epoch_a_fold_ends_as_one_that_ran_through(data, tmp_p
     config = tiny_config(data, model=model, train={"epochs": 3, "batch_size": 5, "precision": precision, **options})
     before = keras.config.dtype_policy()
     try:
-        through = made(train(config, tmp_path / "through").fold(0))
+        through = contents(train(config, tmp_path / "through").fold(0))
         with pytest.MonkeyPatch.context() as patch:
             stop_after_an_epoch(patch)
             for _ in range(3):
                 with pytest.raises(Stop):
                     train(config, tmp_path / "stopped")
-        assert made(train(config, tmp_path / "stopped").fold(0)) == through
+        assert contents(train(config, tmp_path / "stopped").fold(0)) == through
     finally:
         keras.config.set_dtype_policy(before)
 
@@ -143,7 +143,7 @@ def test_killed_in_the_middle_of_an_epoch_the_same_command_continues(config, thr
         process.kill()
     assert process.returncode == -signal.SIGKILL
     (folder / f".ich-{'0' * 32}.tmp.npz").write_bytes(b"half of one")  # as a kill in the middle of a write leaves
-    assert made(train(config, tmp_path / "runs").fold(0)) == through
+    assert contents(train(config, tmp_path / "runs").fold(0)) == through
     assert "fold 0: goes on after epoch" in capsys.readouterr().out
 
 
@@ -157,7 +157,7 @@ def test_killed_at_ten_random_moments_the_files_are_those_of_one_that_ran_throug
         began = wait_for(process, "slices to train on") and time.monotonic()
         assert process.wait(600) == 0
     lasts = time.monotonic() - began
-    through = made(folder)
+    through = contents(folder)
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -178,17 +178,17 @@ def test_killed_at_ten_random_moments_the_files_are_those_of_one_that_ran_throug
                 break
             assert code == -signal.SIGKILL, said
             kills += 1
-        assert made(folder) == through
+        assert contents(folder) == through
 
 
 def children(process):
     """The ids of all processes that it has started, from whichever thread."""
     lists = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [int(one) for each in lists for one in each.read_text().split()]
+    return [int(pid) for each in lists for pid in each.read_text().split()]
 
 
 @pytest.mark.slow  # the next test kills in this process, test_cli has a script's errors, the kill above the resume
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up as Linux tells of them")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up as Linux lists them")
 def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, through, tmp_path):
     """Without a watch, Keras waits for its batch for ever."""
     machine = config.machine.model_copy(update={"workers": 2, "processes": True})
@@ -197,16 +197,16 @@ def test_a_data_worker_that_is_killed_ends_the_training_with_a_sentence(config, 
         assert wait_for(process, "epoch 1/4: ")
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
-            for one in children(process):
+            for pid in children(process):
                 with suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)  # an epoch's workers live for some hundredths of a second
         process.kill()
         said = process.stdout.read()
     assert process.returncode == 1, said
     assert "error: a process that reads images was killed, which is what a system does that runs out of memor" in said
     assert (folder / fold.CHECKPOINT).exists()
-    assert made(train(config, tmp_path / "runs").fold(0)) == through
+    assert contents(train(config, tmp_path / "runs").fold(0)) == through
 
 
 def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(data, tmp_path, eager):
@@ -218,9 +218,9 @@ def test_a_data_worker_that_is_killed_is_an_error_and_the_process_lives_on(data,
 
     def kill():
         while not stop.wait(0.01):
-            for one in multiprocessing.active_children():
-                if "PoolWorker" in one.name and one not in earlier:
-                    one.kill()
+            for child in multiprocessing.active_children():
+                if "PoolWorker" in child.name and child not in earlier:
+                    child.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -238,23 +238,23 @@ def test_a_finished_fold_is_not_trained_again_and_leaves_no_checkpoint(undisturb
     (undisturbed.fold(0) / fold.CHECKPOINT).write_bytes(b"as of a kill between the last two steps")
     monkeypatch.setattr(fold, "_fit", None)
     train(undisturbed.config, undisturbed.path.parent)
-    assert made(undisturbed.fold(0)) == through
+    assert contents(undisturbed.fold(0)) == through
 
 
 def test_a_loss_that_is_no_number_names_its_slices_and_keeps_the_last_checkpoint(data, tmp_path):
     config = tiny_config(data, train={"learning_rate": 1e30, "epochs": 4, "warmup_epochs": 2, "clip_norm": 1e30})
     with pytest.raises(IchError) as caught:
         train(config, tmp_path)
-    told = re.fullmatch(
+    match = re.fullmatch(
         r"the loss is (?:nan|inf) in epoch (\d), batch (\d), with the slices (.*); lower train.learning_rate, and"
         rf" give the run another name or delete {tmp_path / 'tiny'}",
         str(caught.value),
     )
-    named = told[3].split(", ")
+    named = match[3].split(", ")
     assert len(named) in (2, 5)
     assert set(named) <= set(TRAIN)
     assert sorted(path.name for path in (tmp_path / "tiny").glob("fold0/*")) == (
-        [fold.CHECKPOINT] if int(told[1]) > 1 else []
+        [fold.CHECKPOINT] if int(match[1]) > 1 else []
     )
 
 
@@ -281,4 +281,4 @@ def test_without_room_for_a_checkpoint_the_last_one_stays(config, through, tmp_p
     left = sorted(path.name for path in (tmp_path / "tiny/fold0").iterdir())
     assert left == [fold.BEST, fold.CHECKPOINT]
     monkeypatch.undo()
-    assert made(train(config, tmp_path).fold(0)) == through
+    assert contents(train(config, tmp_path).fold(0)) == through

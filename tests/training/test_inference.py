@@ -54,13 +54,13 @@ def write_data(path, test):
     rows = []
     for split, ids in (("train", TRAIN), ("test", test)):
         (path / "images" / split).mkdir(parents=True)
-        for number, one in enumerate(ids):
-            file = path / "images" / split / f"{one}.png"
+        for number, id_ in enumerate(ids):
+            file = path / "images" / split / f"{id_}.png"
             if number < 200:
                 cv2.imwrite(str(file), rng.integers(0, 255, (32, 32), dtype=np.uint8))
             else:
                 os.link(file.parent / f"{ids[number % 200]}.png", file)
-            rows.append({"SOPInstanceUID": one, "split": split, "status": "ok", "path": f"{split}/{one}.png"})
+            rows.append({"SOPInstanceUID": id_, "split": split, "status": "ok", "path": f"{split}/{id_}.png"})
         rows.append({"SOPInstanceUID": f"ID_f{split}", "split": split, "status": "truncated"})
     slice_table.write_table(slice_table.to_frame(rows), path / "images/slices.parquet")
     labels = rng.integers(0, 2, (len(TRAIN), 6), dtype=np.int8)
@@ -127,12 +127,12 @@ def asking(run, **predict):
 
 
 def files(path):
-    return {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.is_file()}
+    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
 
 
 def seen(run, split, ids, name):
     """The images of a pass, made one by one."""
-    images = [cv2.imread(str(run.config.data.images / split / f"{one}.png"), 0)[..., None] for one in ids]
+    images = [cv2.imread(str(run.config.data.images / split / f"{id_}.png"), 0)[..., None] for id_ in ids]
     (transform,) = augment.passes([name], 32, 32)
     return np.stack([image if transform is None else transform(image=image)["image"] for image in images])
 
@@ -150,12 +150,12 @@ def slow_logits(run, k, split, ids, name):
 def test_predictions_are_the_mean_of_folds_and_passes_for_every_readable_slice(copied, names, mean):
     run = asking(copied, tta=names, mean=mean)
     inference.predict_test(run)
-    found = read_predictions(run.predictions_path)
-    assert found.index.tolist() == TEST
-    assert (found.dtypes == np.float32).all()
+    predictions = read_predictions(run.predictions_path)
+    assert predictions.index.tolist() == TEST
+    assert (predictions.dtypes == np.float32).all()
     logits = [slow_logits(run, k, "test", TEST, name) for k in range(2) for name in names]
     expected = np.mean(expit(logits), axis=0) if mean == "probability" else expit(np.mean(logits, axis=0))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(predictions, expected, rtol=1e-4)
 
     oof, table = read_predictions(run.oof_path), folds.read_folds(run.config.data.folds_path)
     assert oof.index.tolist() == TRAIN
@@ -174,7 +174,7 @@ def test_predictions_are_the_mean_of_folds_and_passes_for_every_readable_slice(c
 
 
 class Echo(keras.layers.Layer):
-    """Six logits that tell which image it was."""
+    """Six logits that show which image it was."""
 
     def call(self, images):
         return keras.ops.tile(keras.ops.cast(images[:, 0, :1, 0], "float32"), (1, 6))
@@ -189,16 +189,16 @@ class Echo(keras.layers.Layer):
 def test_each_slice_gets_its_own_prediction_whatever_the_workers(tmp_path, monkeypatch, machine):
     monkeypatch.setattr(chunked_inference, "_AT_ONCE", 5)  # batches of 13
     ids = [f"ID_{number:03}" for number in np.random.default_rng(0).permutation(103)]
-    for one in ids:
-        image = np.full((8, 8, 1), int(one[3:]), np.uint8)
-        np.save(tmp_path / f"{one}.npy", image)
+    for id_ in ids:
+        image = np.full((8, 8, 1), int(id_[3:]), np.uint8)
+        np.save(tmp_path / f"{id_}.npy", image)
     samples = DataGenerator(ids, image_dir=tmp_path, suffix=".npy", batch_size=8, **machine)
     images = keras.Input((8, 8, 1))
     model = keras.Model(images, Echo()(images))
     logits = inference.predict_logits(model, samples, tmp_path / "parts")
     assert logits.shape == (103, 6)
     assert logits.dtype == np.float32
-    assert logits[:, 0].tolist() == [int(one[3:]) for one in ids]
+    assert logits[:, 0].tolist() == [int(id_[3:]) for id_ in ids]
     # Continued from the middle of what it saved, by as many workers.
     part = tmp_path / "parts/000000000.npy"
     np.save(part, np.load(part)[:40] + 1000)
@@ -211,19 +211,19 @@ def test_probabilities_of_certain_logits_are_no_overflow():
     logits = np.array([[0, 100, -100, 700, -700, 1]], dtype=np.float32)
     with np.errstate(all="raise", under="ignore"):
         for mean in ("probability", "logit"):
-            mean_of_one = inference.MeanOfPasses(1, mean)
-            mean_of_one.add(logits)
-            np.testing.assert_allclose(mean_of_one.probabilities()[0], [0.5, 1, 0, 1, 0, 0.7310586], atol=1e-7)
+            mean_of_pass = inference.MeanOfPasses(1, mean)
+            mean_of_pass.add(logits)
+            np.testing.assert_allclose(mean_of_pass.probabilities()[0], [0.5, 1, 0, 1, 0, 0.7310586], atol=1e-7)
 
 
 def test_the_mean_of_logits_is_exact_where_probabilities_are_certain():
     passes = [np.array([[0, 50, -50, 2]], np.float32), np.array([[1, 60, -800, 2]], np.float32)]
     with np.errstate(all="raise", under="ignore"):
-        found = inference.mean_logits(passes, "probability")[0]
-    assert found.dtype == np.float32
+        result = inference.mean_logits(passes, "probability")[0]
+    assert result.dtype == np.float32
     half = np.log(2)
     expected = [logit((0.5 + expit(1)) / 2), 50 + half, -50 - half, 2]  # 1 - p is half of e^-50, p likewise
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
     np.testing.assert_allclose(inference.mean_logits(passes, "logit")[0], [0.5, 55, -425, 2])
     np.testing.assert_array_equal(inference.mean_logits(passes[:1], "probability"), passes[0])
 
@@ -320,7 +320,7 @@ def test_parts_of_another_model_test_set_or_batch_size_are_not_taken(copied, mon
         parts = list(copied.passes(0).glob("test-none.parts/*/*.npy"))
         assert parts, what
         for part in parts:
-            np.save(part, np.full_like(np.load(part), 99))  # told from the true ones
+            np.save(part, np.full_like(np.load(part), 99))  # distinct from the true ones
         broken.write_bytes(whole)
         if what == "model":
             new_model(8).save(copied.fold(0) / "model.keras")
@@ -330,15 +330,15 @@ def test_parts_of_another_model_test_set_or_batch_size_are_not_taken(copied, mon
             slice_table.write_table(table[table["SOPInstanceUID"] != TEST[0]], path)
         else:
             run = asking(copied, batch_size=4)
-        found = inference.predict_test(run)
-        expected = [slow_logits(run, k, "test", found.index, "none") for k in range(2)]
-        np.testing.assert_allclose(found, np.mean(expit(expected), axis=0), rtol=1e-4)
+        predictions = inference.predict_test(run)
+        expected = [slow_logits(run, k, "test", predictions.index, "none") for k in range(2)]
+        np.testing.assert_allclose(predictions, np.mean(expit(expected), axis=0), rtol=1e-4)
         assert not list(run.path.rglob("*.npy"))
         shutil.rmtree(copied.passes(0))
         broken.write_bytes(b"junk")
 
 
-def test_results_go_elsewhere_and_the_run_stays_as_it_is(copied, tmp_path, monkeypatch):
+def test_results_go_to_another_folder_and_the_run_stays_as_it_is(copied, tmp_path, monkeypatch):
     inference.predict_test(copied)
     before = files(copied.path)
     titles = predicted(monkeypatch)
@@ -413,7 +413,7 @@ def kill_and_compare(tmp_path, kills):
                 time.sleep(rng.uniform(0, 0.4))
                 within += running.poll() is None
             finally:
-                with suppress(ProcessLookupError):  # it has just ended, which `within` tells
+                with suppress(ProcessLookupError):  # it has just ended, which `within` counts
                     os.killpg(running.pid, signal.SIGKILL)
     assert within == kills
     assert not (out / "predictions_test.parquet").exists()
@@ -430,7 +430,7 @@ def test_killed_ten_times_and_continued_it_ends_as_if_undisturbed(tmp_path, grap
     kill_and_compare(tmp_path, 10)
 
 
-def test_a_damaged_part_is_told(tmp_path):
+def test_a_damaged_part_is_reported(tmp_path):
     path = tmp_path / "000000000.npy"
     for junk in (b"", b"junk", b"\x93NUMPY\x01\x00"):
         path.write_bytes(junk)
@@ -452,7 +452,7 @@ def test_folds_drawn_anew_after_the_training_are_refused(copied, tmp_path):
     assert files(copied.path) == before
 
 
-def test_stopped_in_the_last_fold_elsewhere_the_score_is_that_of_the_new_passes(copied, tmp_path):
+def test_stopped_in_the_last_fold_in_another_folder_the_score_is_that_of_the_new_passes(copied, tmp_path):
     inference.predict_test(copied)
     run = asking(copied, tta="[none, flip]")
     out = with_results_in(run, tmp_path / "out")
@@ -515,13 +515,13 @@ def test_a_second_process_is_refused_before_it_writes(copied, lock):
         assert before[name] == files(copied.path)[name], name
 
 
-def test_a_missing_fold_is_told(copied):
+def test_a_missing_fold_is_reported(copied):
     shutil.rmtree(copied.fold(1))
     with pytest.raises(IchError, match=r"lacks fold\(s\) 1; train them first"):
         inference.predict_test(copied)
 
 
-def test_no_test_slices_are_told(copied):
+def test_no_test_slices_are_reported(copied):
     path = copied.config.data.images / "slices.parquet"
     table = slice_table.read_table(path)
     slice_table.write_table(table[table["split"] == "train"], path)
@@ -546,18 +546,18 @@ def test_a_damaged_model_is_a_sentence(copied, damage):
         path.write_bytes(b"junk")
     elif damage == "cut":
         path.write_bytes(whole[: len(whole) // 2])
-    elif damage == "another layer":  # of which Keras tells in many lines
+    elif damage == "another layer":  # which Keras reports in many lines
         path.write_bytes(whole)
         rewrite(path, "config.json", lambda text: text.replace(b'"strides"', b'"steps"'))
     elif damage.startswith("no "):
         with zipfile.ZipFile(copied.path.parent / "whole", "w") as archive:
             archive.writestr("model.weights.h5" if damage == "no config" else "config.json", b"{}")
         (copied.path.parent / "whole").rename(path)
-    told = r"the model .*model.keras cannot be read \(.*; delete .*fold0 and train the"
+    message = r"the model .*model.keras cannot be read \(.*; delete .*fold0 and train the"
     if damage == "missing":
-        told = r"model.keras is missing; give the run that was trained, not a folder that it predicted into, or del"
+        message = r"model.keras is missing; give the run that was trained, not a folder that it predicted into, or del"
     for work in (lambda: inference.load_model(copied, 0), lambda: inference.predict_test(copied)):
-        with pytest.raises(IchError, match=told) as caught:
+        with pytest.raises(IchError, match=message) as caught:
             work()
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 700
@@ -566,10 +566,10 @@ def test_a_damaged_model_is_a_sentence(copied, damage):
 def rewrite(path, name, change):
     """Change a part of a zip, whose checksums are then right."""
     with zipfile.ZipFile(path) as archive:
-        parts = {one: archive.read(one) for one in archive.namelist()}
+        parts = {part: archive.read(part) for part in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
-        for one, content in parts.items():
-            archive.writestr(one, change(content) if one == name else content)
+        for part, content in parts.items():
+            archive.writestr(part, change(content) if part == name else content)
 
 
 def test_a_model_of_which_any_byte_changed_is_refused_in_a_line_or_as_it_was(copied):
@@ -590,9 +590,9 @@ def test_a_model_of_which_any_byte_changed_is_refused_in_a_line_or_as_it_was(cop
             same = inference.load_model(copied, 0).get_weights()
         except IchError as error:
             refused += 1
-            told = str(error)
-            assert "\n" not in told, at
-            assert re.search(r"the model .*model.keras cannot be read \(.{4,300}\); delete .* and train the", told), at
+            text = str(error)
+            assert "\n" not in text, at
+            assert re.search(r"the model .*model.keras cannot be read \(.{4,300}\); delete .* and train the", text), at
         else:
             assert all(map(np.array_equal, same, weights)), at
     assert refused > len(places) / 3

@@ -34,8 +34,8 @@ def finished(data, root, build=None, /, **sections):
         run.fold(k).mkdir()
         keras.utils.set_random_seed(7 + k)
         whole = build() if build else BUILD((32, 32, 1))
-        for one in whole.weights:  # statistics too
-            one.assign(keras.random.uniform(one.shape, 0.1, 0.9))
+        for weight in whole.weights:  # statistics too
+            weight.assign(keras.random.uniform(weight.shape, 0.1, 0.9))
         whole.save(run.fold(k) / "model.keras")
         (run.fold(k) / "oof.parquet").touch()
     return run
@@ -66,11 +66,11 @@ def beginning(config, root, monkeypatch, k=1):
 
 
 def values(model):
-    return [keras.ops.convert_to_numpy(one) for one in model.weights]
+    return [keras.ops.convert_to_numpy(weight) for weight in model.weights]
 
 
-def same(one, other):
-    return all(np.array_equal(*both) for both in zip(values(one), values(other), strict=True))
+def same(first, second):
+    return all(np.array_equal(*both) for both in zip(values(first), values(second), strict=True))
 
 
 def test_a_fold_begins_with_the_weights_of_its_fold_and_the_run_says_so(data, source, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Each key of a config is seen to arrive where it decides something: what is handed over changes with it.
 
-Nothing is trained. A key that stands in no table here fails, so that a new one is told where it is seen.
+Nothing is trained. A key that stands in no table here fails, so that a new one is reported where it is seen.
 """
 
 import os
@@ -57,9 +57,9 @@ def changed(place, beside, key=None, value=None):
     content["model"]["name"] = "least"
     if beside.get("sequence.kind") == "recurrent":  # quick to build
         content["sequence"] |= {"width": 4, "units": 2, "dilations": [2]}
-    for path, one in [*beside.items(), *([] if key is None else [(key, value)])]:
+    for path, setting in [*beside.items(), *([] if key is None else [(key, value)])]:
         section, name = path.split(".")
-        content[section][name] = one
+        content[section][name] = setting
     return Config.model_validate(content)
 
 
@@ -71,10 +71,10 @@ def check(look, place, patch, tmp_path, key, entry):
     before = (look, *sorted(map(str, beside.items())))
     if before not in BEFORE:
         BEFORE[before] = look(changed(place, beside), patch, tmp_path / "before")
-    one, other = probe(BEFORE[before]), probe(look(changed(place, beside, key, value), patch, tmp_path / "after"))
-    assert one != other
+    usual, actual = probe(BEFORE[before]), probe(look(changed(place, beside, key, value), patch, tmp_path / "after"))
+    assert usual != actual
     if expected is not DIFFERS:
-        assert other == expected
+        assert actual == expected
 
 
 DIFFERS = object()
@@ -82,7 +82,7 @@ BEFORE = {}  # what is seen without the key's other value, once for all keys
 
 
 def arrives(value, probe, expected=DIFFERS, **beside):
-    return value, probe, expected, {name.replace("__", "."): one for name, one in beside.items()}
+    return value, probe, expected, {name.replace("__", "."): setting for name, setting in beside.items()}
 
 
 # ------------------------------------------------------------------------------------------- the first stage
@@ -104,11 +104,11 @@ def training_of(config, patch, path):
         seen.layers = {layer.name: layer for layer in model.layers}
         seen.optimizer, seen.loss = model.optimizer.get_config(), model.loss
         seen.schedule = model.optimizer._learning_rate.get_config()
-        seen.callbacks = {type(one).__name__: one for one in options["callbacks"]}
+        seen.callbacks = {type(callback).__name__: callback for callback in options["callbacks"]}
         inputs = [train[batch][0] for batch in range(len(train))]
         seen.images = [(x.get("image", x.get("unaugmented")) if isinstance(x, dict) else x).tobytes() for x in inputs]
         seen.ids = [id for batch in range(len(train)) for id in train.ids_of(batch)]
-        seen.first = [keras.ops.convert_to_numpy(one).tobytes() for one in model.trainable_variables]
+        seen.first = [keras.ops.convert_to_numpy(variable).tobytes() for variable in model.trainable_variables]
         raise Captured
 
     def adjustable(images, weights):
@@ -277,12 +277,12 @@ def folds_of(config, patch, path):
     seen = SimpleNamespace()
     table = folds.read_folds(config.data.folds_path)[list(LABELS)].iloc[1:].rename(index={"ID_000000005": "ID_f05"})
 
-    def made(frame, **options):
+    def capture(frame, **options):
         seen.slices, seen.options = len(frame), options
         raise Captured
 
     patch.setattr(labels, "read_labels", lambda path: (table, 0))
-    patch.setattr(folds, "make_folds", made)
+    patch.setattr(folds, "make_folds", capture)
     config = config.model_copy(update={"data": config.data.model_copy(update={"labels": path / "labels.csv"})})
     with pytest.raises((Captured, IchError)) as caught:
         script("make_folds", config, path)
@@ -363,10 +363,10 @@ def second_stage_of(config, patch, path):
         data[0]
         seen.fits.append(
             SimpleNamespace(
-                weights=[keras.ops.convert_to_numpy(one).tobytes() for one in model.trainable_variables],
+                weights=[keras.ops.convert_to_numpy(variable).tobytes() for variable in model.trainable_variables],
                 width=next(layer.units for layer in layers if isinstance(layer, keras.layers.Dense)),
-                dilations=[one.dilation_rate[0] for one in layers if isinstance(one, keras.layers.Conv1D)],
-                units=[one.units for one in layers if isinstance(one, keras.layers.GRU)],
+                dilations=[conv.dilation_rate[0] for conv in layers if isinstance(conv, keras.layers.Conv1D)],
+                units=[gru.units for gru in layers if isinstance(gru, keras.layers.GRU)],
                 dropout={layer.rate for layer in layers if type(layer) is keras.layers.Dropout},
                 batch=data[0][0]["slices"].shape[:2],
                 batches=len(data),
@@ -445,8 +445,8 @@ SECOND_STAGE = {
     "sequence.noise": arrives(0.1, lambda seen: set(seen.noise), {0.1}, sequence__kind="recurrent"),
     "sequence.shuffle_kinds": arrives(0.4, lambda seen: set(seen.kept), {0.4}, sequence__kind="recurrent"),
     "sequence.reach": of_trees(2, lambda seen: seen.features),
-    "sequence.rounds": of_trees(9, lambda seen: {one["max_iter"] for one in seen.forests}, {9}),
-    "sequence.tree_rate": of_trees(0.2, lambda seen: {one["learning_rate"] for one in seen.forests}, {0.2}),
+    "sequence.rounds": of_trees(9, lambda seen: {forest["max_iter"] for forest in seen.forests}, {9}),
+    "sequence.tree_rate": of_trees(0.2, lambda seen: {forest["learning_rate"] for forest in seen.forests}, {0.2}),
 }
 
 
@@ -460,7 +460,7 @@ def test_a_key_arrives_in_the_second_stage(place, scores, tmp_path, monkeypatch,
 def test_the_seed_of_the_second_stage_arrives_in_its_trees(place, scores, tmp_path, monkeypatch):
     (tmp_path / "scores.parquet").symlink_to(scores / "scores.parquet")
     (tmp_path / "roots").mkdir()
-    entry = of_trees(5, lambda seen: {one["random_state"] for one in seen.forests}, {5})
+    entry = of_trees(5, lambda seen: {forest["random_state"] for forest in seen.forests}, {5})
     check(second_stage_of, place, monkeypatch, tmp_path / "roots", "sequence.seed", entry)
 
 
@@ -477,7 +477,7 @@ def test_the_features_of_the_second_stage_are_those_asked_for(scores, tmp_path):
 def test_every_key_stands_in_a_table():
     """A new key is seen to arrive somewhere, or here it fails."""
     # Tests of their own, in test_alignment.py, test_pseudo.py and test_initial.py.
-    elsewhere = {"sequence.features", "sequence.align", "train.pseudo", "train.pseudo_weight", "train.init_from"}
+    tested_apart = {"sequence.features", "sequence.align", "train.pseudo", "train.pseudo_weight", "train.init_from"}
     sections = ("preprocess", "folds", "model", "train", "predict", "sequence", "machine")
     keys = {f"{section}.{key}" for section in sections for key in Config.model_fields[section].annotation.model_fields}
-    assert keys == {*TRAINING, *CONVERSION, *FOLDS, *PREDICTION, *SECOND_STAGE, *elsewhere}
+    assert keys == {*TRAINING, *CONVERSION, *FOLDS, *PREDICTION, *SECOND_STAGE, *tested_apart}

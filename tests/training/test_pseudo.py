@@ -90,11 +90,11 @@ def read(config, k=0):
 
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_fold_learns_from_the_model_that_has_not_seen_its_patients(home, k):
-    found = read(with_pseudo(home), k)
+    result = read(with_pseudo(home), k)
     expected = (expit(logits_of(k, "none")) + expit(logits_of(k, "flip"))) / 2
-    pd.testing.assert_frame_equal(found.joined.labels, expected.loc[KNOWN[k]], rtol=1e-6)
+    pd.testing.assert_frame_equal(result.joined.labels, expected.loc[KNOWN[k]], rtol=1e-6)
     other = (expit(logits_of(1 - k, "none")) + expit(logits_of(1 - k, "flip"))) / 2
-    assert (np.abs(found.joined.labels - other.loc[KNOWN[k]]) > 1e-3).any(axis=None)
+    assert (np.abs(result.joined.labels - other.loc[KNOWN[k]]) > 1e-3).any(axis=None)
 
 
 def test_patients_whom_the_fold_holds_out_are_left_out_counted_and_named(home):
@@ -114,23 +114,23 @@ def test_patients_whom_the_fold_holds_out_are_left_out_counted_and_named(home):
 
 def test_the_audit_is_the_same_for_every_fold_and_names_what_it_proves(home):
     config = with_pseudo(home)
-    one, other = (read(config, k).audit for k in range(2))
-    assert one == other == json.loads(json.dumps(one))
+    first, second = (read(config, k).audit for k in range(2))
+    assert first == second == json.loads(json.dumps(first))
     run, data = home / "other/tiny", RunData(config)
-    assert one["folds_sha256"] == sha256_of(home / "folds.csv")
-    assert one["models"] == [sha256_of(run / f"fold{k}/model.keras") for k in range(2)]
-    assert one["test_slices"] == 7
-    assert one["test_sha256"] == split_digest(data.slices, "test")
-    assert (one["tta"], one["mean"]) == (["none", "flip"], "probability")
-    assert one["left_out"] == [{"held_out": 3, "without_patient": 1}, {"held_out": 0, "without_patient": 1}]
+    assert first["folds_sha256"] == sha256_of(home / "folds.csv")
+    assert first["models"] == [sha256_of(run / f"fold{k}/model.keras") for k in range(2)]
+    assert first["test_slices"] == 7
+    assert first["test_sha256"] == split_digest(data.slices, "test")
+    assert (first["tta"], first["mean"]) == (["none", "flip"], "probability")
+    assert first["left_out"] == [{"held_out": 3, "without_patient": 1}, {"held_out": 0, "without_patient": 1}]
 
 
 @pytest.mark.parametrize("scan", [None, {"slices": 4, "units": 4}])
 def test_batches_hold_soft_labels_of_test_images_with_their_weight(home, scan):
     config = with_pseudo(home, model={"neighbours": [0, 1], "scan": scan}, train={"batch_size": 64})
-    data, found = RunData(config), read(with_pseudo(home))
-    train, held_out = fold_setup.generators(config, data.folds, data.slices, 0, 1, [found.joined])
-    own = [one for number, one in enumerate(TRAIN) if number // 4 % 2]
+    data, result = RunData(config), read(with_pseudo(home))
+    train, held_out = fold_setup.generators(config, data.folds, data.slices, 0, 1, [result.joined])
+    own = [id_ for number, id_ in enumerate(TRAIN) if number // 4 % 2]
     assert sorted(train.ids) == sorted(own + KNOWN[0])
     assert set(held_out.ids) == set(TRAIN) - set(own)
     x, labels, weights = train[0]
@@ -144,10 +144,10 @@ def test_batches_hold_soft_labels_of_test_images_with_their_weight(home, scan):
             assert (weight, label.tolist()) == (1, data.folds.loc[id, list(LABELS)].tolist())
         else:
             assert weight == 0.25
-            np.testing.assert_allclose(label, found.joined.labels.loc[id])
+            np.testing.assert_allclose(label, result.joined.labels.loc[id])
 
 
-def test_a_training_tells_and_records_them_and_goes_on_with_the_same_alone(place, tmp_path, monkeypatch, capsys):
+def test_a_training_reports_and_records_them_and_goes_on_with_the_same_alone(place, tmp_path, monkeypatch, capsys):
     run = Run.begin(with_pseudo(place), tmp_path / "runs")
     monkeypatch.setattr(fold, "_fit", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -197,7 +197,7 @@ def test_weights_chosen_on_held_out_patients_are_refused(place):
         read(with_pseudo(place))
 
 
-def test_shifted_probabilities_are_told(place):
+def test_shifted_probabilities_are_reported(place):
     config = place / "other/tiny/config.yaml"
     config.write_text(config.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
     environment = place / "other/tiny/environment.json"

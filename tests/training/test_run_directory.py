@@ -305,7 +305,7 @@ def test_a_run_knows_how_it_predicted_last(config, root, tmp_path):
     assert other.config_path.stat().st_mtime_ns == before
 
 
-def test_the_score_is_read_back_and_a_damaged_one_is_told(config, root):
+def test_the_score_is_read_back_and_a_damaged_one_is_reported(config, root):
     run = begun(config, root)
     with pytest.raises(IchError, match="lacks fold"):
         read_score(run)
@@ -395,7 +395,7 @@ def test_a_score_has_the_shift_of_a_loss_and_the_interval_of_the_passes(config, 
     assert "shift" not in score_run(run)  # a second stage has a loss of its own
 
 
-def test_a_missing_fold_is_told_before_anything_is_written(config, root):
+def test_a_missing_fold_is_reported_before_anything_is_written(config, root):
     run, table = begun(config, root), fold_table()
     write_predictions(some_predictions(table)[:6], run.fold(1) / "oof.parquet")
     assert run.finished_folds() == [1]
@@ -423,7 +423,7 @@ def test_passes_that_a_training_would_not_make_any_more_are_refused(config, root
     with pytest.raises(IchError, match=r"fold 0 of .* is trained and predicted by .*'none'\], .*, not .*'flip'\]"):
         other.check_passes()
     run.restart(0)
-    write_predictions(part, run.fold(0) / "oof.parquet")  # which does not tell
+    write_predictions(part, run.fold(0) / "oof.parquet")  # which does not say
     other.check_passes()
 
 
@@ -450,8 +450,8 @@ def test_predictions_of_other_slices_are_not_scored(config, root, spoil):
 
 def test_settings_are_the_configs(config):
     section = {"windows": ["brain", {"center": 1, "width": 2}, "bone"], "size": 64, "fit": "stretch"}
-    found = Settings.of(changed(config, preprocess=section).preprocess)
-    assert found == convert.Settings((preset("brain"), Window(1, 2), preset("bone")), 64, "stretch")
+    settings = Settings.of(changed(config, preprocess=section).preprocess)
+    assert settings == convert.Settings((preset("brain"), Window(1, 2), preset("bone")), 64, "stretch")
 
 
 def test_an_unknown_window_is_refused_with_the_list(config):

@@ -37,7 +37,7 @@ def slow(run, k, ids, split):
     """Logits of slices, series by series and window by window; series of the tests have four slices, windows three."""
     model = inference.load_model(run, k)
     table = inference.read_slices(run.config).set_index("SOPInstanceUID").loc[ids]
-    found = {id: [] for id in ids}
+    logits_by_id = {id: [] for id in ids}
     for _, series in table.sort_values("order").groupby("SeriesInstanceUID"):
         starts = range(len(series) - 2) if len(series) > 3 else [0]
         for start in starts:
@@ -50,8 +50,8 @@ def slow(run, k, ids, split):
                 "z": np.zeros((1, 3), np.float32),
             }
             for id, logits in zip(window, model.predict(x, verbose=0)[0], strict=False):
-                found[id].append(logits)
-    return np.array([np.mean(found[id], axis=0) for id in ids])
+                logits_by_id[id].append(logits)
+    return np.array([np.mean(logits_by_id[id], axis=0) for id in ids])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -68,7 +68,7 @@ def test_the_run_is_scored_and_its_probabilities_are_the_passes_mean(run):
     assert read_score(run)
     oof = read_predictions(run.fold(1) / "oof.parquet")
     passes = [read_predictions(run.passes(1) / f"oof-{tta}.parquet") for tta in ("none", "flip")]
-    np.testing.assert_allclose(oof, np.mean([expit(one) for one in passes], axis=0), atol=1e-6)
+    np.testing.assert_allclose(oof, np.mean([expit(table) for table in passes], axis=0), atol=1e-6)
 
 
 def test_padding_is_not_scored_in_validation(run, data):
@@ -102,7 +102,7 @@ def test_embeddings_are_those_of_the_layers_over_the_slices(run):
         assert values.shape == (len(logits), 16)
         assert np.isfinite(values).all()
         passes = [read_predictions(run.passes(k) / f"oof-{tta}.parquet") for tta in ("none", "flip")]
-        expected = inference.mean_logits([one.loc[logits.index].to_numpy() for one in passes], "probability")
+        expected = inference.mean_logits([table.loc[logits.index].to_numpy() for table in passes], "probability")
         np.testing.assert_allclose(logits, expected, atol=0.02)  # the mean over windows of the passes' mean
 
 
@@ -116,7 +116,7 @@ def test_training_twice_gives_the_same_and_another_seed_another(run, data, tmp_p
     expected = inference.load_model(run, 0).get_weights()
     config = run.config
     same = weights(config, tmp_path / "same")
-    assert all((one == other).all() for one, other in zip(expected, same, strict=True))
+    assert all((first == second).all() for first, second in zip(expected, same, strict=True))
     train = config.train.model_copy(update={"seed": 1})
     other = weights(config.model_copy(update={"train": train}), tmp_path / "other")
-    assert any((one != two).any() for one, two in zip(expected, other, strict=True))
+    assert any((first != second).any() for first, second in zip(expected, other, strict=True))

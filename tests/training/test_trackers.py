@@ -92,8 +92,8 @@ def test_a_missing_package_is_a_sentence_before_the_training(data, tmp_path, mon
 
 
 def test_without_trackers_there_is_nothing(tmp_path):
-    with trackers.callbacks([], training(tmp_path / "none")) as found:
-        assert found == []
+    with trackers.callbacks([], training(tmp_path / "none")) as callbacks:
+        assert callbacks == []
     assert not (tmp_path / "none").exists()
 
 
