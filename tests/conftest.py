@@ -147,18 +147,18 @@ def make_dicom(stored=None, *, uid=UID_A, syntax=ExplicitVRLittleEndian, drop=()
     return data
 
 
-def jpeg_lossless(data=None, *, codec="JPEGLosslessProcess14_1", **made):
+def jpeg_lossless(data=None, *, codec="JPEGLosslessProcess14_1", **options):
     """The bytes of a slice, compressed by GDCM.
 
     Args:
         data: of a slice that is not compressed; what `make_dicom` makes if None.
-        made: as `make_dicom` takes it.
+        options: as `make_dicom` takes them.
     """
     import gdcm
 
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "slice"))
-        Path(path).write_bytes(make_dicom(**made) if data is None else data)
+        Path(path).write_bytes(make_dicom(**options) if data is None else data)
         read, change, write = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         read.SetFileName(path)
         assert read.Read()
@@ -215,13 +215,13 @@ def make_images(path):
     labels = np.column_stack([five, five.max(axis=1)])
     for split, ids in (("train", TRAIN), ("test", TEST)):
         (path / "images" / split).mkdir(parents=True)
-        for number, one in enumerate(ids):
+        for number, id_ in enumerate(ids):
             image = rng.integers(0, 100, (32, 32), dtype=np.uint8)
             if split == "train":
                 image[4:20, 4:20] += np.uint8(100 * labels[number, 5])
-            cv2.imwrite(str(path / "images" / split / f"{one}.png"), image)
-    rows = [_slice(one, "train", number) for number, one in enumerate(TRAIN)]
-    rows += [_slice(one, "test", 100 + number) for number, one in enumerate(TEST)]
+            cv2.imwrite(str(path / "images" / split / f"{id_}.png"), image)
+    rows = [_slice(id_, "train", number) for number, id_ in enumerate(TRAIN)]
+    rows += [_slice(id_, "test", 100 + number) for number, id_ in enumerate(TEST)]
     rows += [_slice("ID_f00", "train", 200, "truncated"), _slice("ID_f01", "test", 300, "truncated")]
     slice_table.write_table(slice_table.to_frame(rows), path / "images/slices.parquet")
     table = pd.DataFrame(labels, columns=list(LABELS), index=pd.Index(TRAIN, name=INDEX_NAME))
@@ -230,9 +230,9 @@ def make_images(path):
     folds.write_folds(path / "folds.csv", table)
 
 
-def _slice(one, split, number, status="ok"):
+def _slice(id_, split, number, status="ok"):
     place = {"SeriesInstanceUID": f"ID_s{number // 4}", "order": 3 - number % 4}
-    return {"SOPInstanceUID": one, "split": split, "status": status, "path": f"{split}/{one}.png", **place}
+    return {"SOPInstanceUID": id_, "split": split, "status": status, "path": f"{split}/{id_}.png", **place}
 
 
 def tiny_config(path, /, **sections):
@@ -313,10 +313,10 @@ def dask_scheduler(workers):
     }
     command = [sys.executable, "-c", SCHEDULER, str(workers)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as elsewhere:
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         try:
-            yield elsewhere, elsewhere.stdout.readline().strip()
-            elsewhere.stdin.close()
-            elsewhere.wait(timeout=20)
+            yield process, process.stdout.readline().strip()
+            process.stdin.close()
+            process.wait(timeout=20)
         finally:
-            elsewhere.kill()
+            process.kill()

@@ -50,17 +50,17 @@ def home_of(tmp_path_factory):
     if _homes:
         return _homes[0]
     base = tmp_path_factory.getbasetemp()
-    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_results"
-    with made.with_suffix(".lock").open("w") as lock:
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_results"
+    with shared.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():  # a folder by another name is what a process that failed has left
+        if not shared.exists():  # a folder by another name is what a process that failed has left
             folder = make_results(tmp_path_factory.mktemp("results"))
             with zipfile.ZipFile(folder / "archive.zip") as archive:
                 for name in archive.namelist():
                     if "stage_2_test/" in name and name.endswith(".dcm"):
                         archive.extract(name, folder / "test")
-            folder.rename(made)
-    _homes.append(Path(shutil.copytree(made, tmp_path_factory.mktemp("home") / "home")))
+            folder.rename(shared)
+    _homes.append(Path(shutil.copytree(shared, tmp_path_factory.mktemp("home") / "home")))
     return _homes[0]
 
 
@@ -103,7 +103,7 @@ def make_results(folder):
         script("preprocess.py", "config.yaml", "--max-failures", 1)
         script("make_folds.py", "config.yaml")
         make_run(partial(build_model, "small_cnn", (64, 64, 3)))
-        options = [part for one in SEQUENCE for part in ("--set", f"sequence.{one}")]
+        options = [part for setting in SEQUENCE for part in ("--set", f"sequence.{setting}")]
         script("train_sequence.py", "runs/tiny", *options)
         blended = ("runs/tiny", "runs/tiny-sequence", "--out", "runs/mixed")
         script("blend.py", *blended, "--calibrate", "platt", "--any-at-least-max")

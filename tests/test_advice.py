@@ -42,13 +42,13 @@ def is_text(statement: ast.stmt) -> bool:
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
     """The options of each script."""
-    found = {}
+    by_script = {}
 
     class Stop(Exception):
         pass
 
     def parse_args(parser, _=None):
-        found[name] = {option for action in parser._actions for option in action.option_strings}
+        by_script[name] = {option for action in parser._actions for option in action.option_strings}
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,24 +57,24 @@ def options() -> dict[str, set[str]]:
             name = path.name
             with pytest.raises(Stop):
                 runpy.run_path(str(path))["main"]([])
-    return found
+    return by_script
 
 
 def faults(text: str, options: dict[str, set[str]], extras: set[str]) -> list[str]:
     """What a message names and nobody has."""
-    found = [script for script in re.findall(r"scripts/(\w+\.py)", text) if script not in options]
+    unknown = [script for script in re.findall(r"scripts/(\w+\.py)", text) if script not in options]
     every = set().union(*options.values(), FOREIGN)
-    found += [option for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text) if option not in every]
+    unknown += [option for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text) if option not in every]
     keys = [(section, key) for section, key in KEY.findall(text) if key not in FILES]
-    found += [f"{section}.{key}" for section, key in keys if key not in SECTIONS[section].model_fields]
-    return found + [extra for extra in re.findall(r"'ich\[(\w+)\]'", text) if extra not in extras]
+    unknown += [f"{section}.{key}" for section, key in keys if key not in SECTIONS[section].model_fields]
+    return unknown + [extra for extra in re.findall(r"'ich\[(\w+)\]'", text) if extra not in extras]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_what_a_message_names_exists(path, options):
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    told = [(line, text) for line, text in texts(path.read_text(encoding="utf-8")) if " " in text]
-    assert not [(line, text, fault) for line, text in told if (fault := faults(text, options, extras))]
+    messages = [(line, text) for line, text in texts(path.read_text(encoding="utf-8")) if " " in text]
+    assert not [(line, text, fault) for line, text in messages if (fault := faults(text, options, extras))]
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,12 @@ def test_each_backend_trains_and_says_which_it_was(trained, backend):
 
 @pytest.mark.parametrize("of", BACKENDS)
 def test_a_model_saved_by_one_predicts_the_same_in_all(trained, tmp_path, of):
-    found = {}
+    predictions = {}
     for backend in BACKENDS:
         script("predict", backend, trained[of] / "runs/tiny", "--out", tmp_path / backend)
-        found[backend] = read_predictions(tmp_path / backend / "predictions_test.parquet")
+        predictions[backend] = read_predictions(tmp_path / backend / "predictions_test.parquet")
     for backend in BACKENDS:
-        pd.testing.assert_frame_equal(found[backend], found[of], rtol=1e-4, atol=1e-6)
+        pd.testing.assert_frame_equal(predictions[backend], predictions[of], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,6 +111,6 @@ fold.train_fold(run_directory.Run.begin(config.load(Path(sys.argv[1]))), 0)
     assert done.returncode == 7, done.stderr
     steps = [] if backend == "torch" else ["--set", "machine.steps_per_execution=2"]  # which changes no result
     assert "goes on after epoch 2" in script("train", backend, config, "--fold", 0, *steps)
-    one, other = (run_of(folder).fold(0) for folder in (tmp_path, trained[backend]))
-    pd.testing.assert_frame_equal(*(pd.read_csv(fold / "history.csv") for fold in (one, other)), rtol=1e-4)
-    pd.testing.assert_frame_equal(*(read_predictions(fold / "oof.parquet") for fold in (one, other)), rtol=1e-3)
+    resumed, whole = (run_of(folder).fold(0) for folder in (tmp_path, trained[backend]))
+    pd.testing.assert_frame_equal(*(pd.read_csv(fold / "history.csv") for fold in (resumed, whole)), rtol=1e-4)
+    pd.testing.assert_frame_equal(*(read_predictions(fold / "oof.parquet") for fold in (resumed, whole)), rtol=1e-3)

@@ -45,30 +45,30 @@ def test_every_config_of_the_repository_is_valid_and_named_after_its_file(path):
 
 
 def test_the_least_config_has_defaults_for_all_else(written):
-    found = load(written(LEAST))
-    assert found.data.sources == [Path("a.zip")]
-    assert found.data.folds_path == Path("images/one/folds.csv")
-    assert found.preprocess.windows == ["brain"]
-    assert found == config()
+    loaded = load(written(LEAST))
+    assert loaded.data.sources == [Path("a.zip")]
+    assert loaded.data.folds_path == Path("images/one/folds.csv")
+    assert loaded.preprocess.windows == ["brain"]
+    assert loaded == config()
 
 
 def test_one_source_or_several(written):
     data = {"sources": ["a.zip", "b"], "images": "i", "folds": "f.csv"}
-    found = load(written(LEAST, data=data))
-    assert found.data.sources == [Path("a.zip"), Path("b")]
-    assert found.data.folds_path == Path("f.csv")
+    loaded = load(written(LEAST, data=data))
+    assert loaded.data.sources == [Path("a.zip"), Path("b")]
+    assert loaded.data.folds_path == Path("f.csv")
 
 
 def test_windows_by_name_and_by_value_in_their_order(written):
     windows = ["subdural", {"center": 40, "width": 380}, "bone"]
-    found = load(written(LEAST, preprocess={"windows": windows}))
-    assert found.preprocess.windows == ["subdural", WindowConfig(center=40, width=380), "bone"]
+    loaded = load(written(LEAST, preprocess={"windows": windows}))
+    assert loaded.preprocess.windows == ["subdural", WindowConfig(center=40, width=380), "bone"]
 
 
 def test_numbers_as_people_write_them(written):
     # YAML 1.1 takes 1e-3, without a point, for text.
-    found = load(written("name: one\ndata: {sources: a, images: i}\ntrain: {learning_rate: 1e-3}\n"))
-    assert found.train.learning_rate == 1e-3
+    loaded = load(written("name: one\ndata: {sources: a, images: i}\ntrain: {learning_rate: 1e-3}\n"))
+    assert loaded.train.learning_rate == 1e-3
 
 
 @given(
@@ -89,10 +89,10 @@ def test_numbers_as_people_write_them(written):
         st.sampled_from([None, "imagenet", "null", "1e-3", "a: b", "öß/ä.h5", "yes"]),
     )
 )
-def test_resolved_reads_back_as_the_same_config(one):
-    again = Config.model_validate(yaml.safe_load(one.resolved()))
-    assert again == one
-    assert differences(one, again) == []
+def test_resolved_reads_back_as_the_same_config(original):
+    again = Config.model_validate(yaml.safe_load(original.resolved()))
+    assert again == original
+    assert differences(original, again) == []
 
 
 def test_resolved_writes_every_default_out():
@@ -224,9 +224,9 @@ def test_a_crop_leaves_nothing_to_fit(written):
 
 @pytest.mark.parametrize(("section", "default"), [("train", 1.0), ("sequence", 2.0)])
 def test_a_warm_up_is_no_longer_than_the_training(written, section, default):
-    told = f"has 3 epochs; set it to these at most, or leave it at {default}"
-    assert told in refusal(written(LEAST), f"{section}.epochs=3", f"{section}.warmup_epochs=3.5")
-    assert told in refusal(written(LEAST, **{section: {"warmup_epochs": 4}}), f"{section}.epochs=3")
+    message = f"has 3 epochs; set it to these at most, or leave it at {default}"
+    assert message in refusal(written(LEAST), f"{section}.epochs=3", f"{section}.warmup_epochs=3.5")
+    assert message in refusal(written(LEAST, **{section: {"warmup_epochs": 4}}), f"{section}.epochs=3")
 
 
 def test_every_config_of_the_repository_takes_every_kind_of_second_stage():
@@ -282,22 +282,22 @@ def test_what_has_an_effect_together_is_taken(written):
     ],
 )
 def test_set(written, override, path, value):
-    found = load(written(LEAST), [override])
+    actual = load(written(LEAST), [override])
     for key in path.split("."):
-        found = getattr(found, key)
-    assert found == value
+        actual = getattr(actual, key)
+    assert actual == value
 
 
 def test_set_makes_a_section_the_last_one_wins_and_the_rest_stays(written):
     path = written(LEAST, train={"seed": 5, "epochs": 2})
-    found = load(path, ["train.epochs=3", "train.epochs=4", "folds.n=2"])
-    assert (found.train.epochs, found.train.seed, found.folds.n) == (4, 5, 2)
+    loaded = load(path, ["train.epochs=3", "train.epochs=4", "folds.n=2"])
+    assert (loaded.train.epochs, loaded.train.seed, loaded.folds.n) == (4, 5, 2)
     assert yaml.safe_load(path.read_text())["train"] == {"seed": 5, "epochs": 2}
 
 
 def test_an_augmentation_on_the_device_needs_one(written):
-    told = refusal(written(LEAST), "train.augment=none", "train.augment_on=device")
-    assert "train.augment is none, which leaves nothing to do there; set it to cpu, or train.augment" in told
+    message = refusal(written(LEAST), "train.augment=none", "train.augment_on=device")
+    assert "train.augment is none, which leaves nothing to do there; set it to cpu, or train.augment" in message
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.=3", ".epochs=3", "train..epochs=3", ""])
@@ -379,7 +379,7 @@ def test_what_is_wrong_is_named_by_its_path(written, sections, expected):
     assert "|" not in message
 
 
-def test_all_that_is_wrong_is_told_at_once(written):
+def test_all_that_is_wrong_is_reported_at_once(written):
     message = refusal(written(LEAST, train={"lr": 1, "epochs": 0}, model={"nam": "x"}))
     assert all(part in message for part in ("train.lr is no", "train.epochs is 0", "model.nam is no"))
 
@@ -406,9 +406,9 @@ def test_a_file_without_sections(written, content, kind):
 
 
 def test_differences_name_the_paths_and_both_values():
-    one = config(train={"epochs": 3}, model={"weights": None})
-    other = config(train={"epochs": 4}, model={"weights": "imagenet"})
-    assert differences(one, other) == ["model.weights: None / imagenet", "train.epochs: 3 / 4"]
+    first = config(train={"epochs": 3}, model={"weights": None})
+    second = config(train={"epochs": 4}, model={"weights": "imagenet"})
+    assert differences(first, second) == ["model.weights: None / imagenet", "train.epochs: 3 / 4"]
 
 
 def test_the_machine_makes_no_difference():
@@ -448,8 +448,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 def test_an_empty_section_and_a_single_window_are_what_they_look_like(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: one\ndata: {sources: a, images: b}\ntrain:\npreprocess: {windows: bone}\n")
-    found = load(path)
-    assert (found.train, found.preprocess.windows) == (config().train, ["bone"])
+    loaded = load(path)
+    assert (loaded.train, loaded.preprocess.windows) == (config().train, ["bone"])
 
 
 def test_the_data_of_a_config_of_another_kind(tmp_path):
@@ -485,7 +485,7 @@ def test_the_advice_on_text_that_yaml_reads_as_a_number_helps(written):
         message = refusal(written(LEAST), f"{key}={text}")
         assert f" is {text}, which YAML reads as " in message
         advised = re.search(r'on a command line --set "(.*)=\'…\'"', message)[1]
-        found = load(written(LEAST), [f"{advised}='{text}'"])
+        actual = load(written(LEAST), [f"{advised}='{text}'"])
         for part in key.split("."):
-            found = getattr(found, part)
-        assert str(found[0] if isinstance(found, list) else found) == text
+            actual = getattr(actual, part)
+        assert str(actual[0] if isinstance(actual, list) else actual) == text

@@ -101,8 +101,8 @@ def test_git_ignores_what_commands_write():
     paths = sorted(path for path in paths if not path.startswith(("docs/", "/")))  # the picture of README.md
     assert {"folds-10.csv", "kaggle/baseline/wheels/a.whl", "runs/blend/wheels/a.whl"} <= set(paths)
     ask = ["git", "check-ignore", "--no-index", "--stdin"]
-    told = subprocess.run(ask, input="\n".join(paths), capture_output=True, text=True, cwd=ROOT)
-    assert sorted(told.stdout.split()) == paths
+    result = subprocess.run(ask, input="\n".join(paths), capture_output=True, text=True, cwd=ROOT)
+    assert sorted(result.stdout.split()) == paths
     tracked = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
     assert tracked.stdout == ""  # nothing that is in the repository is ignored
 
@@ -114,9 +114,9 @@ def test_commands_are_found():
 
 
 def test_every_value_that_is_set_is_a_key():
-    found = set(re.findall(r"--set[ \n]+\"?([a-z_.]+)=", PAGES)) - {"section.key"}
-    assert len(found) > 10
-    for key in found:
+    keys = set(re.findall(r"--set[ \n]+\"?([a-z_.]+)=", PAGES)) - {"section.key"}
+    assert len(keys) > 10
+    for key in keys:
         section, _, name = key.rpartition(".")
         schema = config.Config.model_fields[section].annotation if section else config.Config
         assert name in schema.model_fields, key
@@ -147,9 +147,9 @@ FILES = ["csv", "parquet", "py", "json", "jsonl", "toml", "yaml", "txt", "md", "
 
 def test_every_name_in_code_exists():
     """`section.key` of a config, or `module.name` of ich."""
-    found = set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)(?:[(=:][^`]*)?`", PAGES))
-    assert len(found) > 20
-    for first, second in sorted(found):
+    names = set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)(?:[(=:][^`]*)?`", PAGES))
+    assert len(names) > 20
+    for first, second in sorted(names):
         if second in FILES:
             continue
         field = config.Config.model_fields.get(first)

@@ -127,13 +127,13 @@ def test_every_slice_arrives_once_with_its_own_label_in_one_fold(finished):
 def test_the_submission_has_the_rows_of_the_sample_and_the_mean_of_the_folds(finished):
     with zipfile.ZipFile(finished / ARCHIVE) as source:
         rows, images = read_ids(io.BytesIO(source.read(f"{FOLDER}/stage_2_sample_submission.csv")))
-    made = pd.read_csv(finished / "submissions" / "tiny.csv")
-    assert made["ID"].tolist() == rows.tolist()
-    assert made["Label"].between(0, 1).all()
+    submission = pd.read_csv(finished / "submissions" / "tiny.csv")
+    assert submission["ID"].tolist() == rows.tolist()
+    assert submission["Label"].between(0, 1).all()
     run = finished / "runs" / "tiny"
     folds = [pd.read_parquet(run / f"fold{k}" / "passes" / "test-none.parquet") for k in (0, 1)]
     mean = (expit(folds[0]) + expit(folds[1])) / 2
-    assert made["Label"].to_numpy() == pytest.approx(mean.loc[images].to_numpy().ravel(), abs=1e-6)
+    assert submission["Label"].to_numpy() == pytest.approx(mean.loc[images].to_numpy().ravel(), abs=1e-6)
     manifest = json.loads((finished / "submissions" / "tiny.json").read_text())
     assert manifest["rows"] == len(rows)
     assert (
@@ -160,9 +160,9 @@ def test_a_score_no_better_than_the_prevalence_is_said(finished, tmp_path, monke
     monkeypatch.chdir(tmp_path / "copy")
     for k in (0, 1):  # as sure as can be of the contrary
         path = Path(f"runs/tiny/fold{k}/oof.parquet")
-        oof, made = read_predictions(path), read_provenance(path)
+        oof, provenance = read_predictions(path), read_provenance(path)
         truth = read_folds("images/folds.csv").loc[oof.index, list(LABELS)]
-        write_predictions(0.99 - 0.98 * truth, path, made)
+        write_predictions(0.99 - 0.98 * truth, path, provenance)
     for name, argument in (("train_kfold", "tiny.yaml"), ("predict", "runs/tiny"), ("make_submission", "runs/tiny")):
         script(name)([argument])
         said = capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_a_fold_trained_anew_leaves_nothing_of_its_earlier_model(finished, tmp_p
     assert (run / "score.json").exists()
 
 
-def test_a_run_predicts_elsewhere_and_writes_beside_itself_nothing(finished, tmp_path, monkeypatch):
+def test_a_run_predicts_to_another_folder_and_writes_beside_itself_nothing(finished, tmp_path, monkeypatch):
     run = finished / "runs" / "tiny"
     before = files(run)
     monkeypatch.chdir(tmp_path)
@@ -363,9 +363,9 @@ def test_of_several_results_the_best_is_submitted(further, tmp_path, monkeypatch
     assert manifest["commands"][-1].startswith(f"python scripts/make_submission.py {' '.join(results)} --name best")
     assert any("blend.py" in command for command in manifest["commands"])  # on which the choice depends
     probabilities = read_predictions(Path(best, "predictions_test.parquet"))
-    made = pd.read_csv(tmp_path / "best.csv", index_col="ID")["Label"]
+    labels = pd.read_csv(tmp_path / "best.csv", index_col="ID")["Label"]
     for id, row in probabilities.iterrows():
-        assert made[f"{id}_any"] == pytest.approx(row["any"], abs=1e-6)
+        assert labels[f"{id}_any"] == pytest.approx(row["any"], abs=1e-6)
 
 
 def commands_of(report: Path) -> list[list[str]]:
@@ -387,12 +387,12 @@ def test_the_commands_of_a_report_given_again_make_the_same_files(further, tmp_p
     monkeypatch.chdir(tmp_path)
     for stage, *arguments in given:
         script(stage)(arguments)
-    made, expected = ({name for name in files(folder) if "cache" not in name} for folder in (tmp_path, further))
-    assert expected - made == {
+    actual, expected = ({name for name in files(folder) if "cache" not in name} for folder in (tmp_path, further))
+    assert expected - actual == {
         f"submissions/{n}.{s}" for n in ("tiny", "tiny-sequence", "blend") for s in ("csv", "json")
     }
-    assert made <= expected
-    for name in made:
+    assert actual <= expected
+    for name in actual:
         if name.endswith(".parquet"):
             pd.testing.assert_frame_equal(*(pd.read_parquet(folder / name) for folder in (tmp_path, further)))
         elif name.endswith((".csv", ".png")) and not name.endswith(("curves.png", "history.csv")):
@@ -439,27 +439,27 @@ def new_zip(path: str, keep: Callable[[str], bool] = lambda name: True, **change
     return path
 
 
-def test_a_missing_source_is_told_and_nothing_written(workdir):
+def test_a_missing_source_is_reported_and_nothing_written(workdir):
     config = write_config(data={"sources": "nowhere", "images": "images"})
     assert "nowhere does not exist" in complaint("preprocess", config)
     assert not (workdir / "images").exists()
 
 
-def test_an_archive_without_slices_is_told_and_nothing_written(workdir):
+def test_an_archive_without_slices_is_reported_and_nothing_written(workdir):
     empty = new_zip("empty.zip", keep=lambda name: name.endswith(".csv"))
     config = write_config(data={"sources": empty, "images": "images"})
     assert "empty.zip holds no .dcm, .dicom, .dic or .ima files" in complaint("preprocess", config)
     assert not (workdir / "images").exists()
 
 
-def test_a_misspelt_key_is_told_by_its_path(workdir):
+def test_a_misspelt_key_is_reported_by_its_path(workdir):
     config = write_config(preprocess={"windos": ["brain"]})
     message = complaint("preprocess", config)
     assert "preprocess.windos is no known key; there are windows, size, fit" in message
     assert not (workdir / "images").exists()
 
 
-def test_labels_and_slices_that_do_not_belong_together_are_told(workdir):
+def test_labels_and_slices_that_do_not_belong_together_are_reported(workdir):
     config = write_config()
     preprocess(config)
     with zipfile.ZipFile(ARCHIVE) as source:
@@ -480,12 +480,12 @@ def test_labels_and_slices_that_do_not_belong_together_are_told(workdir):
 def test_one_patient_cannot_be_folded(workdir):
     preprocess(write_config())
     table = pd.read_parquet("images/slices.parquet")
-    one = (
+    rows = (
         table[(table["split"] == "train") & (table["status"] == "ok")]
         .groupby("PatientID")
         .get_group(table.loc[table["status"] == "ok", "PatientID"].iloc[-1])
     )
-    alone = new_zip("alone.zip", keep=lambda name: Path(name).stem in set(one["SOPInstanceUID"]) | {"stage_2_train"})
+    alone = new_zip("alone.zip", keep=lambda name: Path(name).stem in set(rows["SOPInstanceUID"]) | {"stage_2_train"})
     config = write_config(data={"sources": alone, "images": "alone"}, folds={"n": 5, "allow_unmatched": True})
     preprocess(config)
     assert "1 patient is too few for 5 folds" in complaint("make_folds", config)
@@ -536,7 +536,7 @@ def test_a_mistake_leaves_no_run_that_would_refuse_the_corrected_config(finished
         assert not (finished / "runs" / "new").exists()
 
 
-def test_what_is_not_there_yet_is_told_with_the_script_that_makes_it(workdir):
+def test_what_is_not_there_yet_is_reported_with_the_script_that_makes_it(workdir):
     config = write_config()
     assert "run scripts/preprocess.py" in complaint("make_folds", config)
     assert "scripts/make_folds.py" in complaint("train", config, "--fold", "0")

@@ -98,7 +98,7 @@ def test_what_does_not_exist_is_n_a():
     assert or_na(float("nan"), ".2%") == "n/a"
 
 
-def test_of_a_relative_path_it_is_told_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_of_a_relative_path_it_is_reported_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not_there(Path("a/b")) == (
         f"{tmp_path}/a/b does not exist (a/b from the working directory {tmp_path}: is that the right one?)"

@@ -47,7 +47,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert names(tmp_path) == ["image.png"]
 
 
-def test_a_full_disk_is_told_in_a_sentence(tmp_path):
+def test_a_full_disk_is_reported_in_a_sentence(tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(b"old")
 
@@ -73,7 +73,7 @@ def test_a_rename_that_is_refused_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["file/image.png", "file/deeper/image.png", "x" * 300 + ".png"])
-def test_a_place_that_cannot_be_is_told_in_a_sentence(tmp_path, place):
+def test_a_place_that_cannot_be_is_reported_in_a_sentence(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(IchError, match="cannot write"), replacing(tmp_path / place) as temporary:
         temporary.write_bytes(b"new")
@@ -140,7 +140,7 @@ def test_discard_removes_what_has_the_name_and_a_folder_that_is_empty_then(tmp_p
     assert names(tmp_path / "mixed") == ["notes.npy"]
 
 
-def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
+def test_what_cannot_be_removed_is_reported(tmp_path, monkeypatch):
     def refuse(self, missing_ok=False):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -181,18 +181,18 @@ def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
-def test_a_sync_that_fails_is_told_but_where_there_is_none(tmp_path, monkeypatch, code):
+def test_a_sync_that_fails_is_reported_but_where_there_is_none(tmp_path, monkeypatch, code):
     def fsync(opened):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    told = pytest.raises(IchError, match="Input/output error") if code == errno.EIO else nullcontext()
-    with told, replacing(tmp_path / "a.json") as temporary:
+    expectation = pytest.raises(IchError, match="Input/output error") if code == errno.EIO else nullcontext()
+    with expectation, replacing(tmp_path / "a.json") as temporary:
         temporary.write_bytes(b"new")
     assert names(tmp_path) == ([] if code == errno.EIO else ["a.json"])
 
 
-def test_a_file_system_is_synced_and_a_failure_told(tmp_path, monkeypatch):
+def test_a_file_system_is_synced_and_a_failure_reported(tmp_path, monkeypatch):
     sync_filesystem(tmp_path)
     monkeypatch.setattr(files, "_syncfs", lambda opened: -1)
     monkeypatch.setattr(files.ctypes, "get_errno", lambda: errno.ENOSPC)

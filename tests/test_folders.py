@@ -48,9 +48,9 @@ def test_a_folder_is_new_ours_or_refused(tmp_path):
     for content in (None, "", "{", "[1]", '{"editor.fontSize": 12}', "\xff"):
         if content is not None:
             (tmp_path / "settings.json").write_text(content, encoding="latin-1")
-        told = "folds.csv" if content is None else "folds.csv, settings.json"
+        listed = "folds.csv" if content is None else "folds.csv, settings.json"
         message = (
-            f"{tmp_path} holds {told} and lacks a readable settings.json of images: it is not this program's; name"
+            f"{tmp_path} holds {listed} and lacks a readable settings.json of images: it is not this program's; name"
         )
         before = names(tmp_path)
         with pytest.raises(IchError, match=re.escape(message)):
@@ -70,7 +70,7 @@ MARKERS = {
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.content)
-def test_a_folder_of_another_stage_is_told_as_such(tmp_path, kind):
+def test_a_folder_of_another_stage_is_reported_as_such(tmp_path, kind):
     (tmp_path / kind.marker).write_text(json.dumps(MARKERS[kind]))
     assert is_ours(tmp_path, kind)
     for other in {*KINDS} - {kind}:
@@ -84,13 +84,13 @@ def test_a_folder_of_another_stage_is_told_as_such(tmp_path, kind):
 def test_the_markers_are_what_the_stages_write():
     assert environment.environment().keys() >= RESULT.keys
     assert convert._as_json(Settings(windows=(), files="hu")).keys() >= IMAGES.keys
-    told = packing.metadata("jane/x-data-set")
-    assert told.keys() >= DATA_SET.keys
+    metadata = packing.metadata("jane/x-data-set")
+    assert metadata.keys() >= DATA_SET.keys
     assert set(ModelSpec.model_fields) >= MODEL.keys
-    assert DATA_SET.says in json.dumps(told)
+    assert DATA_SET.says in json.dumps(metadata)
 
 
-def test_what_is_no_folder_is_told(tmp_path):
+def test_what_is_no_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     for attempt in (lambda: ask(tmp_path / "file"), lambda: locked(tmp_path / "file").__enter__()):
         with pytest.raises(IchError, match=r"cannot write into .*file"):
@@ -98,11 +98,11 @@ def test_what_is_no_folder_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "put"), [("a folder", lambda path: path.mkdir()), ("a link", lambda path: path.symlink_to("elsewhere"))]
+    ("kind", "put"), [("a folder", lambda path: path.mkdir()), ("a link", lambda path: path.symlink_to("elsewhere"))]
 )
-def test_what_stands_in_the_place_of_the_lock_is_told_and_stays(tmp_path, found, put):
+def test_what_stands_in_the_place_of_the_lock_is_reported_and_stays(tmp_path, kind, put):
     put(tmp_path / ".ich-lock")
-    message = f"{tmp_path}/.ich-lock is {found}, expected a file for the lock; remove it"
+    message = f"{tmp_path}/.ich-lock is {kind}, expected a file for the lock; remove it"
     with pytest.raises(IchError, match=re.escape(message)), locked(tmp_path):
         pytest.fail("it has no lock")
     assert [path.name for path in tmp_path.iterdir()] == [".ich-lock"]
@@ -119,7 +119,7 @@ def test_folders_that_were_made_for_nothing_go_again(tmp_path, place):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where nothing can be made, as Linux has it")
-def test_a_folder_that_never_can_be_made_is_told():
+def test_a_folder_that_never_can_be_made_is_reported():
     with (
         pytest.raises(IchError, match=r"cannot write into /proc/none: .*; name one"),
         locked(Path("/proc/none"), advice="name one"),
@@ -130,7 +130,7 @@ def test_a_folder_that_never_can_be_made_is_told():
 # ------------------------------------------------------------------------------------------------------------- who
 
 
-def test_the_second_is_told_whose_the_folder_is(tmp_path):
+def test_the_second_learns_whose_the_folder_is(tmp_path):
     with in_use(tmp_path / "images") as first:
         begun = time.monotonic()
         with pytest.raises(IchError) as caught, locked(tmp_path / "images"):
@@ -185,14 +185,14 @@ def test_a_lock_is_waited_for(tmp_path):
 
 
 def test_a_process_takes_its_own_lock_again_but_not_in_another_thread(tmp_path):
-    told = []
+    messages = []
 
     def lock_in_thread():
         try:
             with locked(tmp_path):
                 pass
         except IchError as error:
-            told.append(str(error))
+            messages.append(str(error))
 
     with locked(tmp_path):
         with locked(tmp_path):
@@ -201,7 +201,7 @@ def test_a_process_takes_its_own_lock_again_but_not_in_another_thread(tmp_path):
         thread.start()
         thread.join()
         assert (tmp_path / ".ich-lock").exists()
-    assert f"in use by process {os.getpid()}" in told[0]
+    assert f"in use by process {os.getpid()}" in messages[0]
     assert names(tmp_path) == []
 
 

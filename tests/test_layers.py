@@ -50,16 +50,16 @@ def run(code, *arguments):
 
 def imports(path):
     """The modules of ich that a file names, wherever it imports them, as `package.module` or `module`."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("ich.") for alias in node.names if alias.name.startswith("ich.")}
+            modules |= {alias.name.removeprefix("ich.") for alias in node.names if alias.name.startswith("ich.")}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ich":
             base = Path(ROOT / "src", *node.module.split("."))
             for alias in node.names:
                 name = f"{node.module}.{alias.name}" if base.is_dir() else node.module
-                found.add(name.removeprefix("ich."))
-    return found
+                modules.add(name.removeprefix("ich."))
+    return modules
 
 
 def sources():

@@ -22,8 +22,8 @@ PICTURES = {"01": 6, "02": 5, "03": 5}  # at least so many does each show
 def cells(path):
     """The cells of a notebook, be it JSON or its percent pair: (kind, text)."""
     if path.suffix == ".ipynb":
-        found = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [(cell["cell_type"], "".join(cell["source"])) for cell in found]
+        content = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [(cell["cell_type"], "".join(cell["source"])) for cell in content]
     first, *rest = ("\n" + path.read_text(encoding="utf-8")).split("\n# %%")
     assert first == "", f"{path} has text before its first cell"
     return [_percent_cell(text) for text in rest]
@@ -95,14 +95,14 @@ def test_a_notebook_defines_nothing_and_imports_what_is_there(path):
 
 
 def _defined(source):
-    found = set()
+    names = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
 
 
 # ------------------------------------------------------------------------------------- run from top to bottom
@@ -186,7 +186,7 @@ def test_it_runs_from_top_to_bottom_and_writes_nothing(path, demo, monkeypatch):
         assert line in printed
     if path.stem.startswith("03"):
         (widgets,) = notebook.metadata["widgets"].values()
-        (shown,) = (one for one in widgets["state"].values() if one["model_name"] == "ImageModel")
+        (shown,) = (widget for widget in widgets["state"].values() if widget["model_name"] == "ImageModel")
         assert base64.b64decode(shown["buffers"][0]["data"]).startswith(b"\x89PNG")  # where the slider stands first
 
 

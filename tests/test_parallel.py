@@ -99,7 +99,7 @@ def test_a_tasks_own_error_arrives_as_it_is(how):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_worker_is_told_and_waited_for_no_longer(how):
+def test_a_killed_worker_is_reported_and_waited_for_no_longer(how):
     if how.get("backend") not in ("processes", "dask"):
         pytest.skip("there is no other process to be killed")
     begun = time.monotonic()
@@ -153,11 +153,11 @@ def test_a_cluster_without_workers_does_no_work_and_says_so(monkeypatch):
         list(unordered(square, calls([1]), backend="dask", scheduler=address))
 
 
-def test_a_scheduler_that_goes_away_is_told():
-    with dask_scheduler(workers=1) as (elsewhere, address):
+def test_a_scheduler_that_goes_away_is_reported():
+    with dask_scheduler(workers=1) as (process, address):
         results = unordered(sleep, calls([0.01] * 3 + [300] * 3), backend="dask", scheduler=address)
         next(results)
-        elsewhere.kill()
+        process.kill()
         with (
             distributed.client.dask.config.set({"distributed.client.scheduler-reconnect": False}),
             pytest.raises(IchError, match=r"the Dask scheduler at .* is gone; run again"),
@@ -180,8 +180,8 @@ def test_a_pools_worker_that_is_killed_is_an_error_and_the_process_lives_on(task
 
 
 def test_results_that_came_before_a_kill_are_kept_and_the_pool_takes_no_more():
-    pool, told = wait_in_a_pool(True, [(square, (3,))])
-    assert told == [(3, 9)]
+    pool, results = wait_in_a_pool(True, [(square, (3,))])
+    assert results == [(3, 9)]
     with pytest.raises(ValueError, match="Pool not running"):
         pool.apply_async(square, (4,))
 
@@ -223,7 +223,7 @@ def test_a_pool_that_follows_one_whose_worker_was_killed_is_watched_too():
     assert time.monotonic() - begun < 15
 
 
-def test_an_error_after_a_kill_that_was_told_is_not_told_as_another():
+def test_an_error_after_a_kill_that_was_reported_is_not_reported_as_another():
     def work(fails):
         with parallel.guarded_pools(lambda: [pool]):
             time.sleep(0.3)

@@ -36,13 +36,15 @@ def test_on_windows_the_import_is_an_import_error_and_other_errors_keep_their_tr
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_the_platforms_and_pythons_are_told_alike():
+def test_the_platforms_and_pythons_are_stated_alike():
     """By the package's metadata, the Makefile, README.md and CONTRIBUTING.md."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     classifiers = set(project["classifiers"])
     assert {"Operating System :: POSIX :: Linux", "Operating System :: MacOS"} <= classifiers
-    assert not [one for one in classifiers if "Windows" in one]
-    pythons = sorted(int(one.rpartition(".")[2]) for one in classifiers if re.search(r"Python :: 3\.\d", one))
+    assert not [classifier for classifier in classifiers if "Windows" in classifier]
+    pythons = sorted(
+        int(classifier.rpartition(".")[2]) for classifier in classifiers if re.search(r"Python :: 3\.\d", classifier)
+    )
     low, high = pythons[0], pythons[-1]
     assert pythons == list(range(low, high + 1))
     assert project["requires-python"] == f">=3.{low},<3.{high + 1}"

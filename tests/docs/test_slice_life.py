@@ -60,15 +60,17 @@ def run(tmp_path_factory):
             Path(f"scans/stage_2_test/{id}.dcm").write_bytes(data)
         config = config_of()
         convert.convert([Path("scans")], Path("images"), Settings.of(config.preprocess), jobs=1)
-        made = Run(Path("runs/one"), config)
+        untrained = Run(Path("runs/one"), config)
         for k in (0, 1):
-            made.fold(k).mkdir(parents=True)
-            backbones.build_model("small_cnn", (SIZE, SIZE, 3)).save(made.fold(k) / "model.keras")
-            (made.fold(k) / "oof.parquet").touch()
-        made.config_path.write_text(config.resolved())
-        made.environment_path.write_text("{}")
+            untrained.fold(k).mkdir(parents=True)
+            backbones.build_model("small_cnn", (SIZE, SIZE, 3)).save(untrained.fold(k) / "model.keras")
+            (untrained.fold(k) / "oof.parquet").touch()
+        untrained.config_path.write_text(config.resolved())
+        untrained.environment_path.write_text("{}")
         values = np.array([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.9, 0.2, 0.2, 0.2, 0.95], [0.2] * 6], np.float32)
-        write_predictions(pd.DataFrame(values, pd.Index(IDS, name=INDEX_NAME), list(LABELS)), made.predictions_path)
+        write_predictions(
+            pd.DataFrame(values, pd.Index(IDS, name=INDEX_NAME), list(LABELS)), untrained.predictions_path
+        )
     return folder
 
 
@@ -86,34 +88,34 @@ def texts(figure):
 
 
 def test_the_surest_slice_is_followed_from_the_archive_to_its_rows(there):
-    found = slice_life.follow(opened())
-    assert (found.id, found.file, found.label, found.models) == (IDS[1], f"stage_2_test/{IDS[1]}.dcm", *LABELS[1:2], 2)
-    np.testing.assert_array_equal(found.hu, stored(1).astype(int) - 1024)
+    life = slice_life.follow(opened())
+    assert (life.id, life.file, life.label, life.models) == (IDS[1], f"stage_2_test/{IDS[1]}.dcm", *LABELS[1:2], 2)
+    np.testing.assert_array_equal(life.hu, stored(1).astype(int) - 1024)
     square = np.full((48, 48), -1024, np.int16)
-    square[:, 4:44] = found.hu
+    square[:, 4:44] = life.hu
     for name in ("brain", "subdural", "bone"):
-        np.testing.assert_array_equal(found.windows[name], apply_window(square, PRESETS[name]))
-    assert found.png.shape == (SIZE, SIZE, 3)
-    assert found.heat.shape == (SIZE, SIZE)
-    assert 0 <= found.heat.min() <= found.heat.max() <= 1
+        np.testing.assert_array_equal(life.windows[name], apply_window(square, PRESETS[name]))
+    assert life.png.shape == (SIZE, SIZE, 3)
+    assert life.heat.shape == (SIZE, SIZE)
+    assert 0 <= life.heat.min() <= life.heat.max() <= 1
     long = submission.make_submission(
-        pd.DataFrame([found.probabilities], pd.Index([IDS[1]], name=INDEX_NAME)),
+        pd.DataFrame([life.probabilities], pd.Index([IDS[1]], name=INDEX_NAME)),
         pd.Series([f"{IDS[1]}_{label}" for label in LABELS], name="ID"),
         pd.Index([IDS[1]]),
     )
     submission.write_submission(long, Path("one.csv"), {})
-    assert ["ID,Label", *found.rows] == Path("one.csv").read_text().splitlines()
+    assert ["ID,Label", *life.rows] == Path("one.csv").read_text().splitlines()
 
 
 def test_it_is_augmented_as_training_would(there):
-    found = slice_life.follow(opened(train={"augment": "heavy", "seed": 3}))
+    life = slice_life.follow(opened(train={"augment": "heavy", "seed": 3}))
     samples = DataGenerator(
         IDS, image_dir="images/test", augment=augment.pipeline("heavy", SIZE, SIZE), seed=3, batch_size=2
     )
-    for epoch, picture in enumerate(found.augmented):
+    for epoch, picture in enumerate(life.augmented):
         samples.set_epoch(epoch)
         np.testing.assert_array_equal(picture, samples[0][1])
-    assert len({picture.tobytes() for picture in found.augmented}) > 1
+    assert len({picture.tobytes() for picture in life.augmented}) > 1
 
 
 def test_of_neighbours_in_the_channels_the_slice_itself_is_shown(there):
@@ -124,15 +126,15 @@ def test_of_neighbours_in_the_channels_the_slice_itself_is_shown(there):
 
 
 def test_another_slice_and_label(there):
-    found = slice_life.follow(opened(), IDS[0], "epidural")
-    assert (found.id, found.label) == (IDS[0], "epidural")
+    life = slice_life.follow(opened(), IDS[0], "epidural")
+    assert (life.id, life.label) == (IDS[0], "epidural")
     assert slice_life.follow(opened(), IDS[0]).label == "subdural"
 
 
 def test_the_picture_says_what_it_shows(there, tmp_path):
-    found = slice_life.follow(opened())
-    figure = slice_life.draw(found)
-    told = "\n".join(texts(figure))
+    life = slice_life.follow(opened())
+    figure = slice_life.draw(life)
+    shown = "\n".join(texts(figure))
     for text in (
         "48 \u00d7 40",
         "32 \u00d7 32",
@@ -140,9 +142,9 @@ def test_the_picture_says_what_it_shows(there, tmp_path):
         "2 models",
         "0.90",
         "red, green, blue",
-        *found.rows,
+        *life.rows,
     ):
-        assert text in told
+        assert text in shown
     slice_life.save(figure, tmp_path / "life.png")
     picture = cv2.imread(str(tmp_path / "life.png"))
     assert picture.shape == (518, 900, 3)
@@ -154,11 +156,11 @@ def test_the_picture_says_what_it_shows(there, tmp_path):
 
 
 def test_one_window_is_drawn_in_gray(there):
-    found = slice_life.follow(opened())
-    one = found._replace(
-        windows={"brain": found.windows["brain"]}, png=found.png[..., :1], augmented=found.augmented[..., :1]
+    life = slice_life.follow(opened())
+    gray = life._replace(
+        windows={"brain": life.windows["brain"]}, png=life.png[..., :1], augmented=life.augmented[..., :1]
     )
-    assert "the PNG" in texts(slice_life.draw(one))
+    assert "the PNG" in texts(slice_life.draw(gray))
 
 
 def test_the_script_writes_it(there, tmp_path, capsys):

@@ -32,7 +32,7 @@ FACTS = packing.metadata("jane/ich-tiny")
 
 def write_sample(path, ids=()):
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [f"{one}_{label},0.5" for one in ids for label in LABELS]
+    rows = [f"{id_}_{label},0.5" for id_ in ids for label in LABELS]
     path.write_text("\n".join(["ID,Label", *rows]) + "\n")
 
 
@@ -122,8 +122,8 @@ def test_the_script_packs_with_wheels_of_a_folder(inside, tmp_path, capsys):
     options = ["--id", "jane/ich-tiny", "--out", out, "--wheels", given]
     have = runpy.run_path(str(ROOT / "scripts/pack_for_kaggle.py"))["HAVE"]
     script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock")
-    found = [name for name in notebook.open_pack(out).files if name.startswith("wheels/")]
-    assert found == ["wheels/isal-1.9.1-py3-none-any.whl", f"wheels/keras-{keras.__version__}-py3-none-any.whl"]
+    names = [name for name in notebook.open_pack(out).files if name.startswith("wheels/")]
+    assert names == ["wheels/isal-1.9.1-py3-none-any.whl", f"wheels/keras-{keras.__version__}-py3-none-any.whl"]
     assert f"kaggle datasets create -p {out} --dir-mode zip --keep-tabular" in capsys.readouterr().out
     script("pack_for_kaggle.py", "runs/tiny", *options, "--have", f"{have},python-gdcm,filelock,keras,isal")
     assert not [name for name in notebook.open_pack(out).files if name.startswith("wheels/")]
@@ -139,7 +139,7 @@ def test_the_script_packs_with_wheels_of_a_folder(inside, tmp_path, capsys):
         (["jane/ich", "A title", "mine"], r"Kaggle knows no license 'mine'; there are CC0-1.0, "),
     ],
 )
-def test_what_kaggle_would_refuse_is_told_before(arguments, message):
+def test_what_kaggle_would_refuse_is_reported_before(arguments, message):
     with pytest.raises(IchError, match=message):
         packing.metadata(*arguments)
 
@@ -216,7 +216,7 @@ def test_what_was_packed_predicts_where_only_the_test_slices_are(home, packed, t
         for step in notebook.steps(packed, name, competition, tmp_path / "work", tmp_path / "made"):
             script(step.script, *step.arguments)
     submission = pd.read_csv(tmp_path / "made/submission.csv")
-    assert submission["ID"].tolist() == [f"{one}_{label}" for one in expected.index for label in LABELS]
+    assert submission["ID"].tolist() == [f"{id_}_{label}" for id_ in expected.index for label in LABELS]
     np.testing.assert_allclose(submission["Label"], expected.to_numpy().ravel(), atol=1e-6)
     manifest = json.loads((tmp_path / "made/submission.json").read_text())
     assert (manifest["file"], manifest["run"]) == ("submission.csv", name)
@@ -229,12 +229,12 @@ def test_policies_reach_the_submission(packed):
     assert submit.arguments[-4:] == ["--missing", "series_mean", "--missing", "prevalence"]
 
 
-def test_an_unknown_model_is_told(packed):
+def test_an_unknown_model_is_reported(packed):
     with pytest.raises(IchError, match=r"the data set has no model 'big'; there are mixed, tiny"):
         notebook.steps(packed, "big", notebook.Competition(Path(), Path()), Path(), Path())
 
 
-def test_a_damaged_data_set_is_told(packed, tmp_path):
+def test_a_damaged_data_set_is_reported(packed, tmp_path):
     out = Path(shutil.copytree(packed.root, tmp_path / "out"))
     (out / "models/tiny/tiny/fold0/model.keras").write_bytes(b"cut")
     (out / "code/LICENSE").unlink()
@@ -271,8 +271,8 @@ def test_the_competition_is_found_at_any_depth_without_listing_its_slices(tmp_pa
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
-    found = notebook.find_competition(tmp_path)
-    assert found == (archive / "stage_2_test", archive / "stage_2_sample_submission.csv")
+    competition = notebook.find_competition(tmp_path)
+    assert competition == (archive / "stage_2_test", archive / "stage_2_sample_submission.csv")
     assert listed
     assert not any("stage_2" in path for path in listed)
     (tmp_path / "again/stage_2_test").mkdir(parents=True)
@@ -358,7 +358,7 @@ def test_the_notebook_runs_without_network(home, tmp_path, monkeypatch):
         subprocess.run([sys.executable, NOTEBOOK.with_suffix(".py")], check=True, env=environment, cwd=tmp_path / "in")
     expected = read_predictions(home / "runs/mixed/predictions_test.parquet")
     submission = pd.read_csv(tmp_path / "made/submission.csv").set_index("ID")["Label"]
-    wanted = [f"{one}_{label}" for one in expected.index for label in LABELS]
-    assert len(submission) == len(wanted)
-    np.testing.assert_allclose(submission[wanted], expected.to_numpy().ravel(), atol=1e-6)
+    ids = [f"{id_}_{label}" for id_ in expected.index for label in LABELS]
+    assert len(submission) == len(ids)
+    np.testing.assert_allclose(submission[ids], expected.to_numpy().ravel(), atol=1e-6)
     assert train

@@ -23,17 +23,17 @@ def write_wheel(folder, name, version="1.0", tag="py3-none-any"):
 
 
 def names(requirements):
-    return [str(one) for one in requirements]
+    return [str(requirement) for requirement in requirements]
 
 
 def test_the_repositorys_requirements_are_read_without_their_reasons():
-    found = wheels.read_requirements(ROOT / "requirements.txt")
-    assert {"albumentations", "isal", "tensorflow"} <= {one.name for one in found}
+    requirements = wheels.read_requirements(ROOT / "requirements.txt")
+    assert {"albumentations", "isal", "tensorflow"} <= {requirement.name for requirement in requirements}
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert len(found) == len(lines)
+    assert len(requirements) == len(lines)
 
 
-def test_requirements_that_cannot_be_read_are_told(tmp_path):
+def test_requirements_that_cannot_be_read_are_reported(tmp_path):
     with pytest.raises(IchError, match=r"r.txt cannot be read \(.*\); expected a distribution a line"):
         wheels.read_requirements(tmp_path / "r.txt")
     (tmp_path / "r.txt").write_text("numpy>=2\nwhat is this\n")
@@ -42,16 +42,16 @@ def test_requirements_that_cannot_be_read_are_told(tmp_path):
 
 
 def test_what_is_lacking():
-    wanted = [Requirement("isal>=1.6,<2"), Requirement("PyYAML>=6"), Requirement("keras>=3.10")]
-    assert names(wheels.lacking(wanted, ["pyyaml", "KERAS"])) == ["isal<2,>=1.6"]
-    assert names(wheels.lacking(wanted, ["pyyaml", "keras"], ["Keras", "other_one"])) == [
+    requirements = [Requirement("isal>=1.6,<2"), Requirement("PyYAML>=6"), Requirement("keras>=3.10")]
+    assert names(wheels.lacking(requirements, ["pyyaml", "KERAS"])) == ["isal<2,>=1.6"]
+    assert names(wheels.lacking(requirements, ["pyyaml", "keras"], ["Keras", "other_one"])) == [
         "isal<2,>=1.6",
         "keras>=3.10",
         "other_one",
     ]
-    assert names(wheels.lacking(wanted, ["pyyaml"], ["keras==3.15.1"])) == ["isal<2,>=1.6", "keras==3.15.1"]
+    assert names(wheels.lacking(requirements, ["pyyaml"], ["keras==3.15.1"])) == ["isal<2,>=1.6", "keras==3.15.1"]
     with pytest.raises(IchError, match="what is lacking, 'no name', names no distribution"):
-        wheels.lacking(wanted, [], ["no name"])
+        wheels.lacking(requirements, [], ["no name"])
 
 
 def test_each_python_gets_its_wheel_and_what_is_there_stays(tmp_path):
@@ -63,15 +63,15 @@ def test_each_python_gets_its_wheel_and_what_is_there_stays(tmp_path):
     write_wheel(source, "each", "1.2", "cp312-cp312-win_amd64")
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("each==1.0\nboth==7\n")
-    wanted = [Requirement("each<2"), Requirement("both==1.0")]  # an exact version is not put in question
-    found = wheels.fetch(wanted, ["3.11", "3.12"], folder, constraints, source)
-    assert sorted(path.name for path in found) == sorted(path.name for path in folder.iterdir())
-    assert {path.name.split("-")[-2] for path in found} == {"none", "cp311", "cp312"}
-    assert {path.name.split("-")[1] for path in found} == {"1.0"}
-    assert wheels.fetch(wanted, ["3.11", "3.12"], folder, constraints, tmp_path / "nowhere") == found
+    requirements = [Requirement("each<2"), Requirement("both==1.0")]  # an exact version is not put in question
+    fetched = wheels.fetch(requirements, ["3.11", "3.12"], folder, constraints, source)
+    assert sorted(path.name for path in fetched) == sorted(path.name for path in folder.iterdir())
+    assert {path.name.split("-")[-2] for path in fetched} == {"none", "cp311", "cp312"}
+    assert {path.name.split("-")[1] for path in fetched} == {"1.0"}
+    assert wheels.fetch(requirements, ["3.11", "3.12"], folder, constraints, tmp_path / "nowhere") == fetched
 
 
-def test_a_wheel_that_is_not_to_be_had_is_told(tmp_path):
+def test_a_wheel_that_is_not_to_be_had_is_reported(tmp_path):
     source = tmp_path / "source"
     write_wheel(source, "each", "1.0", "cp311-cp311-manylinux_2_28_x86_64")
     with pytest.raises(

@@ -11,7 +11,7 @@ from ich.synthetic.archive import render_series
 @cache
 def head(slices=8, size=32):
     """HU of a phantom head, int16, slice by slice."""
-    return [one.hu for one in render_series(plan_series(seed=1, slices=slices, size=size))]
+    return [slice_.hu for slice_ in render_series(plan_series(seed=1, slices=slices, size=size))]
 
 
 _files: dict[tuple, bytes] = {}

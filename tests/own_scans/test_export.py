@@ -72,11 +72,11 @@ def test_on_its_own_it_predicts_the_same(home, exported, tmp_path, monkeypatch, 
         monkeypatch.chdir(tmp_path)
         spec = read_model(Path("elsewhere"))
         assert all(path.resolve().is_relative_to(tmp_path) for path in spec.files().values())
-        found = predicted(spec)
+        actual = predicted(spec)
     finally:
         hidden.rename(home)
-    np.testing.assert_allclose(found.probabilities, expected[name].probabilities, atol=1e-6)
-    assert found.probabilities.std() > 1e-3
+    np.testing.assert_allclose(actual.probabilities, expected[name].probabilities, atol=1e-6)
+    assert actual.probabilities.std() > 1e-3
     assert spec.digest() == read_model(home / "runs" / name).digest()  # predictions continue with either
 
 
@@ -92,16 +92,16 @@ def test_nothing_of_the_training_data_goes_along(home, exported):
     """Neither identifiers of slices, series or patients, nor paths, nor whole columns of predictions."""
     folds = pd.read_csv(home / "images/folds.csv")
     slices = pd.read_parquet(home / "images/slices.parquet")
-    names = {str(one) for table in (folds, slices) for column in table for one in table[column] if "UID" in column}
+    names = {str(value) for table in (folds, slices) for column in table for value in table[column] if "UID" in column}
     names |= set(folds["PatientID"]) | set(slices["SeriesInstanceUID"])
     private = [str(home), str(home.resolve()), str(Path(__file__).parents[2]), "/home/", "ID_", "folds.csv", "oof"]
-    pattern = re.compile(b"|".join(re.escape(one.encode()) for one in [*names, *private]))
+    pattern = re.compile(b"|".join(re.escape(text.encode()) for text in [*names, *private]))
     assert len(names) > 100
     for name in RESULTS:
         for path in (exported[0] / name).rglob("*"):
             assert path.is_dir() or path.name in (MANIFEST, CARD) or path.parent.name.startswith("fold")
             for content in unpacked(path) if path.is_file() else ():
-                assert not (found := pattern.search(content)), (path, found)
+                assert not (match := pattern.search(content)), (path, match)
 
 
 def test_the_card_tells_scores_thresholds_and_the_license(home, exported):
@@ -138,7 +138,7 @@ def test_operating_points_are_the_outermost_thresholds():
     for _ in range(50):
         n = int(rng.integers(2, 40))
         y, p = rng.integers(0, 2, n), rng.integers(0, 12, n) / 12
-        found = scores.operating_points(y, p)
+        points = scores.operating_points(y, p)
         rates = {t: ((p >= t)[y == 1].mean(), (p < t)[y == 0].mean()) for t in set(p)} if 0 < y.sum() < n else {}
         for name, best, place in (("sensitivity", max, 0), ("specificity", min, 1)):
             allowed = [t for t, rate in rates.items() if rate[place] >= 0.9 - 1e-9]
@@ -148,7 +148,7 @@ def test_operating_points_are_the_outermost_thresholds():
                 expected = pytest.approx(
                     dict(zip(("threshold", "sensitivity", "specificity"), (threshold, *rates[threshold]), strict=True))
                 )
-            assert found[name] == expected
+            assert points[name] == expected
 
 
 def test_a_zip_is_the_same_bytes_again_and_unpacks_to_the_model(exported, tmp_path):
@@ -272,9 +272,9 @@ def test_onnx_files_predict_as_keras(home, tmp_path, monkeypatch):
     pytest.importorskip("tf2onnx")
     monkeypatch.chdir(home)
     spec = read_model(Path("runs/tiny"))
-    one = spec.model_copy(update={"parts": {"tiny": spec.parts["tiny"].model_copy(update={"folds": 1})}})
+    single_fold = spec.model_copy(update={"parts": {"tiny": spec.parts["tiny"].model_copy(update={"folds": 1})}})
     (tmp_path / "tiny/fold0").mkdir(parents=True)
-    assert list(onnx_files.write(one, tmp_path)) == ["tiny/fold0/model.onnx"]
+    assert list(onnx_files.write(single_fold, tmp_path)) == ["tiny/fold0/model.onnx"]
     session = onnxruntime.InferenceSession(str(tmp_path / "tiny/fold0/model.onnx"))
     assert session.get_inputs()[0].shape[1:] == [64, 64, 3]
 
@@ -284,7 +284,7 @@ def test_onnx_files_predict_as_keras(home, tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
     with pytest.raises(IchError, match="predicts other logits than Keras"):
-        list(onnx_files.write(one, tmp_path))
+        list(onnx_files.write(single_fold, tmp_path))
 
 
 def test_without_the_package_onnx_is_refused(home, tmp_path, monkeypatch):

@@ -18,18 +18,18 @@ from ich.own_scans.find import find_series, read_slices
 from ich.own_scans.reasons import REASONS
 
 
-def total(found):
+def total(result):
     """All files that were found; each reason is one that is explained."""
-    reasons = {one.reason for one in found.series if one.status != "read"} | set(found.others)
+    reasons = {series.reason for series in result.series if series.status != "read"} | set(result.others)
     assert reasons <= set(REASONS)
-    assert all((one.reason == "") == (one.status == "read") == bool(one.slices) for one in found.series)
-    assert all(one.detail for one in found.series if one.status != "read")
-    assert len({one.uid for one in found.series}) == len(found.series)
-    return sum(one.files for one in found.series) + sum(count for count, _ in found.others.values())
+    assert all((series.reason == "") == (series.status == "read") == bool(series.slices) for series in result.series)
+    assert all(series.detail for series in result.series if series.status != "read")
+    assert len({series.uid for series in result.series}) == len(result.series)
+    return sum(series.files for series in result.series) + sum(count for count, _ in result.others.values())
 
 
-def the_read(found):
-    (series,) = (one for one in found.series if one.status == "read")
+def the_read(result):
+    (series,) = (candidate for candidate in result.series if candidate.status == "read")
     return series
 
 
@@ -60,27 +60,27 @@ def test_a_pacs_export_is_found_by_what_its_files_hold(tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / ".hidden").mkdir()
     write_scan(tmp_path / ".hidden", series="1.2.9")
-    found = find_series([tmp_path])
-    series = the_read(found)
+    result = find_series([tmp_path])
+    series = the_read(result)
     assert series.uid == "1.2.7"
     assert (series.study, series.patient, series.modality, series.kernel) == ("1.2.3", "p1", "CT", "STANDARD")
     assert (series.files, series.rows, series.columns) == (6, 32, 32)
     assert (series.thickness, series.spacing, series.pixel_spacing) == (5.0, 5.0, (0.5, 0.5))
-    assert [one.file for one in series.slices] == [str(path.relative_to(tmp_path)) for path in paths]
-    assert [one.uid for one in series.slices] == [f"1.2.7.{number}" for number in range(1, 7)]
-    assert [one.z for one in series.slices] == [0, 5, 10, 15, 20, 25]
-    assert {reason: count for reason, (count, _) in found.others.items()} == {
+    assert [slice_file.file for slice_file in series.slices] == [str(path.relative_to(tmp_path)) for path in paths]
+    assert [slice_file.uid for slice_file in series.slices] == [f"1.2.7.{number}" for number in range(1, 7)]
+    assert [slice_file.z for slice_file in series.slices] == [0, 5, 10, 15, 20, 25]
+    assert {reason: count for reason, (count, _) in result.others.items()} == {
         "dicomdir": 1,
         "empty": 1,
         "hidden": 7,
         "no_identity": 1,
         "not_dicom": 2,
     }
-    assert total(found) == files_in(tmp_path)
-    for (one, hu), expected in zip(read_slices(series), head(), strict=False):
+    assert total(result) == files_in(tmp_path)
+    for (slice_file, hu), expected in zip(read_slices(series), head(), strict=False):
         np.testing.assert_array_equal(hu, expected)
         assert hu.dtype == np.int16
-        assert one.frame is None
+        assert slice_file.frame is None
 
 
 def test_a_zip_a_folder_of_zips_and_a_single_file_are_sources(tmp_path):
@@ -102,19 +102,19 @@ def test_a_zip_a_folder_of_zips_and_a_single_file_are_sources(tmp_path):
         "hidden": (1, "export/__MACOSX/x"),
         "nested_zip": (1, "export/./inner.zip"),
     }
-    for found in (direct, within):
-        for (_, hu), expected in zip(read_slices(the_read(found)), head(), strict=False):
+    for result in (direct, within):
+        for (_, hu), expected in zip(read_slices(the_read(result)), head(), strict=False):
             np.testing.assert_array_equal(hu, expected)
     single = find_series([paths[0]], all_series=True)
-    assert [one.file for one in the_read(single).slices] == [paths[0].name]
-    assert [one.status for one in find_series([paths[0]]).series] == ["skipped"]
+    assert [slice_file.file for slice_file in the_read(single).slices] == [paths[0].name]
+    assert [series.status for series in find_series([paths[0]]).series] == ["skipped"]
 
 
 def test_a_source_given_twice_counts_once(tmp_path):
     write_scan(tmp_path / "scan")
-    found = find_series([tmp_path, tmp_path / "scan"])
-    assert total(found) == 6
-    assert the_read(found).notes == the_read(find_series([tmp_path])).notes
+    result = find_series([tmp_path, tmp_path / "scan"])
+    assert total(result) == 6
+    assert the_read(result).notes == the_read(find_series([tmp_path])).notes
 
 
 def test_links_are_followed_and_never_in_a_circle(tmp_path):
@@ -123,9 +123,9 @@ def test_links_are_followed_and_never_in_a_circle(tmp_path):
     (tmp_path / "source/sub/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "source/sub/circle").symlink_to(tmp_path / "source")
     (tmp_path / "source/nothing").symlink_to(tmp_path / "nowhere")
-    found = find_series([tmp_path / "source"])
-    assert the_read(found).files == 6
-    assert found.others == {"unreadable": (1, "nothing")}
+    result = find_series([tmp_path / "source"])
+    assert the_read(result).files == 6
+    assert result.others == {"unreadable": (1, "nothing")}
 
 
 def test_what_the_system_refuses_is_counted(tmp_path, monkeypatch):
@@ -139,9 +139,9 @@ def test_what_the_system_refuses_is_counted(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = find_series([tmp_path])
-    assert the_read(found).files == 6
-    assert found.others == {"unreadable": (1, "closed/")}
+    result = find_series([tmp_path])
+    assert the_read(result).files == 6
+    assert result.others == {"unreadable": (1, "closed/")}
     with pytest.raises(IchError, match="may enter"):
         find_series([tmp_path / "closed"])
 
@@ -158,9 +158,9 @@ def test_files_without_preamble_are_read_if_they_are_plainly_dicom(tmp_path):
         # With the file meta information, and without.
         path.write_bytes(data[132:] if number % 2 else data[meta:])
     (tmp_path / "text").write_bytes(b"\x08\0\x05\0" + b"no DICOM at all, but begins so" * 20)
-    found = find_series([tmp_path])
-    assert found.others == {"not_dicom": (1, "text")}
-    for (_, hu), expected in zip(read_slices(the_read(found)), head(), strict=False):
+    result = find_series([tmp_path])
+    assert result.others == {"not_dicom": (1, "text")}
+    for (_, hu), expected in zip(read_slices(the_read(result)), head(), strict=False):
         np.testing.assert_array_equal(hu, expected)
 
 
@@ -168,9 +168,9 @@ def test_a_slice_that_cannot_be_read_comes_as_its_error(tmp_path):
     paths = write_scan(tmp_path)
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     paths[3].write_bytes(paths[3].read_bytes()[:600])  # within the header
-    found = find_series([tmp_path])
-    series = the_read(found)
-    assert total(found) == 6
+    result = find_series([tmp_path])
+    series = the_read(result)
+    assert total(result) == 6
     outcomes = [hu.kind if isinstance(hu, DicomError) else "" for _, hu in read_slices(series)]
     assert outcomes == ["", "", "truncated", "", ""]
     assert [file for file, _ in series.unread] == [paths[3].name]
@@ -201,17 +201,17 @@ def test_slices_are_ordered_as_the_slice_table_orders_them(tmp_path):
         rows.append({key: getattr(facts, key) for key in keys} | {"split": "train"})
     table = slice_table.scan_order(slice_table.to_frame(rows))
     series = the_read(find_series([tmp_path]))
-    assert [one.uid for one in series.slices] == table["SOPInstanceUID"].tolist()
-    assert [one.z for one in series.slices] == table["z"].tolist()
+    assert [slice_file.uid for slice_file in series.slices] == table["SOPInstanceUID"].tolist()
+    assert [slice_file.z for slice_file in series.slices] == table["z"].tolist()
 
 
 def test_names_and_birth_dates_are_not_held(tmp_path):
     write_scan(tmp_path)
     write_scan(tmp_path / "b", series="1.2.8", Modality="SR")
     assert b"Doe^Jane" in next(tmp_path.glob("IMG*")).read_bytes()
-    told = repr(find_series([tmp_path]))
-    assert "Doe" not in told
-    assert "19500101" not in told
+    text = repr(find_series([tmp_path]))
+    assert "Doe" not in text
+    assert "19500101" not in text
 
 
 def test_a_long_header_is_read_to_its_end(tmp_path):
@@ -228,9 +228,9 @@ def test_deflated_files_are_found_without_inflating_all(tmp_path):
 
 def test_names_that_are_no_text_are_shown_by_their_bytes(tmp_path):
     write_scan(tmp_path / os.fsdecode(b"\xff"))
-    found = find_series([tmp_path])
-    series = the_read(found)
-    assert all(one.file.startswith("\\udcff/") for one in series.slices)
+    result = find_series([tmp_path])
+    series = the_read(result)
+    assert all(slice_file.file.startswith("\\udcff/") for slice_file in series.slices)
     assert all(isinstance(hu, np.ndarray) for _, hu in read_slices(series))
 
 
@@ -264,9 +264,9 @@ def test_a_zip_without_files_and_what_is_no_file_are_counted(tmp_path):
     os.mkfifo(tmp_path / "in/pipe")
     os.mkfifo(tmp_path / "in/.pipe")
     (tmp_path / "in/null").symlink_to(os.devnull)
-    found = find_series([tmp_path / "in"])
-    assert found.others == {"empty": (2, "a.zip"), "hidden": (1, ".pipe"), "special": (2, "null")}
-    assert total(found) == len(list((tmp_path / "in").iterdir()))
+    result = find_series([tmp_path / "in"])
+    assert result.others == {"empty": (2, "a.zip"), "hidden": (1, ".pipe"), "special": (2, "null")}
+    assert total(result) == len(list((tmp_path / "in").iterdir()))
     with pytest.raises(IchError, match="is a pipe"):
         find_series([tmp_path / "in/pipe"])
 

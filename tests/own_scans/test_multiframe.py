@@ -68,9 +68,9 @@ def enhanced(syntax=ExplicitVRLittleEndian, sop_class=EnhancedCTImageStorage, fr
         ds.SharedFunctionalGroupsSequence = [shared or shared_groups()]
         order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
         if syntax == RLELossless:
-            ds.PixelData = encapsulate([rle(one) for one in stored])
+            ds.PixelData = encapsulate([rle(image) for image in stored])
         else:
-            ds.PixelData = b"".join(one.astype(order).tobytes() for one in stored)
+            ds.PixelData = b"".join(image.astype(order).tobytes() for image in stored)
         ds["PixelData"].VR = "OB" if syntax == RLELossless else "OW"
         ds.file_meta.TransferSyntaxUID = syntax
         file = io.BytesIO()
@@ -87,9 +87,9 @@ def rle(stored):
 
 def the_series(folder, data, **options):
     (folder / "file").write_bytes(data)
-    found = find_series([folder], **options)
-    assert sum(one.files for one in found.series) + sum(count for count, _ in found.others.values()) == 1
-    return found.series
+    result = find_series([folder], **options)
+    assert sum(series.files for series in result.series) + sum(count for count, _ in result.others.values()) == 1
+    return result.series
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
@@ -98,11 +98,11 @@ def test_frames_are_slices_with_a_place_and_a_scale_of_their_own(tmp_path, synta
     (series,) = the_series(tmp_path, enhanced(syntax, sop_class))
     assert (series.status, series.files, series.thickness, series.spacing) == ("read", 1, 5.0, 5.0)
     assert (series.kernel, series.pixel_spacing, series.rows) == ("STANDARD", (0.5, 0.5), 32)
-    assert [one.uid for one in series.slices] == [f"1.2.7.9.{k + 1}" for k in reversed(range(COUNT))]
-    assert [one.frame for one in series.slices] == list(reversed(range(COUNT)))
-    assert [one.z for one in series.slices] == [25, 30, 35, 40, 45, 50]
-    for one, hu in read_slices(series):
-        np.testing.assert_array_equal(hu, head()[one.frame])
+    assert [slice_file.uid for slice_file in series.slices] == [f"1.2.7.9.{k + 1}" for k in reversed(range(COUNT))]
+    assert [slice_file.frame for slice_file in series.slices] == list(reversed(range(COUNT)))
+    assert [slice_file.z for slice_file in series.slices] == [25, 30, 35, 40, 45, 50]
+    for slice_file, hu in read_slices(series):
+        np.testing.assert_array_equal(hu, head()[slice_file.frame])
 
 
 def test_frames_that_are_no_slices_are_left_out(tmp_path):
@@ -110,7 +110,7 @@ def test_frames_that_are_no_slices_are_left_out(tmp_path):
     frames = [frame_groups(k, 50.0 - 5 * k) for k in range(COUNT)]
     frames[2] = frame_groups(2, 40.0, CTImageFrameTypeSequence=localizer)
     read, skipped = the_series(tmp_path, enhanced(frames=frames))
-    assert (read.status, [one.frame for one in read.slices], read.files) == ("read", [5, 4, 3, 1, 0], 1)
+    assert (read.status, [slice_file.frame for slice_file in read.slices], read.files) == ("read", [5, 4, 3, 1, 0], 1)
     assert (skipped.reason, skipped.files) == ("localizer", 0)
 
 
@@ -137,7 +137,7 @@ def test_a_frame_without_a_scale_comes_as_its_error(tmp_path):
     frames = [frame_groups(k, 50.0 - 5 * k) for k in range(COUNT)]
     del frames[1].PixelValueTransformationSequence
     (series,) = the_series(tmp_path, enhanced(frames=frames))
-    kinds = {one.frame: getattr(hu, "kind", "") for one, hu in read_slices(series)}
+    kinds = {slice_file.frame: getattr(hu, "kind", "") for slice_file, hu in read_slices(series)}
     assert kinds == {k: "missing_tag" if k == 1 else "" for k in range(COUNT)}
 
 
@@ -151,7 +151,7 @@ def test_frames_behind_the_end_of_a_file_come_as_errors(tmp_path):
     (series,) = the_series(tmp_path, enhanced())
     data = (tmp_path / "file").read_bytes()
     (tmp_path / "file").write_bytes(data[: -2 * 32 * 32 - 100])
-    kinds = {one.frame: getattr(hu, "kind", "") for one, hu in read_slices(series)}
+    kinds = {slice_file.frame: getattr(hu, "kind", "") for slice_file, hu in read_slices(series)}
     assert kinds == {0: "", 1: "", 2: "", 3: "", 4: "truncated", 5: "truncated"}
     (tmp_path / "file").write_bytes(data[:400])
     assert all(isinstance(hu, DicomError) for _, hu in read_slices(series))
@@ -162,5 +162,8 @@ def test_frames_behind_the_end_of_a_file_come_as_errors(tmp_path):
 def test_a_multi_frame_series_beside_a_sharper_one_is_read(tmp_path):
     (tmp_path / "file").write_bytes(enhanced(SeriesInstanceUID="1.2.8", PatientID="p1"))
     write_scan(tmp_path / "sharp", ConvolutionKernel="BONE", first=25.0, FrameOfReferenceUID="1.2.5", slices=6)
-    found = find_series([tmp_path])
-    assert {one.uid: one.reason or one.status for one in found.series} == {"1.2.7": "sharper_kernel", "1.2.8": "read"}
+    result = find_series([tmp_path])
+    assert {series.uid: series.reason or series.status for series in result.series} == {
+        "1.2.7": "sharper_kernel",
+        "1.2.8": "read",
+    }

@@ -59,21 +59,21 @@ def survive(folder, files):
     """All of the files are in the counts, and all slices are read or tell why not; the series, and HU by file."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing of it may fill the screen
-        found = find_series([folder], all_series=True)
-    assert sum(one.files for one in found.series) + sum(count for count, _ in found.others.values()) == files
-    assert len({one.uid for one in found.series}) == len(found.series)
+        result = find_series([folder], all_series=True)
+    assert sum(series.files for series in result.series) + sum(count for count, _ in result.others.values()) == files
+    assert len({series.uid for series in result.series}) == len(result.series)
     read = {}
-    for one in found.series:
-        assert one.status == "read" or (one.reason in REASONS and one.detail)
+    for series in result.series:
+        assert series.status == "read" or (series.reason in REASONS and series.detail)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for slice_file, hu in read_slices(one):
+            for slice_file, hu in read_slices(series):
                 assert isinstance(hu, DicomError) or (hu.dtype == np.int16 and hu.ndim == 2)
                 read[slice_file.file, slice_file.frame] = hu
-        told = {slice_file.file for slice_file in one.slices} | {file for file, _ in one.unread}
-        assert len(told) <= one.files or one.slices[0].frame is not None
-    assert set(found.others) <= set(REASONS)
-    return found, read
+        listed = {slice_file.file for slice_file in series.slices} | {file for file, _ in series.unread}
+        assert len(listed) <= series.files or series.slices[0].frame is not None
+    assert set(result.others) <= set(REASONS)
+    return result, read
 
 
 def scan_of(count, folder):
@@ -91,15 +91,15 @@ def test_500_mutants_of_a_scan_are_counted_and_read_or_refused(tmp_path):
     for number, data in enumerate(scan_of(560, tmp_path)):
         mutant = data if number % 10 == 0 else DAMAGES[number % len(DAMAGES)](rng, data)
         (tmp_path / f"{number:03}").write_bytes(mutant)
-    found, read = survive(tmp_path, 560)
+    result, read = survive(tmp_path, 560)
     for number in range(0, 560, 10):  # the whole ones
         np.testing.assert_array_equal(read[f"{number:03}", None], head()[0])
-    scan = max(found.series, key=lambda one: one.files)
+    scan = max(result.series, key=lambda series: series.files)
     assert scan.uid == "1.2.7"
     assert scan.unread
     # What is broken behind its names is counted to its series.
     assert scan.files > 300
-    assert {"not_dicom", "empty"} <= set(found.others)
+    assert {"not_dicom", "empty"} <= set(result.others)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_mutants_of_a_zip(tmp_path):
         (tmp_path / f"{number}.zip").write_bytes(DAMAGES[number % len(DAMAGES)](rng, file.getvalue()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = find_series([tmp_path])
-    counts = sum(one.files for one in found.series) + sum(count for count, _ in found.others.values())
-    damaged = found.others["damaged_zip"][0]
+        result = find_series([tmp_path])
+    counts = sum(series.files for series in result.series) + sum(count for count, _ in result.others.values())
+    damaged = result.others["damaged_zip"][0]
     assert damaged > 5
     assert counts >= 44
-    for one in found.series:
-        assert len(list(read_slices(one))) == len(one.slices)
+    for series in result.series:
+        assert len(list(read_slices(series))) == len(series.slices)

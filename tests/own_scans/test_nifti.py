@@ -34,7 +34,7 @@ def volume(hu, axes="RAS", spacing=(0.5, 0.6, 5.0), slope=1, intercept=0):
     return data[:112] + struct.pack("<ff", slope, intercept) + data[120:]
 
 
-def found_in(folder, data, name="scan.nii"):
+def series_in(folder, data, name="scan.nii"):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -63,26 +63,26 @@ def test_slices_look_as_in_dicom_however_the_array_lies(axes):
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "sub-01/whatever"])
 def test_a_volume_is_a_series(tmp_path, name):
     data = volume(axial())
-    series = found_in(tmp_path, gzip.compress(data) if name.endswith("gz") else data, name)
+    series = series_in(tmp_path, gzip.compress(data) if name.endswith("gz") else data, name)
     stem = name.split("/")[-1].split(".")[0]
     assert (series.uid, series.status, series.study, series.patient) == (stem, "read", None, None)
-    assert [one.uid for one in series.slices] == [f"{stem}.{number}" for number in range(1, 9)]
-    assert [one.frame for one in series.slices] == list(range(8))
-    assert [one.z for one in series.slices] == pytest.approx([100.0 + 5 * k for k in range(8)])
+    assert [slice_file.uid for slice_file in series.slices] == [f"{stem}.{number}" for number in range(1, 9)]
+    assert [slice_file.frame for slice_file in series.slices] == list(range(8))
+    assert [slice_file.z for slice_file in series.slices] == pytest.approx([100.0 + 5 * k for k in range(8)])
     assert (series.rows, series.columns, series.spacing, series.thickness) == (20, 32, 5.0, 5.0)
     np.testing.assert_array_equal([hu for _, hu in read_slices(series)], axial())
 
 
 def test_scaled_values_are_hu(tmp_path):
     stored = (axial() + 1024).astype(np.uint16)
-    series = found_in(tmp_path, volume(stored, intercept=-1024))
+    series = series_in(tmp_path, volume(stored, intercept=-1024))
     np.testing.assert_array_equal([hu for _, hu in read_slices(series)], axial())
 
 
 def test_version_2_and_a_fourth_axis_of_one_are_read(tmp_path):
     image = nibabel.Nifti1Image.from_bytes(volume(axial()))
     again = nibabel.Nifti2Image(np.asarray(image.dataobj)[..., None], image.affine)
-    series = found_in(tmp_path, again.to_bytes())
+    series = series_in(tmp_path, again.to_bytes())
     np.testing.assert_array_equal([hu for _, hu in read_slices(series)], axial())
 
 
@@ -102,7 +102,7 @@ def test_version_2_and_a_fourth_axis_of_one_are_read(tmp_path):
     ],
 )
 def test_what_is_no_axial_ct_in_hu_is_skipped(tmp_path, reason, said, data):
-    series = found_in(tmp_path, data())
+    series = series_in(tmp_path, data())
     assert (series.status, series.reason) == ("skipped", reason)
     assert said in series.detail
 
@@ -116,12 +116,12 @@ def four_dimensional():
     "damage", [lambda data: data[:-5000], lambda data: data[:360], lambda data: data[:40] + bytes(16) + data[56:]]
 )
 def test_a_damaged_volume_fails(tmp_path, damage):
-    series = found_in(tmp_path, damage(volume(axial())))
+    series = series_in(tmp_path, damage(volume(axial())))
     assert (series.status, series.reason) in {("failed", "damaged"), ("skipped", "unsupported")}
 
 
 def test_a_volume_that_was_cut_since_gives_errors(tmp_path):
-    series = found_in(tmp_path, volume(axial()))
+    series = series_in(tmp_path, volume(axial()))
     (tmp_path / "scan.nii").write_bytes(volume(axial())[:-5000])
     outcomes = [isinstance(hu, DicomError) for _, hu in read_slices(series)]
     assert outcomes[-1]
@@ -131,15 +131,15 @@ def test_a_volume_that_was_cut_since_gives_errors(tmp_path):
     assert all(isinstance(hu, DicomError) for _, hu in read_slices(series))
 
 
-def test_volumes_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_volumes_of_one_name_are_distinguished_by_their_folders(tmp_path):
     for name in ("a/ct.nii", "b/ct.nii", "b/ct.nii.gz", "other.nii"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         data = volume(axial())
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     write_scan(tmp_path / "dicom")
-    found = find_series([tmp_path])
-    assert {one.uid for one in found.series} == {"a/ct", "b/ct.nii", "b/ct.nii.gz", "other", "1.2.7"}
-    assert all(one.status == "read" for one in found.series)
+    result = find_series([tmp_path])
+    assert {series.uid for series in result.series} == {"a/ct", "b/ct.nii", "b/ct.nii.gz", "other", "1.2.7"}
+    assert all(series.status == "read" for series in result.series)
 
 
 def test_volumes_are_never_skipped_for_the_noise_of_another(tmp_path):
@@ -147,12 +147,12 @@ def test_volumes_are_never_skipped_for_the_noise_of_another(tmp_path):
     noise = np.random.default_rng(0).normal(0, 40, axial().shape)
     (tmp_path / "a.nii").write_bytes(volume(axial()))
     (tmp_path / "b.nii").write_bytes(volume((axial() + noise).astype(np.int16)))
-    assert [one.status for one in find_series([tmp_path]).series] == ["read", "read"]
+    assert [series.status for series in find_series([tmp_path]).series] == ["read", "read"]
 
 
 def test_without_nibabel_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    series = found_in(tmp_path, volume(axial()))
+    series = series_in(tmp_path, volume(axial()))
     assert (series.status, series.reason) == ("skipped", "no_nibabel")
     assert "pip install nibabel" in series.detail
 

@@ -37,7 +37,7 @@ def spec(home):
 
 
 def run(spec, sources, out, options=PLAIN):
-    return predict_scans(spec, [Path(one) for one in sources], Path(out), options)
+    return predict_scans(spec, [Path(source) for source in sources], Path(out), options)
 
 
 def slices_in(out):
@@ -50,9 +50,9 @@ def test_scans_are_predicted_as_the_competition_predicts_them(home, tmp_path, re
     summary = run(
         read_model(home / "runs" / result), [home / "test"], tmp_path / "out", Options(pages=False, slabs=False)
     )
-    found = slices_in(tmp_path / "out")
-    assert summary.slices == len(found) == len(expected) > 15
-    np.testing.assert_allclose(found.loc[expected.index, list(LABELS)], expected, atol=1e-6)
+    actual = slices_in(tmp_path / "out")
+    assert summary.slices == len(actual) == len(expected) > 15
+    np.testing.assert_allclose(actual.loc[expected.index, list(LABELS)], expected, atol=1e-6)
 
 
 def test_a_scan_model_predicts_as_its_run_does_here_and_exported(home, tmp_path, monkeypatch):
@@ -62,15 +62,15 @@ def test_a_scan_model_predicts_as_its_run_does_here_and_exported(home, tmp_path,
     export_model(Path("runs/scans"), tmp_path / "exported")
     for name, path in (("out", home / "runs/scans"), ("again", tmp_path / "exported")):
         run(read_model(path), [home / "test"], tmp_path / name, Options(pages=name == "out", slabs=False))
-        found = slices_in(tmp_path / name).loc[expected.index, list(LABELS)]
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        actual = slices_in(tmp_path / name).loc[expected.index, list(LABELS)]
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert list((tmp_path / "out/scans").glob("*.html"))
     heat = predictor.Predictor(read_model(home / "runs/scans"), heat=True)
-    hu = [one.astype(np.int16) for one in head(6, 64)]
+    hu = [image.astype(np.int16) for image in head(6, 64)]
     slices = predictor.Slices(list("abcdef"), 5.0 * np.arange(6), np.arange(6), hu)
-    found = heat(slices)
-    assert found.heat.shape == (6, 6, MAP_SIDE, MAP_SIDE)
-    assert found.heat.any()
+    prediction = heat(slices)
+    assert prediction.heat.shape == (6, 6, MAP_SIDE, MAP_SIDE)
+    assert prediction.heat.any()
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_embeddings_reach_the_second_stage(home, tmp_path, monkeypatch, first):
     if not Path("runs", first).exists():
         make_scan_run(home)
     options = ["sequence.kind=recurrent", "sequence.features=embeddings", "sequence.shuffle_kinds=0"]
-    options += [f"sequence.{one}" for one in ("width=4", "units=2", "dilations=[1]", "epochs=1")]
-    sets = [part for one in options for part in ("--set", one)]
+    options += [f"sequence.{setting}" for setting in ("width=4", "units=2", "dilations=[1]", "epochs=1")]
+    sets = [part for option in options for part in ("--set", option)]
     name = f"embedded-{first}"
     script("extract_features.py", f"runs/{first}", "--embeddings")
     script("train_sequence.py", f"runs/{first}", "--name", name, *sets)
@@ -94,12 +94,12 @@ def test_embeddings_reach_the_second_stage(home, tmp_path, monkeypatch, first):
 def test_thin_slices_are_read_as_slabs_and_each_gets_its_slabs_probability(spec, tmp_path):
     spec = spec.model_copy(update={"thickness": 5.0})
     rng = np.random.default_rng(0)
-    thick = [one.astype(np.int16) for one in head(8, 64)]
-    thin = [one + rng.integers(-3, 4, one.shape).astype(np.int16) for one in thick for _ in range(2)]
+    thick = [image.astype(np.int16) for image in head(8, 64)]
+    thin = [image + rng.integers(-3, 4, image.shape).astype(np.int16) for image in thick for _ in range(2)]
     write_scan(tmp_path / "thin", slices=16, step=2.5, pixels=thin)
     means = [
-        np.rint((one.astype(float) + other) / 2).astype(np.int16)
-        for one, other in zip(thin[::2], thin[1::2], strict=True)
+        np.rint((first.astype(float) + second) / 2).astype(np.int16)
+        for first, second in zip(thin[::2], thin[1::2], strict=True)
     ]
     write_scan(tmp_path / "thick", slices=8, step=5.0, first=1.25, pixels=means)
     run(spec, [tmp_path / "thin"], tmp_path / "a")
@@ -124,7 +124,7 @@ def test_a_scan_names_the_middle_slice_of_its_strongest_slab(values, place):
 
 def test_the_page_and_the_table_name_one_slice(spec, tmp_path):
     spec = spec.model_copy(update={"thickness": 5.0})
-    write_scan(tmp_path / "thin", slices=24, step=1.25, pixels=[one for one in head(6, 64) for _ in range(4)])
+    write_scan(tmp_path / "thin", slices=24, step=1.25, pixels=[image for image in head(6, 64) for _ in range(4)])
     run(spec, [tmp_path / "thin"], tmp_path / "out", Options(pages=True))
     (page,) = (tmp_path / "out/scans").glob("*.html")
     data = json.loads(re.search(r'id="scan">(.*?)</script>', page.read_text("utf-8"))[1])
@@ -218,7 +218,7 @@ def test_a_file_that_was_written_anew_is_predicted_anew(spec, tmp_path):
     write_scan(tmp_path / "in", pixels=head(8, 64))
     run(spec, [tmp_path / "in"], tmp_path / "out")
     before = slices_in(tmp_path / "out")
-    write_scan(tmp_path / "in", pixels=[one + np.int16(20) for one in head(8, 64)])
+    write_scan(tmp_path / "in", pixels=[image + np.int16(20) for image in head(8, 64)])
     run(spec, [tmp_path / "in"], tmp_path / "out")
     run(spec, [tmp_path / "in"], tmp_path / "fresh")
     after = slices_in(tmp_path / "out")
@@ -348,10 +348,10 @@ def test_a_slice_alone_and_slices_without_places_are_predicted(home):
         model = predictor.Predictor(read_model(home / "runs" / result))
         hu = [*head(8, 64)]
         with eagerly():  # a graph of each length is traced for one prediction
-            one = model(predictor.Slices(["a"], np.array([0.0]), np.array([0]), hu[:1])).probabilities
+            alone = model(predictor.Slices(["a"], np.array([0.0]), np.array([0]), hu[:1])).probabilities
             unknown = model(predictor.Slices(list("abc"), np.full(3, np.nan), np.arange(3), [hu[0]] * 3)).probabilities
-        assert one.shape == (1, 6)
-        np.testing.assert_allclose(unknown, np.repeat(one, 3, axis=0), atol=1e-6)
+        assert alone.shape == (1, 6)
+        np.testing.assert_allclose(unknown, np.repeat(alone, 3, axis=0), atol=1e-6)
 
 
 def test_images_that_a_model_does_not_take_fail_that_scan(spec, tmp_path):

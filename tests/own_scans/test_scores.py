@@ -49,10 +49,10 @@ def test_ranking_of_resamples_is_that_of_their_heaps(ties):
 def test_calibration_of_resamples_is_that_of_their_heaps():
     y, p, _ = case(3, ties=False)
     weights = np.random.default_rng(4).integers(0, 3, (4, len(y))).astype(float)
-    for found, w in zip(scores.calibrated(y, p, weights), weights.astype(int), strict=True):
+    for actual, w in zip(scores.calibrated(y, p, weights), weights.astype(int), strict=True):
         heap, q = np.repeat(y, w), np.repeat(p, w)
         slow = [log_loss(heap, q), slow_line(heap, logit(q), 0)[0], slow_line(heap, logit(q), 1)[1]]
-        np.testing.assert_allclose(found, slow, rtol=1e-5)
+        np.testing.assert_allclose(actual, slow, rtol=1e-5)
 
 
 def test_calibration_of_certain_probabilities_is_found():
@@ -82,7 +82,7 @@ def test_calibrated_probabilities_have_a_slope_of_1_and_an_intercept_of_0():
 def test_intervals_are_those_of_a_slow_bootstrap(monkeypatch):
     monkeypatch.setattr(scores, "_AT_A_TIME", 1000)  # several blocks
     y, p, patient = case(5)
-    found = scores.score(y, p, None, patient, 100)
+    estimates = scores.score(y, p, None, patient, 100)
     names = sorted(set(patient))
     slow = []
     for counts in bootstrap.draws(len(names), 100):
@@ -91,9 +91,9 @@ def test_intervals_are_those_of_a_slow_bootstrap(monkeypatch):
         )
         slow.append([roc_auc_score(y[rows], p[rows]), average_precision_score(y[rows], p[rows])])
     for name, drawn in zip(("auc", "average_precision"), np.transpose(slow), strict=True):
-        np.testing.assert_allclose(found[name][1:3], np.quantile(drawn, [0.025, 0.975]), rtol=1e-9)
-    assert found["auc"].value == pytest.approx(roc_auc_score(y, p))
-    assert found["log_loss"].low < found["log_loss"].value < found["log_loss"].high
+        np.testing.assert_allclose(estimates[name][1:3], np.quantile(drawn, [0.025, 0.975]), rtol=1e-9)
+    assert estimates["auc"].value == pytest.approx(roc_auc_score(y, p))
+    assert estimates["log_loss"].low < estimates["log_loss"].value < estimates["log_loss"].high
 
 
 def test_what_cannot_be_computed_is_none_with_a_reason():
@@ -124,15 +124,15 @@ def test_recalibration_is_judged_on_other_patients():
     y = (rng.random(500) < truth).astype(float)
     p = expit(2 * logit(truth) + 1)
     after = scores.recalibrate(y, p, patient)
-    found = scores.score(y, p, after, patient, 20)
-    assert found["recalibrated_log_loss"].value < found["log_loss"].value - 0.05
-    assert abs(found["recalibrated_slope"].value - 1) < 0.15
+    estimates = scores.score(y, p, after, patient, 20)
+    assert estimates["recalibrated_log_loss"].value < estimates["log_loss"].value - 0.05
+    assert abs(estimates["recalibrated_slope"].value - 1) < 0.15
     # The labels of a patient have no say in the patient's own probabilities.
-    one = patient == "P042"
+    mask = patient == "P042"
     other = y.copy()
-    other[one] = y[one][::-1]  # the patient stays in its fold
+    other[mask] = y[mask][::-1]  # the patient stays in its fold
     changed = scores.recalibrate(other, p, patient) != after
-    assert not changed[one].any()
+    assert not changed[mask].any()
     assert changed.any()
 
 

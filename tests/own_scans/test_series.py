@@ -1,4 +1,4 @@
-"""Which series are read, which are skipped, and what is told of them."""
+"""Which series are read, which are skipped, and what is reported of them."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from ich.own_scans.kernels import SHARP, noise, sharpness
 
 def outcomes(folder, **options):
     """By uid: the reason, or "read"; all files are counted."""
-    found = find_series([folder], **options)
-    assert sum(one.files for one in found.series) == sum(path.is_file() for path in folder.rglob("*"))
-    return {one.uid: one.reason or one.status for one in found.series}
+    result = find_series([folder], **options)
+    assert sum(series.files for series in result.series) == sum(path.is_file() for path in folder.rglob("*"))
+    return {series.uid: series.reason or series.status for series in result.series}
 
 
 def notes(folder):
-    (series,) = (one for one in find_series([folder]).series if one.status == "read")
+    (series,) = (candidate for candidate in find_series([folder]).series if candidate.status == "read")
     return "; ".join(series.notes)
 
 
@@ -82,9 +82,9 @@ def test_a_series_of_fewer_than_five_slices_is_skipped_unless_all_are_read(tmp_p
     ],
 )
 def test_the_kernels_of_a_vendor_are_ordered_from_soft_to_sharp(kernels_of):
-    found = [sharpness(kernel) for kernel in kernels_of]
-    assert found == sorted(found)
-    assert len(set(found)) == len(found)
+    values = [sharpness(kernel) for kernel in kernels_of]
+    assert values == sorted(values)
+    assert len(set(values)) == len(values)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_of_series_at_the_same_positions_the_softer_kernel_is_read(tmp_path):
     write_scan(tmp_path / "a", ConvolutionKernel="H60s")
     write_scan(tmp_path / "b", series="1.2.8", ConvolutionKernel=["H31s", "3"])
     write_scan(tmp_path / "c", series="1.2.9", ConvolutionKernel="H70h", step=1.0, slices=26, SliceThickness=1)
-    found = find_series([tmp_path])
-    assert {one.uid: one.reason for one in found.series} == {
+    result = find_series([tmp_path])
+    assert {series.uid: series.reason for series in result.series} == {
         "1.2.7": "sharper_kernel",
         "1.2.8": "",
         "1.2.9": "sharper_kernel",
     }
-    assert "H31s" in found.series[0].detail or "H31s" in found.series[1].detail
+    assert "H31s" in result.series[0].detail or "H31s" in result.series[1].detail
     assert set(outcomes(tmp_path, all_series=True).values()) == {"read"}
 
 
@@ -171,12 +171,12 @@ def test_no_series_is_skipped_for_one_of_which_most_is_broken(tmp_path, slices, 
         path = soft[(number * 7 + slices // 2) % slices]  # spread, so that those that are left cover the scan
         data = path.read_bytes()
         path.write_bytes(data[: data.index(b"\x28\0\x10\0US") if cut == 300 else int(len(data) * cut)])
-    found = outcomes(tmp_path)
-    assert found["1.2.7"] == outcome
-    assert found["1.2.8"] == ("damaged" if broken == slices and cut == 300 else "read")
+    by_uid = outcomes(tmp_path)
+    assert by_uid["1.2.7"] == outcome
+    assert by_uid["1.2.8"] == ("damaged" if broken == slices and cut == 300 else "read")
 
 
-def test_unnamed_kernels_are_told_apart_by_the_noise_in_the_brain(tmp_path):
+def test_unnamed_kernels_are_distinguished_by_the_noise_in_the_brain(tmp_path):
     rng = np.random.default_rng(0)
     sharp = [(hu + rng.normal(0, 25, hu.shape)).astype(np.int16) for hu in head(8, 64)]
     write_scan(tmp_path / "a", slices=8, pixels=sharp, ConvolutionKernel="X1")
@@ -229,8 +229,8 @@ def test_an_image_of_one_energy_is_skipped_beside_an_ordinary_one(tmp_path):
 def test_copies_of_a_slice_are_one(tmp_path):
     write_scan(tmp_path / "a")
     write_scan(tmp_path / "b", PatientID="p1", ImageComments="exported again")
-    found = find_series([tmp_path])
-    (series,) = found.series
+    result = find_series([tmp_path])
+    (series,) = result.series
     assert (len(series.slices), series.files) == (6, 12)
     assert "6 file(s) that repeat" in series.notes[0]
 
@@ -252,19 +252,19 @@ def test_two_slices_of_one_uid_fail_their_series(tmp_path):
     assert outcomes(tmp_path)["1.2.7"] == "conflict"
     # The same pixels at another place are another slice too.
     write_scan(tmp_path / "b", slices=1, first=1.0)
-    found = find_series([tmp_path])
-    failed, read = found.series
+    result = find_series([tmp_path])
+    failed, read = result.series
     assert (failed.status, failed.reason, failed.files) == ("failed", "conflict", 7)
     assert "1.2.7.1" in failed.detail
     assert read.status == "read"
 
 
-def test_slices_that_two_series_name_alike_are_told_of(tmp_path):
+def test_slices_that_two_series_name_alike_are_reported(tmp_path):
     write_scan(tmp_path / "a")
     write_scan(tmp_path / "b", series="1.2.8", uid="1.2.7", slices=5)
     series = find_series([tmp_path]).series
-    for one in series:
-        assert "5 slices with a SOPInstanceUID that a slice of another series has too" in one.notes
+    for item in series:
+        assert "5 slices with a SOPInstanceUID that a slice of another series has too" in item.notes
 
 
 def test_a_series_of_broken_files_has_failed(tmp_path):
@@ -285,8 +285,8 @@ def test_a_series_of_broken_files_has_failed(tmp_path):
 def test_one_uid_with_two_planes_gives_the_axial_slices(tmp_path):
     odd = {"ImageOrientationPatient": CORONAL}
     write_scan(tmp_path, slices=8, change={0: odd, 1: odd})
-    found = find_series([tmp_path])
-    assert [(one.uid, one.reason, one.files) for one in found.series] == [
+    result = find_series([tmp_path])
+    assert [(series.uid, series.reason, series.files) for series in result.series] == [
         ("1.2.7", "", 6),
         ("1.2.7#2", "other_plane", 2),
     ]
@@ -295,32 +295,38 @@ def test_one_uid_with_two_planes_gives_the_axial_slices(tmp_path):
 def test_one_uid_with_two_tilts_gives_two_series(tmp_path):
     change = {number: tilted(15, number) for number in range(5)}
     write_scan(tmp_path, slices=11, change=change)
-    found = find_series([tmp_path])
-    assert [(one.uid, one.status, one.files) for one in found.series] == [("1.2.7", "read", 6), ("1.2.7#2", "read", 5)]
-    assert "tilted by 15°" in "; ".join(found.series[1].notes)
+    result = find_series([tmp_path])
+    assert [(series.uid, series.status, series.files) for series in result.series] == [
+        ("1.2.7", "read", 6),
+        ("1.2.7#2", "read", 5),
+    ]
+    assert "tilted by 15°" in "; ".join(result.series[1].notes)
 
 
 @pytest.mark.parametrize(
     "tag",
     [{"AcquisitionNumber": 2}, {"ConvolutionKernel": "SOFT"}, {"SliceThickness": 2.5}, {"ContrastBolusAgent": "X"}, {}],
 )
-def test_scans_of_one_place_under_one_uid_are_told_apart(tmp_path, tag):
+def test_scans_of_one_place_under_one_uid_are_distinguished(tmp_path, tag):
     write_scan(tmp_path / "a", AcquisitionNumber=1)
     later = {"AcquisitionNumber": 1, "InstanceNumber": 7} | tag
     write_scan(tmp_path / "b", uid="1.2.8", pixels=head()[::-1], **later)
-    found = find_series([tmp_path], all_series=True)
-    assert [(one.uid, one.status, one.files) for one in found.series] == [("1.2.7", "read", 6), ("1.2.7#2", "read", 6)]
-    for one in found.series:
-        assert len({slice_file.file.split("/")[0] for slice_file in one.slices}) == 1
-        assert [slice_file.z for slice_file in one.slices] == [0, 5, 10, 15, 20, 25]
+    result = find_series([tmp_path], all_series=True)
+    assert [(series.uid, series.status, series.files) for series in result.series] == [
+        ("1.2.7", "read", 6),
+        ("1.2.7#2", "read", 6),
+    ]
+    for series in result.series:
+        assert len({slice_file.file.split("/")[0] for slice_file in series.slices}) == 1
+        assert [slice_file.z for slice_file in series.slices] == [0, 5, 10, 15, 20, 25]
 
 
 def test_a_perfusion_study_is_skipped_unless_all_are_read(tmp_path):
     for time in range(5):
         write_scan(tmp_path / f"{time}", uid=f"1.2.8.{time}", AcquisitionNumber=time)
-    found = find_series([tmp_path])
-    assert [(one.reason, one.files) for one in found.series] == [("dynamic", 6)] * 5
-    assert {one.status for one in find_series([tmp_path], all_series=True).series} == {"read"}
+    result = find_series([tmp_path])
+    assert [(series.reason, series.files) for series in result.series] == [("dynamic", 6)] * 5
+    assert {series.status for series in find_series([tmp_path], all_series=True).series} == {"read"}
 
 
 def test_pieces_of_one_scan_stay_together(tmp_path):
@@ -355,10 +361,10 @@ def test_slices_come_in_the_usual_orientation(tmp_path, angle, mirrored):
     for _ in range(turns):
         # Counter-clockwise: the last column becomes the first row.
         stored, right, down = [np.rot90(hu) for hu in stored], down, -right
-    orientation = [float(one) for one in (*right, *down)]
+    orientation = [float(value) for value in (*right, *down)]
     write_scan(tmp_path, pixels=stored, ImageOrientationPatient=orientation)
     (series,) = find_series([tmp_path]).series
-    assert [one.z for one in series.slices] == [0, 5, 10, 15, 20, 25]
+    assert [slice_file.z for slice_file in series.slices] == [0, 5, 10, 15, 20, 25]
     for (_, hu), expected in zip(read_slices(series), head(), strict=False):
         np.testing.assert_array_equal(hu, expected)
     assert any("turned" in note for note in series.notes) == (angle != 0 or mirrored)
@@ -367,12 +373,12 @@ def test_slices_come_in_the_usual_orientation(tmp_path, angle, mirrored):
 
 @pytest.mark.parametrize("lacking", [1, 6])
 @pytest.mark.parametrize("orientation", [None, [0, 0, 0, 0, 0, 0]])
-def test_slices_that_do_not_say_how_they_lie_are_told(tmp_path, lacking, orientation):
+def test_slices_that_do_not_say_how_they_lie_are_reported(tmp_path, lacking, orientation):
     write_scan(tmp_path, change={k: {"ImageOrientationPatient": orientation} for k in range(lacking)})
     (series,) = find_series([tmp_path]).series
     assert not series.oriented
-    told = f"{'no' if lacking == 6 else '1 slice without'} ImageOrientationPatient: taken as axial"
-    assert sum(note.startswith(told) for note in series.notes) == 1
+    expected = f"{'no' if lacking == 6 else '1 slice without'} ImageOrientationPatient: taken as axial"
+    assert sum(note.startswith(expected) for note in series.notes) == 1
 
 
 def test_a_turn_of_a_slice_that_is_not_square_turns_its_sides_and_spacing(tmp_path):
@@ -395,12 +401,12 @@ def test_a_turn_of_a_slice_that_is_not_square_turns_its_sides_and_spacing(tmp_pa
         ("less than a whole head", {}),
     ],
 )
-def test_what_is_odd_is_told(tmp_path, note, tags):
+def test_what_is_odd_is_reported(tmp_path, note, tags):
     write_scan(tmp_path, **tags)
     assert note in notes(tmp_path)
 
 
-def test_nothing_is_told_of_an_ordinary_scan(tmp_path):
+def test_nothing_is_reported_of_an_ordinary_scan(tmp_path):
     write_scan(tmp_path, slices=30, ContrastBolusAgent="None")
     assert notes(tmp_path) == ""
 
@@ -426,7 +432,7 @@ def test_a_missing_slice_is_a_gap(tmp_path):
     assert notes(tmp_path) == "1 gap(s) of up to 10.0 mm, where slices may be missing"
 
 
-def test_a_tilted_gantry_is_told_and_its_z_is_along_the_normal(tmp_path):
+def test_a_tilted_gantry_is_reported_and_its_z_is_along_the_normal(tmp_path):
     write_scan(tmp_path, slices=30, change={number: tilted(20, number) for number in range(30)})
     (series,) = find_series([tmp_path]).series
     assert series.notes == ("the slices are tilted by 20° (gantry or reformatted)",)
@@ -437,8 +443,8 @@ def test_without_positions_slices_are_in_the_order_of_their_numbers(tmp_path):
     change = {number: {"InstanceNumber": 30 - number} for number in range(30)}
     paths = write_scan(tmp_path, slices=30, change=change, drop=["ImagePositionPatient"])
     (series,) = find_series([tmp_path]).series
-    assert [one.file for one in series.slices] == [path.name for path in reversed(paths)]
-    assert all(np.isnan(one.z) for one in series.slices)
+    assert [slice_file.file for slice_file in series.slices] == [path.name for path in reversed(paths)]
+    assert all(np.isnan(slice_file.z) for slice_file in series.slices)
     assert series.notes == ("the positions of the slices are unknown: they are in the order of InstanceNumber",)
     assert series.spacing is None
 
@@ -446,10 +452,10 @@ def test_without_positions_slices_are_in_the_order_of_their_numbers(tmp_path):
 def test_without_a_series_uid_a_folder_is_a_series(tmp_path):
     write_scan(tmp_path / "one", drop=["SeriesInstanceUID"])
     write_scan(tmp_path / "two", drop=["SeriesInstanceUID"], uid="1.2.8")
-    found = find_series([tmp_path])
-    assert [(one.status, one.files) for one in found.series] == [("read", 6), ("read", 6)]
-    assert {one.uid for one in found.series} == {f"folder {tmp_path.name}/{name}" for name in ("one", "two")}
-    assert all("SeriesInstanceUID" in "; ".join(one.notes) for one in found.series)
+    result = find_series([tmp_path])
+    assert [(series.status, series.files) for series in result.series] == [("read", 6), ("read", 6)]
+    assert {series.uid for series in result.series} == {f"folder {tmp_path.name}/{name}" for name in ("one", "two")}
+    assert all("SeriesInstanceUID" in "; ".join(series.notes) for series in result.series)
 
 
 def test_an_oblique_normal_has_a_length_of_one():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from ich.own_scans.slabs import averaged, slab_numbers, slab_thickness
 
 
-def sizes(z, thickness=None, wanted=5.0):
-    return np.bincount(slab_numbers(np.asarray(z, float), thickness, wanted)).tolist()
+def sizes(z, thickness=None, target=5.0):
+    return np.bincount(slab_numbers(np.asarray(z, float), thickness, target)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ def sizes(z, thickness=None, wanted=5.0):
 )
 def test_slabs_cover_the_thickness_of_the_training(step, joined):
     z = np.arange(0, 121, step)
-    found = sizes(z)
-    assert set(found[:-1]) == {joined}
-    assert found[-1] * step >= 2.5  # never a thin slice alone
+    counts = sizes(z)
+    assert set(counts[:-1]) == {joined}
+    assert counts[-1] * step >= 2.5  # never a thin slice alone
     if joined > 1:
         assert slab_thickness(z, slab_numbers(z, None, 5.0), 5.0) == joined * step
 
@@ -49,15 +49,15 @@ def test_without_positions_slices_stay(z):
 
 
 @given(st.lists(st.floats(0, 8), min_size=2, max_size=60), st.floats(0.5, 6), st.floats(1, 8))
-def test_slabs_are_runs_of_slices_and_cover_no_more_than_they_may(steps, thickness, wanted):
+def test_slabs_are_runs_of_slices_and_cover_no_more_than_they_may(steps, thickness, target):
     z = np.cumsum(steps)
-    numbers = slab_numbers(z, thickness, wanted)
+    numbers = slab_numbers(z, thickness, target)
     assert numbers[0] == 0
     assert set(np.diff(numbers)) <= {0, 1}
     for number in range(numbers[-1] + 1):
         of_slab = z[numbers == number]
-        assert (np.diff(of_slab) <= wanted).all()
-        assert of_slab[-1] - of_slab[0] <= 2 * wanted
+        assert (np.diff(of_slab) <= target).all()
+        assert of_slab[-1] - of_slab[0] <= 2 * target
 
 
 def test_the_mean_is_of_hounsfield_units():

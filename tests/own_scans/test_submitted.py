@@ -49,28 +49,28 @@ def copied(predicted, tmp_path):
 
 
 def test_what_was_found_and_not_predicted_is_known_with_its_series(predicted):
-    found = read_folder(predicted, ASKED)
-    table = found.table.set_index("SOPInstanceUID")
-    assert set(found.predictions.index) == set(ASKED) - {DAMAGED, HEADLESS}
-    assert table["status"].to_dict() == {one: "not_read" if one in (DAMAGED, HEADLESS) else "ok" for one in ASKED}
+    result = read_folder(predicted, ASKED)
+    table = result.table.set_index("SOPInstanceUID")
+    assert set(result.predictions.index) == set(ASKED) - {DAMAGED, HEADLESS}
+    assert table["status"].to_dict() == {id_: "not_read" if id_ in (DAMAGED, HEADLESS) else "ok" for id_ in ASKED}
     assert table.loc[DAMAGED, "SeriesInstanceUID"] == "1.2.7"
     assert pd.isna(table.loc[HEADLESS, "SeriesInstanceUID"])
     whole, filled = fill_missing(
-        found.predictions, ASKED, ["series_mean", "prevalence"], found.table, found.score["prevalence"]
+        result.predictions, ASKED, ["series_mean", "prevalence"], result.table, result.score["prevalence"]
     )
     assert filled == {"series_mean": [DAMAGED], "prevalence": [HEADLESS]}
-    np.testing.assert_allclose(whole.loc[DAMAGED, list(LABELS)], found.predictions.mean())
+    np.testing.assert_allclose(whole.loc[DAMAGED, list(LABELS)], result.predictions.mean())
     with pytest.raises(IchError, match=f"{DAMAGED}, {HEADLESS} could not be read"):
-        fill_missing(found.predictions, ASKED, ["refuse"], found.table)
+        fill_missing(result.predictions, ASKED, ["refuse"], result.table)
 
 
 def test_what_was_not_found_is_never_filled_in(predicted):
     asked = ASKED.append(pd.Index(["ID_77", "ID_78"]))
-    found = read_folder(predicted, asked)
+    result = read_folder(predicted, asked)
     whole, _ = fill_missing(
-        found.predictions, asked, ["series_mean", "prevalence"], found.table, found.score["prevalence"]
+        result.predictions, asked, ["series_mean", "prevalence"], result.table, result.score["prevalence"]
     )
-    rows = pd.Series([f"{one}_{label}" for one in asked for label in LABELS])
+    rows = pd.Series([f"{id_}_{label}" for id_ in asked for label in LABELS])
     with pytest.raises(IchError, match="which have no predictions; nothing is filled in"):
         make_submission(whole, rows, asked)
 
@@ -109,7 +109,7 @@ def test_two_predictions_of_a_slice_are_refused(copied):
 
 def test_the_script_submits_a_folder_alone_with_a_sample(predicted, tmp_path):
     sample = tmp_path / "sample.csv"
-    sample.write_text("ID,Label\n" + "".join(f"{one}_{label},0.5\n" for one in ASKED for label in LABELS))
+    sample.write_text("ID,Label\n" + "".join(f"{id_}_{label},0.5\n" for id_ in ASKED for label in LABELS))
     given = ("make_submission.py", predicted, "--out", tmp_path, "--name", "mine")
     with pytest.raises(IchError, match="name --sample-submission"):
         script(*given)

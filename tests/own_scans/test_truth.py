@@ -31,11 +31,11 @@ def test_the_majority_of_three_readers_counts(tmp_path):
         "CQ500-CT-0": ["000", "001", "011", "111", "1 1", "1 0"],
         "CQ500-CT-17": ["0 0", "000", "000", "000", "000", "000"],
     }
-    found = read(tmp_path, reads(votes), "cq500")
-    assert list(found.labels) == list(LABELS)
-    np.testing.assert_array_equal(found.labels.loc["CQ500-CT-0"], [0, 0, 1, 1, 1, np.nan])
-    np.testing.assert_array_equal(found.labels.loc["CQ500-CT-17"], np.zeros(6))
-    assert not found.of_slices
+    reference = read(tmp_path, reads(votes), "cq500")
+    assert list(reference.labels) == list(LABELS)
+    np.testing.assert_array_equal(reference.labels.loc["CQ500-CT-0"], [0, 0, 1, 1, 1, np.nan])
+    np.testing.assert_array_equal(reference.labels.loc["CQ500-CT-17"], np.zeros(6))
+    assert not reference.of_slices
 
 
 @pytest.mark.parametrize("separator", [".", "_"])
@@ -45,7 +45,7 @@ def test_columns_are_found_whatever_their_signs(tmp_path, separator):
 
 
 def test_scans_of_cq500_are_known_by_patient_or_by_folder(tmp_path):
-    found = read(tmp_path, reads({"CQ500-CT-0": ["000"] * 6}), "cq500")
+    reference = read(tmp_path, reads({"CQ500-CT-0": ["000"] * 6}), "cq500")
     slices = pd.DataFrame(
         [
             ("CQ500CT0 CQ500CT0/Unknown Study/CT Plain/CT000000.dcm", ""),
@@ -58,44 +58,44 @@ def test_scans_of_cq500_are_known_by_patient_or_by_folder(tmp_path):
         columns=["file", "PatientID"],
     )
     names = ["CQ500-CT-0", "CQ500-CT-12", "CQ500-CT-120", "CQ500-CT-7", None, None]
-    assert [name if isinstance(name, str) else None for name in found.keys_of(slices)] == names
-    assert found.keys_of(slices[["file"]]).iloc[1] == "CQ500-CT-12"
+    assert [name if isinstance(name, str) else None for name in reference.keys_of(slices)] == names
+    assert reference.keys_of(slices[["file"]]).iloc[1] == "CQ500-CT-12"
     with pytest.raises(IchError, match="PatientID CQ500-CT-1, which names another scan"):
-        found.keys_of(pd.DataFrame({"file": ["CQ500CT0/a"], "PatientID": ["CQ500-CT-1"]}))
+        reference.keys_of(pd.DataFrame({"file": ["CQ500CT0/a"], "PatientID": ["CQ500-CT-1"]}))
     with pytest.raises(IchError, match="several scans"):
-        found.keys_of(pd.DataFrame({"file": ["CQ500CT0/CQ500CT1/a"]}))
+        reference.keys_of(pd.DataFrame({"file": ["CQ500CT0/CQ500CT1/a"]}))
 
 
 HEAD = "PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,Epidural,Subdural,No_Hemorrhage,F"
 
 
 def test_slices_of_ct_ich_are_those_of_the_volumes(tmp_path):
-    found = read(tmp_path, f"{HEAD}\n49,1,0,0,0,0,0,1,0\n49,14,1,0,0,1,0,0,1\n050,2.0,0,0,0,0,1,1,0", "ct-ich")
-    assert found.of_slices
-    np.testing.assert_array_equal(found.labels.loc["49.1"], np.zeros(6))
-    np.testing.assert_array_equal(found.labels.loc["49.14"], [1, 0, 1, 0, 0, 1])
-    np.testing.assert_array_equal(found.labels.loc["50.2"], [0, 0, 0, 0, 1, 1])
-    assert any("No_Hemorrhage contradicts the five kinds in 50.2" in note for note in found.notes)
+    reference = read(tmp_path, f"{HEAD}\n49,1,0,0,0,0,0,1,0\n49,14,1,0,0,1,0,0,1\n050,2.0,0,0,0,0,1,1,0", "ct-ich")
+    assert reference.of_slices
+    np.testing.assert_array_equal(reference.labels.loc["49.1"], np.zeros(6))
+    np.testing.assert_array_equal(reference.labels.loc["49.14"], [1, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(reference.labels.loc["50.2"], [0, 0, 0, 0, 1, 1])
+    assert any("No_Hemorrhage contradicts the five kinds in 50.2" in note for note in reference.notes)
     uids = ["049.1", "ct_scans/049.14", "050.2", "1.2.3", "049"]
-    keys = found.keys_of(pd.DataFrame({"SOPInstanceUID": uids}))
+    keys = reference.keys_of(pd.DataFrame({"SOPInstanceUID": uids}))
     assert [key if isinstance(key, str) else None for key in keys] == ["49.1", "49.14", "50.2", None, None]
 
 
 def test_a_plain_table_is_keyed_by_its_finest_column(tmp_path):
     text = "StudyInstanceUID,SOPInstanceUID,Epidural,any\n1,1.1,0,1\n1,1.2,,0\n1,1.2,,0\n"
-    found = read(tmp_path, text, "plain")
-    assert found.kind == "SOPInstanceUID"
-    assert found.of_slices
-    np.testing.assert_array_equal(found.labels.loc["1.1"], [0, *[np.nan] * 4, 1])
-    np.testing.assert_array_equal(found.labels.loc["1.2"], [*[np.nan] * 5, 0])
-    assert "not given: intraparenchymal, intraventricular, subarachnoid, subdural" in found.notes
+    reference = read(tmp_path, text, "plain")
+    assert reference.kind == "SOPInstanceUID"
+    assert reference.of_slices
+    np.testing.assert_array_equal(reference.labels.loc["1.1"], [0, *[np.nan] * 4, 1])
+    np.testing.assert_array_equal(reference.labels.loc["1.2"], [*[np.nan] * 5, 0])
+    assert "not given: intraparenchymal, intraventricular, subarachnoid, subdural" in reference.notes
 
 
 def test_any_is_derived_only_of_all_five(tmp_path):
     five = ",".join(LABELS[:5])
-    found = read(tmp_path, f"SeriesInstanceUID,{five}\na,0,0,0,0,0\nb,0,,1,0,0\nc,0,,0,0,0", "plain")
-    np.testing.assert_array_equal(found.labels["any"], [0, 1, np.nan])
-    assert any("`any` is not given" in note for note in found.notes)
+    reference = read(tmp_path, f"SeriesInstanceUID,{five}\na,0,0,0,0,0\nb,0,,1,0,0\nc,0,,0,0,0", "plain")
+    np.testing.assert_array_equal(reference.labels["any"], [0, 1, np.nan])
+    assert any("`any` is not given" in note for note in reference.notes)
     given = read(tmp_path, f"SeriesInstanceUID,{five},any\na,0,0,0,0,0,1\nb,0,0,1,0,0,1", "plain")
     np.testing.assert_array_equal(given.labels["any"], [1, 1])
     assert any("not the OR of the five kinds in a:" in note for note in given.notes)

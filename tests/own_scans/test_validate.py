@@ -15,7 +15,7 @@ from ich.own_scans import truth, validate, validation_page
 SCRIPT = Path(__file__).parents[2] / "scripts/validate_scans.py"
 
 
-def predict(folder, scans=24, seed=0, nifti=False, **made):
+def predict(folder, scans=24, seed=0, nifti=False, **content):
     """A folder of predictions of scans of four slices each, and the labels of its slices."""
     rng = np.random.default_rng(seed)
     y = (rng.random((scans, 4, 5)) < 0.06).astype(int)
@@ -32,8 +32,8 @@ def predict(folder, scans=24, seed=0, nifti=False, **made):
     slices = pd.DataFrame(rows, columns=columns)
     folder.mkdir(parents=True)
     slices.to_csv(folder / "slices.csv", index=False)
-    made = {"notice": "", "model": {"name": "gold", "out_of_fold": None}, "options": {}} | made
-    (folder / "predictions.json").write_text(json.dumps(made))
+    content = {"notice": "", "model": {"name": "gold", "out_of_fold": None}, "options": {}} | content
+    (folder / "predictions.json").write_text(json.dumps(content))
     return slices, pd.DataFrame(y.reshape(-1, 6), slices.index, list(LABELS)), p
 
 
@@ -48,28 +48,28 @@ def test_scans_are_scored_by_their_highest_probability(tmp_path):
     given = of_scans.drop(index=["1.2.3"]).reset_index()
     given = pd.concat([given, given.iloc[:1].assign(SeriesInstanceUID="elsewhere")])
     path = write(tmp_path / "y.csv", given.pop("SeriesInstanceUID"), given)
-    found = validate.validate(tmp_path / "p", path, "plain")
-    (level,) = found.levels
+    validation = validate.validate(tmp_path / "p", path, "plain")
+    (level,) = validation.levels
     assert (level.unit, len(level.truth), level.patients) == ("scans", 23, 12)
     kept = [scan for scan in range(24) if scan != 3]
     for k, label in enumerate(LABELS):
         auc = roc_auc_score(of_scans.loc[[f"1.2.{scan}" for scan in kept], label], p[kept].max(axis=1)[:, k])
         assert level.scores[label]["auc"].value == pytest.approx(auc)
-    assert found.unlabeled == (1, ["1.2.3"])
-    assert found.unpredicted == (1, ["elsewhere"])
-    assert any("told apart by StudyInstanceUID (12); two scans" in note for note in found.notes)
+    assert validation.unlabeled == (1, ["1.2.3"])
+    assert validation.unpredicted == (1, ["elsewhere"])
+    assert any("told apart by StudyInstanceUID (12); two scans" in note for note in validation.notes)
 
 
 def test_studies_of_several_series_count_once(tmp_path):
     slices, y, p = predict(tmp_path / "p")
     of_studies = y.groupby(slices["StudyInstanceUID"]).max().reset_index()
     path = write(tmp_path / "y.csv", of_studies.pop("StudyInstanceUID"), of_studies)
-    found = validate.validate(tmp_path / "p", path, "plain")
-    (level,) = found.levels
+    validation = validate.validate(tmp_path / "p", path, "plain")
+    (level,) = validation.levels
     assert (level.unit, len(level.truth)) == ("studies", 12)
     highest = pd.Series(p[..., 5].max(axis=1)).groupby(slices["StudyInstanceUID"][::4].to_numpy()).max()
     np.testing.assert_allclose(level.probabilities[:, 5], highest)
-    assert any(note.startswith("12 studies are in several series") for note in found.notes)
+    assert any(note.startswith("12 studies are in several series") for note in validation.notes)
 
 
 def test_labels_of_slices_are_scored_by_slice_and_by_scan(tmp_path):
@@ -79,8 +79,8 @@ def test_labels_of_slices_are_scored_by_slice_and_by_scan(tmp_path):
     y.loc[[4, 5, 6, 7], "any"] = [0, 1, np.nan, 0]  # of which everybody does
     y.loc[[8, 9, 10, 11], "any"] = 0  # one of which is not in the file
     path = write(tmp_path / "y.csv", slices["SOPInstanceUID"].drop(9), y.drop(9))
-    found = validate.validate(tmp_path / "p", path, "plain")
-    of_slices, of_scans = found.levels
+    validation = validate.validate(tmp_path / "p", path, "plain")
+    of_slices, of_scans = validation.levels
     assert (of_slices.unit, of_scans.unit) == ("slices", "scans")
     known = y["any"].notna() & (y.index != 9)
     auc = roc_auc_score(y["any"][known], p[..., 5].ravel()[known])
@@ -89,20 +89,20 @@ def test_labels_of_slices_are_scored_by_slice_and_by_scan(tmp_path):
     assert np.isnan([truth["1.2.0"], truth["1.2.2"]]).all()
     assert truth["1.2.1"] == 1
     assert truth["1.2.3"] == y["any"][12:16].max()
-    assert found.unlabeled == (1, ["1.2.2.2"])
-    assert found.unpredicted == (0, [])
+    assert validation.unlabeled == (1, ["1.2.2.2"])
+    assert validation.unpredicted == (0, [])
 
 
 def test_patients_are_those_of_patient_id_where_it_is(tmp_path):
     slices, y, _ = predict(tmp_path / "p")
     slices.assign(PatientID="P" + slices["StudyInstanceUID"].str[-1]).to_csv(tmp_path / "p/slices.csv", index=False)
     path = write(tmp_path / "y.csv", slices["SOPInstanceUID"], y)
-    found = validate.validate(tmp_path / "p", path, "plain")
-    assert found.levels[0].patients == 10
-    assert "patients are told apart by PatientID (10)" in found.notes
+    validation = validate.validate(tmp_path / "p", path, "plain")
+    assert validation.levels[0].patients == 10
+    assert "patients are told apart by PatientID (10)" in validation.notes
 
 
-def test_slices_that_are_numbered_from_the_other_end_are_told(tmp_path):
+def test_slices_that_are_numbered_from_the_other_end_are_reported(tmp_path):
     slices, y, _ = predict(tmp_path / "p", scans=12, nifti=True)
     number = slices["SOPInstanceUID"].str.partition(".")[2].astype(int)
     table = y.drop(columns="any").rename(columns=str.capitalize)
@@ -180,12 +180,12 @@ def test_a_level_of_one_class_has_a_page(tmp_path):
     predict(tmp_path / "p", scans=2)
     none = pd.DataFrame({"any": [0, 0]})
     path = write(tmp_path / "y.csv", pd.Series(["1.2.0", "1.2.1"], name="SeriesInstanceUID"), none)
-    found = validate.validate(tmp_path / "p", path, "plain")
-    validation_page.write(found, tmp_path / "page.html")
+    validation = validate.validate(tmp_path / "p", path, "plain")
+    validation_page.write(validation, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "no label is given" in page
     assert "predictions.json has no out-of-fold score" in page
-    assert "n/a" in validation_page.as_text(found)
+    assert "n/a" in validation_page.as_text(validation)
 
 
 @pytest.mark.parametrize(

@@ -133,10 +133,10 @@ def test_fifths():
 def test_extremes_are_the_extremes_of_scans_not_seen_yet(positive, highest):
     table, p = some_table()
     truth, scans = table[list(LABELS)].to_numpy(), table["PatientID"].to_numpy()
-    found = diagnostics.extremes(truth, p, scans, positive=positive, highest=highest)
-    assert [k for _, k in found] == list(range(6))
+    extremes = diagnostics.extremes(truth, p, scans, positive=positive, highest=highest)
+    assert [k for _, k in extremes] == list(range(6))
     seen = set()
-    for row, k in found:
+    for row, k in extremes:
         fit = [i for i in range(len(p)) if truth[i, k] == positive and scans[i] not in seen]
         assert p[row, k] == (max if highest else min)(p[i, k] for i in fit)
         assert row in fit
@@ -146,5 +146,5 @@ def test_extremes_are_the_extremes_of_scans_not_seen_yet(positive, highest):
 def test_a_label_without_such_slices_has_no_extreme():
     table, p = some_table()
     truth = table[list(LABELS)].to_numpy() * np.array([0, 1, 1, 1, 1, 1])
-    found = diagnostics.extremes(truth, p, np.arange(len(p)), positive=True, highest=False)
-    assert [k for _, k in found] == [1, 2, 3, 4, 5]
+    extremes = diagnostics.extremes(truth, p, np.arange(len(p)), positive=True, highest=False)
+    assert [k for _, k in extremes] == [1, 2, 3, 4, 5]

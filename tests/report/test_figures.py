@@ -84,8 +84,8 @@ def test_group_scores_and_label_balance_show_their_tables():
 
 def test_svg_is_the_same_each_time_and_loads_nothing():
     p = np.array([0.1, 0.2])
-    one, other = (figures.svg(figures.along_scan(np.arange(2), p, p > 0.1, 0, "any")) for _ in range(2))
-    assert one == other
-    for element in ElementTree.fromstring(one).iter():
+    first, second = (figures.svg(figures.along_scan(np.arange(2), p, p > 0.1, 0, "any")) for _ in range(2))
+    assert first == second
+    for element in ElementTree.fromstring(first).iter():
         for name, value in element.attrib.items():
             assert not name.endswith("href") or value.startswith("#"), value

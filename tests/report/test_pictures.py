@@ -67,9 +67,9 @@ def texts(figure):
 @pytest.mark.parametrize("settings", [THREE, SEPARATE], ids=["channels", "separate"])
 def test_windows_of_a_slice_are_its_channels(tmp_path, settings):
     write_images(tmp_path, settings)
-    found = pictures.windows_of(tmp_path, f"train/ID_00{settings.suffixes[0]}", convert.read_settings(tmp_path))
-    assert list(found) == ["brain", "subdural", "bone"]
-    for k, (name, image) in enumerate(found.items()):
+    images = pictures.windows_of(tmp_path, f"train/ID_00{settings.suffixes[0]}", convert.read_settings(tmp_path))
+    assert list(images) == ["brain", "subdural", "bone"]
+    for k, (name, image) in enumerate(images.items()):
         path = tmp_path / "train" / (f"ID_00.{name}.png" if settings is SEPARATE else "ID_00.png")
         decoded = png.decode(path.read_bytes())
         np.testing.assert_array_equal(image, decoded[..., 0 if settings is SEPARATE else k])
@@ -77,9 +77,9 @@ def test_windows_of_a_slice_are_its_channels(tmp_path, settings):
 
 def test_images_of_hu_are_windowed(tmp_path):
     write_images(tmp_path, HU)
-    found = pictures.windows_of(tmp_path, "train/ID_00.png", HU)
+    images = pictures.windows_of(tmp_path, "train/ID_00.png", HU)
     stored = cv2.imread(str(tmp_path / "train/ID_00.png"), cv2.IMREAD_UNCHANGED)
-    for name, image in found.items():
+    for name, image in images.items():
         np.testing.assert_array_equal(image, apply_window(stored.astype(np.int16) - 1024, PRESETS[name]))
 
 
@@ -109,10 +109,10 @@ def test_a_sheet_in_a_notebook_is_the_one_on_disk(tmp_path):
 @pytest.mark.parametrize("settings", [THREE, SEPARATE, HU], ids=lambda settings: settings.files)
 def test_a_contact_sheet_shows_the_repaired_and_lists_the_unread(tmp_path, settings):
     table = write_images(tmp_path, settings, shape=(30, 20))
-    told = texts(pictures.contact_sheet(tmp_path, table, settings, n=2))
-    assert told[0] == "2 of 5 slices, at random; windows: brain, subdural, bone"
-    assert told[3:5] == ["repaired on reading: 1", "ID_04 wrapped"]
-    assert told[5:] == ["without an image: 1", f"ID_02  truncated ({KINDS['truncated']})"]
+    lines = texts(pictures.contact_sheet(tmp_path, table, settings, n=2))
+    assert lines[0] == "2 of 5 slices, at random; windows: brain, subdural, bone"
+    assert lines[3:5] == ["repaired on reading: 1", "ID_04 wrapped"]
+    assert lines[5:] == ["without an image: 1", f"ID_02  truncated ({KINDS['truncated']})"]
     short = texts(pictures.contact_sheet(tmp_path, table, settings, n=2, limit=0))
     assert short[3:] == ["repaired on reading: 0 of 1", "without an image: 0 of 1"]
 
@@ -124,15 +124,15 @@ def test_a_contact_sheet_of_nothing_readable(tmp_path):
 
 @pytest.mark.parametrize(("id", "count"), [("ID_study", 6), ("ID_series1", 3), ("ID_04", 3)])
 def test_a_scan_is_found_by_any_of_its_ids(tmp_path, id, count):
-    found = pictures.find_scans(write_images(tmp_path), id)
-    assert len(found) == count
-    for _, rows in found.groupby("SeriesInstanceUID"):
+    table = pictures.find_scans(write_images(tmp_path), id)
+    assert len(table) == count
+    for _, rows in table.groupby("SeriesInstanceUID"):
         assert rows["z"].is_monotonic_increasing
     if count == 3:
-        assert found["SOPInstanceUID"].tolist() == ["ID_05", "ID_04", "ID_03"]
+        assert table["SOPInstanceUID"].tolist() == ["ID_05", "ID_04", "ID_03"]
 
 
-def test_a_scan_that_is_not_there_is_told(tmp_path):
+def test_a_scan_that_is_not_there_is_reported(tmp_path):
     with pytest.raises(IchError, match=r"no study, series or slice ID_9; .* such as ID_study"):
         pictures.find_scans(write_images(tmp_path), "ID_9")
 
@@ -149,17 +149,17 @@ def test_a_montage_tells_labels_and_predictions(tmp_path):
     labels, predictions = labels_and_predictions()
     scans = pictures.find_scans(table, "ID_study")
     figure = pictures.montage(tmp_path, scans, THREE, "bone", labels, predictions)
-    told = [text.replace("\u00a0", " ") for text in texts(figure)]
-    assert told[0] == "study ID_study, series ID_series0, 3 slices, train"
-    assert sum("no image: truncated" in text for text in told) == 1
-    assert "1  z -20.0 mm\nhas IVH any\nEDH 0.30 IVH 0.95 SDH 0.10\nany 0.04" in told
-    assert "2  z -15.0 mm\nhas none\nany 0.01" in told
-    assert "0  z -25.0 mm" in told  # without label and prediction
+    lines = [text.replace("\u00a0", " ") for text in texts(figure)]
+    assert lines[0] == "study ID_study, series ID_series0, 3 slices, train"
+    assert sum("no image: truncated" in text for text in lines) == 1
+    assert "1  z -20.0 mm\nhas IVH any\nEDH 0.30 IVH 0.95 SDH 0.10\nany 0.04" in lines
+    assert "2  z -15.0 mm\nhas none\nany 0.01" in lines
+    assert "0  z -25.0 mm" in lines  # without label and prediction
     orange = [text.get_text() for text in figure.texts if text.get_color() == "#FFB000"]
     assert [text.split()[0] for text in orange] == ["1"]
 
 
-def test_a_window_that_is_not_there_is_told(tmp_path):
+def test_a_window_that_is_not_there_is_reported(tmp_path):
     table = write_images(tmp_path)
     with pytest.raises(IchError, match="have the windows brain, subdural, bone, not 'stroke'"):
         pictures.montage(tmp_path, table, THREE, "stroke")
@@ -188,7 +188,7 @@ def test_view_study_draws_a_config_and_a_result_directory(tmp_path, monkeypatch,
             script("view_study", run, "ID_series1", "--out", name)
 
 
-def test_a_config_without_images_is_told(tmp_path):
+def test_a_config_without_images_is_reported(tmp_path):
     (tmp_path / "a.yaml").write_text("name: a")
     with pytest.raises(IchError, match="does not say where the images are"):
         script("view_study", tmp_path / "a.yaml", "ID_study")
@@ -208,7 +208,7 @@ def test_what_cannot_be_drawn_is_a_warning(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["{}", '{"windows": [{"middle": 1}]}', '{"windows": [], "later": 1}'])
-def test_settings_of_another_version_are_told(tmp_path, content):
+def test_settings_of_another_version_are_reported(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(IchError, match=r"settings.json is of another version"):
         convert.read_settings(tmp_path)

@@ -99,10 +99,12 @@ def finished(tmp_path_factory):
         ok = table[table["status"] == "ok"].set_index("SOPInstanceUID")
         labels = (np.random.default_rng(0).random((len(ok), 6)) < 0.4).astype(np.int8)
         labels[:, 5] = labels[:, :5].max(axis=1)
-        made = pd.DataFrame(labels, index=ok.index, columns=list(LABELS))
-        made = made.assign(PatientID=ok["PatientID"], fold=(ok["PatientID"].str[1:].astype(int) % 2).astype("int64"))
-        folds.write_folds("images/folds.csv", made)
-        write_run(Path("runs/one"), config_of("one"), predictions(made))
+        fold_table = pd.DataFrame(labels, index=ok.index, columns=list(LABELS))
+        fold_table = fold_table.assign(
+            PatientID=ok["PatientID"], fold=(ok["PatientID"].str[1:].astype(int) % 2).astype("int64")
+        )
+        folds.write_folds("images/folds.csv", fold_table)
+        write_run(Path("runs/one"), config_of("one"), predictions(fold_table))
         from ich.models import backbones  # TensorFlow, for the tests of this fixture alone
 
         for k in (0, 1):
@@ -113,9 +115,9 @@ def finished(tmp_path_factory):
             history = pd.DataFrame(losses | {f"val_auc_{label}": [0.5, 0.9] for label in LABELS})
             history.rename_axis("epoch").to_csv(Path("runs/one") / f"fold{k}" / "history.csv")
         work = commands.Work(Path("runs/one"), "predictions_test.parquet")
-        write_predictions(predictions(made)[:5] * 0, Path("runs/one/predictions_test.parquet"))
+        write_predictions(predictions(fold_table)[:5] * 0, Path("runs/one/predictions_test.parquet"))
         work.done("predict", ["runs/one", "--set", "predict.tta=[none, flip]"])
-        write_run(Path("runs/other"), config_of("other"), predictions(made, seed=1))
+        write_run(Path("runs/other"), config_of("other"), predictions(fold_table, seed=1))
         script("blend", "runs/one", "runs/other", "--out", "runs/blend", "--by-label")
         script("report", "runs/one", "--pages")
         code = (
@@ -146,19 +148,19 @@ def undrawn(workdir, monkeypatch):
 
 def test_the_page_needs_nothing_beside_it(finished):
     for name in ("one", "blend"):
-        found = Page(finished / "runs" / name / "report.html")
-        assert all(load.startswith(("data:", "#", *(["scans/"] if name == "one" else []))) for load in found.loads)
-        assert not {"script", "iframe", "object", "embed"} & set(found.tags)
+        report = Page(finished / "runs" / name / "report.html")
+        assert all(load.startswith(("data:", "#", *(["scans/"] if name == "one" else []))) for load in report.loads)
+        assert not {"script", "iframe", "object", "embed"} & set(report.tags)
         style = re.search(r"<style>(.*?)</style>", (finished / "runs" / name / "report.html").read_text(), re.DOTALL)[1]
         assert "url(" not in style
         assert "@import" not in style
-        assert all(len(image["alt"]) > 10 for image in found.images)
+        assert all(len(image["alt"]) > 10 for image in report.images)
 
 
 def test_the_galleries_link_to_the_slices_in_the_pages_of_their_scans(finished):
-    found = Page(finished / "runs/one/report.html")
-    links = [load for load in found.loads if load.startswith("scans/")]
-    assert len(links) == found.plain.count("the whole scan") == 18  # a slice a label in each of three galleries
+    report = Page(finished / "runs/one/report.html")
+    links = [load for load in report.loads if load.startswith("scans/")]
+    assert len(links) == report.plain.count("the whole scan") == 18  # a slice a label in each of three galleries
     ids = re.findall(r"<p>(ID_\d+)", (finished / "runs/one/report.html").read_text(encoding="utf-8"))
     oof = read_predictions(finished / "runs/one/oof.parquet")
     for id, link in zip(ids, links, strict=True):
@@ -186,18 +188,18 @@ def test_the_score_stands_with_its_interval_beside_the_floor(finished, monkeypat
     from ich.competition import metrics
 
     read = compare.read_results([Path("runs/one")])
-    told = compare.compare(read.table, read.oof, "runs/one").iloc[0]
+    row = compare.compare(read.table, read.oof, "runs/one").iloc[0]
     floor = metrics.prevalence_log_loss(read.table[list(LABELS)])
-    found = Page(Path("runs/one/report.html")).plain
-    assert f"one {told['weighted_log_loss']:.4f} Out-of-fold weighted log loss" in found
-    assert f"{told['low']:.4f} to {told['high']:.4f} (bootstrap over patients)" in found
-    assert f"prevalence baseline scores {floor:.4f}" in found
-    assert f"{N - 1} slices of 12 patients in 2 folds" in found
+    text = Page(Path("runs/one/report.html")).plain
+    assert f"one {row['weighted_log_loss']:.4f} Out-of-fold weighted log loss" in text
+    assert f"{row['low']:.4f} to {row['high']:.4f} (bootstrap over patients)" in text
+    assert f"prevalence baseline scores {floor:.4f}" in text
+    assert f"{N - 1} slices of 12 patients in 2 folds" in text
 
 
 def test_a_run_shows_its_learning_its_slices_and_where_it_comes_from(finished):
-    found = Page(finished / "runs/one/report.html")
-    alts = [image["alt"] for image in found.images]
+    report = Page(finished / "runs/one/report.html")
+    alts = [image["alt"] for image in report.images]
     assert any("fold 0 ends at 0.6125; fold 1 ends at 1.6125" in alt for alt in alts)
     assert sum(alt.startswith("Grad-CAM of ") for alt in alts) == 18  # a slice a label in each of three galleries
     assert sum("brain window" in alt and alt.startswith("slice ") for alt in alts) == 18
@@ -212,7 +214,7 @@ def test_a_run_shows_its_learning_its_slices_and_where_it_comes_from(finished):
         "there are no steps to compare",
         "name: small_cnn",
     ):
-        assert words in found.plain, words
+        assert words in report.plain, words
 
 
 def test_what_is_put_in_is_escaped(finished):
@@ -220,7 +222,7 @@ def test_what_is_put_in_is_escaped(finished):
 
 
 def test_a_blend_says_what_it_lacks_and_what_it_gained(finished):
-    found = Page(finished / "runs/blend/report.html")
+    report = Page(finished / "runs/blend/report.html")
     score = json.loads((finished / "runs/blend/score.json").read_text())
     for words in (
         "no fold has a training history here",
@@ -230,8 +232,8 @@ def test_a_blend_says_what_it_lacks_and_what_it_gained(finished):
         f"{score['weights']['epidural']['runs/one']:.3f}",
         "python scripts/blend.py runs/one runs/other --out runs/blend --by-label",
     ):
-        assert words in found.plain, words
-    assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
+        assert words in report.plain, words
+    assert not [image for image in report.images if "Grad-CAM" in image["alt"]]
 
 
 def test_pictures_are_those_of_the_slices(finished):
@@ -240,11 +242,11 @@ def test_pictures_are_those_of_the_slices(finished):
     from ich.images import png
 
     for image in Page(finished / "runs/one/report.html").images:
-        told = re.fullmatch(r"slice (ID_\d+), (\w+) window", image["alt"])
-        if told:
+        match = re.fullmatch(r"slice (ID_\d+), (\w+) window", image["alt"])
+        if match:
             data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-            stored = png.decode((finished / "images/train" / f"{told[1]}.png").read_bytes())
-            channel = ["brain", "subdural", "bone"].index(told[2])
+            stored = png.decode((finished / "images/train" / f"{match[1]}.png").read_bytes())
+            channel = ["brain", "subdural", "bone"].index(match[2])
             np.testing.assert_array_equal(png.decode(data)[..., 0], stored[..., channel])
 
 
@@ -269,40 +271,40 @@ def test_without_images_the_rest_stands(undrawn):
     Path("images/folds.csv").rename("folds.csv")
     shutil.rmtree("images")
     script("report", "runs/blend", "--folds", "folds.csv")
-    found = Page(Path("runs/blend/report.html"))
-    assert found.plain.count("images/slices.parquet does not exist") == 3  # weak spots, galleries, conversion
-    assert any("ROC curves" in image["alt"] for image in found.images)
+    report = Page(Path("runs/blend/report.html"))
+    assert report.plain.count("images/slices.parquet does not exist") == 3  # weak spots, galleries, conversion
+    assert any("ROC curves" in image["alt"] for image in report.images)
 
 
-def test_a_picture_that_is_gone_is_told_in_its_place(undrawn):
+def test_a_picture_that_is_gone_is_reported_in_its_place(undrawn):
     for path in Path("images/train").glob("*.png"):
         path.unlink()
     Path("runs/one/fold0/history.csv").write_text("loss\n0.1")
     Path("runs/one/score.json").write_text("{")
     script("report", "runs/one")
-    found = Page(Path("runs/one/report.html"))
-    assert "runs/one/fold0/history.csv is not the history of a training" in found.plain
-    told = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
-    assert found.plain.count(told) == 1  # in place of what the steps gained
-    assert "was it converted?" in found.plain
-    assert sum(image["alt"].startswith("probability of ") for image in found.images) == 18
+    report = Page(Path("runs/one/report.html"))
+    assert "runs/one/fold0/history.csv is not the history of a training" in report.plain
+    message = "runs/one/score.json, which every result of train_kfold, train_sequence and blend has, cannot be read"
+    assert report.plain.count(message) == 1  # in place of what the steps gained
+    assert "was it converted?" in report.plain
+    assert sum(image["alt"].startswith("probability of ") for image in report.images) == 18
 
 
-def test_a_second_stage_is_told_beside_the_first_and_a_damaged_model_costs_grad_cam_alone(undrawn):
+def test_a_second_stage_is_described_beside_the_first_and_a_damaged_model_costs_grad_cam_alone(undrawn):
     Path("runs/one/fold1/model.keras").write_bytes(b"no zip")
     score = {"weighted_log_loss": 0.3, "of_first_stage": 0.4, "of_kinds": {"recurrent": 0.31, "linear": 0.33}}
     score["weights"] = {"test": {"recurrent": 0.7, "linear": 0.3}}
     Path("runs/one/score.json").write_text(json.dumps(score))
     Path("runs/one/fold0/history.csv").write_text("seed,epoch,loss\n0,0,0.1\n")
     script("report", "runs/one")
-    found = Page(Path("runs/one/report.html"))
-    assert "their training loss is in runs/one/fold<k>/history.csv" in found.plain.replace("&lt;", "<").replace(
+    report = Page(Path("runs/one/report.html"))
+    assert "their training loss is in runs/one/fold<k>/history.csv" in report.plain.replace("&lt;", "<").replace(
         "&gt;", ">"
     )
-    assert "The first stage scores 0.4000: the second gains +0.1000." in found.plain
-    assert "Its kind recurrent alone scores 0.3100; its weight is 0.70." in found.plain
-    assert "the model runs/one/fold1/model.keras cannot be read" in found.plain
-    assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
+    assert "The first stage scores 0.4000: the second gains +0.1000." in report.plain
+    assert "Its kind recurrent alone scores 0.3100; its weight is 0.70." in report.plain
+    assert "the model runs/one/fold1/model.keras cannot be read" in report.plain
+    assert not [image for image in report.images if "Grad-CAM" in image["alt"]]
 
 
 def test_a_page_of_a_scan_has_grad_cam_of_the_runs_models(workdir, capsys):
@@ -313,24 +315,24 @@ def test_a_page_of_a_scan_has_grad_cam_of_the_runs_models(workdir, capsys):
     assert "Grad-CAM of the fold's model that has not seen the patient" in written.text
     place = written.data()["ids"].index("ID_00")
     data = np.frombuffer(base64.b64decode(written.of("heat")[place]), np.uint8)
-    found = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(6, SIZE, SIZE)
+    heat_map = cv2.imdecode(data, cv2.IMREAD_UNCHANGED).reshape(6, SIZE, SIZE)
 
     from ich.models import gradcam
     from ich.training import inference
 
-    run, made = run_directory.Run.open(Path("runs/one")), folds.read_folds("images/folds.csv")
+    run, fold_table = run_directory.Run.open(Path("runs/one")), folds.read_folds("images/folds.csv")
     windows = pictures.windows_of(Path("images"), "train/ID_00.png", THREE)
     image = np.repeat(np.stack(list(windows.values()), axis=-1)[None], 6, axis=0)
     maps = {k: gradcam.heatmaps(inference.load_model(run, k), image, np.arange(6)) for k in (0, 1)}
     p = read_predictions(Path("runs/one/oof.parquet")).loc["ID_00"].to_numpy()
-    expected = maps[made.at["ID_00", "fold"]] * p[:, None, None] * 255
+    expected = maps[fold_table.at["ID_00", "fold"]] * p[:, None, None] * 255
     assert expected.max() > 10
-    assert abs(found - expected).max() <= 1
+    assert abs(heat_map - expected).max() <= 1
 
     shutil.copytree("images/train", "images/test")
     slices = slice_table.read_table(Path("images/slices.parquet"))
     rows = slices[slices["SOPInstanceUID"] == "ID_00"].assign(split="test")
-    of_test = run_scan.grad_cam(Path("runs/one"), made, rows)
+    of_test = run_scan.grad_cam(Path("runs/one"), fold_table, rows)
     np.testing.assert_allclose(of_test[0], maps[0], atol=1e-5)  # the first fold's model
 
 
@@ -343,10 +345,10 @@ def test_what_the_passes_gain_and_what_made_a_second_stage(undrawn):
         next(heat.heatmaps(Path("runs/one"), pd.Series(dtype=int), []))
     Path("runs/first").mkdir()
     script("report", "runs/one")
-    found = Page(Path("runs/one/report.html"))
-    assert "scores 0.3200: the TTA passes (none, flip) gain +0.0200." in found.plain
-    assert "there is no Grad-CAM; see the report of runs/first" in found.plain
-    assert not [image for image in found.images if "Grad-CAM" in image["alt"]]
+    report = Page(Path("runs/one/report.html"))
+    assert "scores 0.3200: the TTA passes (none, flip) gain +0.0200." in report.plain
+    assert "there is no Grad-CAM; see the report of runs/first" in report.plain
+    assert not [image for image in report.images if "Grad-CAM" in image["alt"]]
 
 
 def test_a_directory_that_does_not_tell_its_commands_says_so(undrawn):
@@ -364,12 +366,12 @@ def test_a_directory_that_does_not_tell_its_commands_says_so(undrawn):
     )
 
 
-def test_images_of_other_slices_are_told(undrawn):
+def test_images_of_other_slices_are_reported(undrawn):
     write_images(Path("images"), n=0)
     script("report", "runs/blend")
-    found = Page(Path("runs/blend/report.html"))
-    assert "the slice table has none of these slices" in found.plain
-    assert "this slice has no position in a scan" in found.plain
+    report = Page(Path("runs/blend/report.html"))
+    assert "the slice table has none of these slices" in report.plain
+    assert "this slice has no position in a scan" in report.plain
 
 
 def test_a_directory_without_predictions_is_refused(workdir):

@@ -46,14 +46,14 @@ def view(tmp_path, scan, settings, sources=True, **more):
 def test_hu_are_those_of_the_dicom_files(tmp_path):
     settings = Settings(THREE.windows, size=32, crop=True)
     scan, hu = write_scan(tmp_path, settings)
-    found = view(tmp_path, scan, settings)
-    np.testing.assert_array_equal(found.hu, hu)
-    assert found.spacing == (0.5, 0.25)
-    assert list(found.ids) == ["ID_0", "ID_1", "ID_2"]
-    assert found.z.tolist() == [0, 5, 10]
-    assert ("HU", "of the DICOM files") in found.facts
-    assert found.labels is None
-    assert np.isnan(found.probabilities).all()
+    result = view(tmp_path, scan, settings)
+    np.testing.assert_array_equal(result.hu, hu)
+    assert result.spacing == (0.5, 0.25)
+    assert list(result.ids) == ["ID_0", "ID_1", "ID_2"]
+    assert result.z.tolist() == [0, 5, 10]
+    assert ("HU", "of the DICOM files") in result.facts
+    assert result.labels is None
+    assert np.isnan(result.probabilities).all()
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_hu_are_those_of_the_dicom_files(tmp_path):
     ],
 )
 def test_the_edges_are_those_that_the_orientation_tells(orientation, edges):
-    one = None if orientation is None else np.array(orientation, float)
-    assert run_scan._edges(pd.Series([one, one], dtype=object)) == (edges and tuple(edges))
+    cosines = None if orientation is None else np.array(orientation, float)
+    assert run_scan._edges(pd.Series([cosines, cosines], dtype=object)) == (edges and tuple(edges))
 
 
 def test_slices_of_several_orientations_have_no_edges(tmp_path):
@@ -93,25 +93,25 @@ def test_without_the_files_the_pngs_are_shown_and_the_page_says_why(tmp_path, wh
         (tmp_path / "dicom/ID_1.dcm").unlink()
     if why == "missing":
         (tmp_path / "dicom").rename(tmp_path / "elsewhere")
-    found = view(tmp_path, scan, HU, sources=why != "none")
-    np.testing.assert_array_equal(found.hu, hu)  # these PNGs hold them
-    told = dict(found.facts)["HU"]
-    assert told.startswith("of the PNGs, which hold HU; the DICOM files are not shown: ")
+    result = view(tmp_path, scan, HU, sources=why != "none")
+    np.testing.assert_array_equal(result.hu, hu)  # these PNGs hold them
+    fact = dict(result.facts)["HU"]
+    assert fact.startswith("of the PNGs, which hold HU; the DICOM files are not shown: ")
     reasons = {"none": "names no sources", "missing": "dicom", "changed": "has changed", "one_lacks": "lack ID_1"}
-    assert reasons[why] in told
+    assert reasons[why] in fact
 
 
 @pytest.mark.parametrize("settings", [THREE, SEPARATE], ids=lambda settings: settings.files)
 def test_windowed_pngs_tell_hu_within_their_windows(tmp_path, settings):
     scan, hu = write_scan(tmp_path, settings)
-    found = view(tmp_path, scan, settings, sources=False)
-    assert "windows (brain, subdural, bone) tell them, cut off below -800 and above 2000" in dict(found.facts)["HU"]
+    result = view(tmp_path, scan, settings, sources=False)
+    assert "windows (brain, subdural, bone) tell them, cut off below -800 and above 2000" in dict(result.facts)["HU"]
     cut = np.clip(hu, -800, 2000)
-    error = abs(found.hu.astype(int) - cut)
+    error = abs(result.hu.astype(int) - cut)
     assert error.max() <= 6  # half a gray level of bone
     assert error[(hu > 0) & (hu < 80)].max() <= 1
     for window in settings.windows:
-        shown, own = (apply_window(image.astype(np.int16), window).astype(int) for image in (found.hu, cut))
+        shown, own = (apply_window(image.astype(np.int16), window).astype(int) for image in (result.hu, cut))
         assert abs(shown - own).max() <= (1 if window.width == 2800 else 4)
 
 
@@ -130,10 +130,10 @@ def test_labels_and_predictions_of_all_or_some_slices(tmp_path):
     ids = pd.Index(["ID_2", "ID_0", "ID_1", "ID_9"], name=INDEX_NAME)
     labels = pd.DataFrame(np.eye(4, 6, dtype=np.int8), ids, list(LABELS))
     predictions = labels * 0.5
-    found = view(tmp_path, scan, HU, labels=labels, predictions=predictions.drop(index="ID_1"))
-    np.testing.assert_array_equal(found.labels, labels.loc[["ID_0", "ID_1", "ID_2"]])
-    np.testing.assert_array_equal(found.probabilities[[0, 2]], predictions.loc[["ID_0", "ID_2"]])
-    assert np.isnan(found.probabilities[1]).all()
+    result = view(tmp_path, scan, HU, labels=labels, predictions=predictions.drop(index="ID_1"))
+    np.testing.assert_array_equal(result.labels, labels.loc[["ID_0", "ID_1", "ID_2"]])
+    np.testing.assert_array_equal(result.probabilities[[0, 2]], predictions.loc[["ID_0", "ID_2"]])
+    assert np.isnan(result.probabilities[1]).all()
     some = view(tmp_path, scan, HU, labels=labels.drop(index="ID_1"))
     assert some.labels is None
     assert ("labels", "known of 2 slices, and not shown") in some.facts
@@ -142,16 +142,16 @@ def test_labels_and_predictions_of_all_or_some_slices(tmp_path):
 
 def test_slices_without_an_image_are_counted(tmp_path):
     table = write_images(tmp_path / "images")
-    found = run_scan.view(tmp_path / "images", pictures.find_scans(table, "ID_series0"), THREE, run_scan.Sources([]))
-    assert list(found.ids) == ["ID_01", "ID_00"]
-    assert ("without an image, not on this page", "1") in found.facts
+    result = run_scan.view(tmp_path / "images", pictures.find_scans(table, "ID_series0"), THREE, run_scan.Sources([]))
+    assert list(result.ids) == ["ID_01", "ID_00"]
+    assert ("without an image, not on this page", "1") in result.facts
     with pytest.raises(IchError, match="no slice of the series ID_series0 has an image"):
         run_scan.view(tmp_path / "images", table[table["status"] != "ok"], THREE, run_scan.Sources([]))
     with pytest.raises(IchError, match="belong to ID_series0, ID_series1; name one"):
         run_scan.view(tmp_path / "images", table, THREE, run_scan.Sources([]))
 
 
-def test_slices_of_several_sizes_are_told(tmp_path):
+def test_slices_of_several_sizes_are_reported(tmp_path):
     scan, _ = write_scan(tmp_path, HU)
     (tmp_path / "images/train/ID_1.png").write_bytes(png.encode(np.zeros((9, 8, 1), np.uint8)))
     with pytest.raises(IchError, match=r"several sizes \(9 × 8, 48 × 40\)"):
@@ -184,10 +184,10 @@ def test_heat_is_scaled_by_the_probability(tmp_path):
     settings = Settings(THREE.windows, size=32)
     scan, _ = write_scan(tmp_path, settings, shape=(40, 40))
     predictions = pd.DataFrame(0.5, pd.Index(["ID_0", "ID_1"], name=INDEX_NAME), list(LABELS))
-    found = view(tmp_path, scan, settings, predictions=predictions, heat=lambda rows: np.ones((len(rows), 6, 8, 8)))
-    assert found.heat[:2, :, 8:24, 8:24].min() == found.heat.max() == 128
-    assert found.heat[2].max() == 0  # of a slice without a probability
-    assert "scaled by the slice's probability" in found.heat_note
+    result = view(tmp_path, scan, settings, predictions=predictions, heat=lambda rows: np.ones((len(rows), 6, 8, 8)))
+    assert result.heat[:2, :, 8:24, 8:24].min() == result.heat.max() == 128
+    assert result.heat[2].max() == 0  # of a slice without a probability
+    assert "scaled by the slice's probability" in result.heat_note
 
 
 def test_view_study_writes_a_page(tmp_path, monkeypatch, capsys):

@@ -75,9 +75,9 @@ def test_the_canvas_shows_each_slice_in_each_preset(opened, width):
                 browser,
                 f"Slice {place + 1} of 5{f', z {5 * place}.0 mm' if place < 4 else ''}; level {window.center}, width",
             )
-            found = pixels(browser).astype(int)
-            assert abs(found[..., :3] - apply_window(view.hu[place], window)[..., None]).max() <= 1
-            assert found[..., 3].min() == 255
+            image = pixels(browser).astype(int)
+            assert abs(image[..., :3] - apply_window(view.hu[place], window)[..., None]).max() <= 1
+            assert image[..., 3].min() == 255
     assert browser.js("document.querySelector('#presets [aria-pressed=true]').textContent") == "5 bone"
 
 
@@ -244,15 +244,15 @@ def test_the_strongest_slices_of_the_chosen_label_come_first(opened):
 
 
 @WIDTHS
-def test_a_slab_has_one_button_and_is_told_below_the_slice(opened, width):
+def test_a_slab_has_one_button_and_is_described_below_the_slice(opened, width):
     slabs = np.repeat([0, 1, 2], [7, 8, 1])
     truth = np.zeros((16, 6), int)
     truth[14] = 1
     view = view_of(n=16, probabilities=np.array([0.2, 0.9, 0.5])[slabs, None] * np.ones(6), groups=slabs, labels=truth)
     browser = opened(view, width)
     status(browser, "Slice 11 of 16")
-    told = "document.getElementById('slab').textContent"
-    assert browser.js(told) == "slab of slices 8 to 15, which the model read as one"
+    slab_text = "document.getElementById('slab').textContent"
+    assert browser.js(slab_text) == "slab of slices 8 to 15, which the model read as one"
     assert browser.js("[...document.querySelectorAll('#strongest button')].map(b => b.textContent)") == [
         "8–15: 0.900 ✓",
         "16: 0.500",
@@ -264,7 +264,7 @@ def test_a_slab_has_one_button_and_is_told_below_the_slice(opened, width):
         browser.key(key)
         status(browser, f"Slice {place} of 16")
         assert browser.js(current) == button
-        assert ("alone" in browser.js(told)) == (place == 16)
+        assert ("alone" in browser.js(slab_text)) == (place == 16)
     browser.js("document.querySelectorAll('#strongest button')[0].click()")
     status(browser, "Slice 11 of 16")
 
@@ -278,9 +278,9 @@ def test_grad_cam_lies_over_the_slice_as_the_slider_says(opened):
     assert browser.js(opacity) == 0
     browser.js("(o => { o.value = 60; o.dispatchEvent(new Event('input')) })(document.getElementById('opacity'))")
     assert browser.js(opacity) == pytest.approx(0.6)
-    found = pixels(browser, "heat")
-    np.testing.assert_array_equal(found[..., 3], heat[3, 2])  # clear where there is none
-    assert (found[..., 0] >= 254)[heat[3, 2] > 100].all()
+    overlay = pixels(browser, "heat")
+    np.testing.assert_array_equal(overlay[..., 3], heat[3, 2])  # clear where there is none
+    assert (overlay[..., 0] >= 254)[heat[3, 2] > 100].all()
     assert box(browser, "heat") == box(browser, "slice")
     assert abs(pixels(browser)[..., 0].astype(int) - apply_window(view.hu[3], PRESETS["brain"])).max() <= 1
 
@@ -306,7 +306,7 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(browser, tmp_path):
     assert not [e for e in browser.events if e["method"] == "Network.responseReceived" and "localhost" in str(e)]
 
 
-def test_a_damaged_slice_is_told_and_the_others_are_shown(browser, tmp_path):
+def test_a_damaged_slice_is_reported_and_the_others_are_shown(browser, tmp_path):
     write_scan_page(view_of(), tmp_path / "scan.html")
     text = (tmp_path / "scan.html").read_text(encoding="utf-8")
     at = text.index('class="hu">') + 400
@@ -396,8 +396,8 @@ CONTRAST = """[...document.querySelectorAll('body *')].filter(e => e.checkVisibi
 def names(browser):
     """Role and name of what can be used, as a screen reader is given them."""
     nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
-    return [pair for pair in found if pair[0] in ("button", "slider", "radio", "spinbutton", "link", "image", "status")]
+    pairs = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    return [pair for pair in pairs if pair[0] in ("button", "slider", "radio", "spinbutton", "link", "image", "status")]
 
 
 def test_a_scan_without_probabilities_says_so(opened):
@@ -410,13 +410,13 @@ def test_a_scan_without_probabilities_says_so(opened):
 def test_it_can_be_used_by_keyboard_and_screen_reader(opened):
     browser = opened(view_of(heat=np.zeros((5, 6, 2, 2), np.uint8), labels=np.zeros((5, 6), int)))
     assert browser.js(CONTRAST)[0] >= 4.5  # WCAG 2.2, 1.4.3, level AA
-    found = names(browser)
-    assert all(name for role, name in found if role != "status")
+    controls = names(browser)
+    assert all(name for role, name in controls if role != "status")
     assert {("slider", "slice"), ("slider", "Grad-CAM"), ("spinbutton", "level HU"), ("radio", "epidural")} <= set(
-        found
+        controls
     )
-    assert ("button", "2 subdural") in found
-    assert any(role == "button" and name.startswith("slice 4, any 0.67") for role, name in found)
+    assert ("button", "2 subdural") in controls
+    assert any(role == "button" and name.startswith("slice 4, any 0.67") for role, name in controls)
     assert browser.js("document.activeElement.id") == "stage"
     seen = []
     for _ in range(9):

@@ -110,8 +110,8 @@ def test_the_page_holds_each_slice_and_its_numbers(tmp_path):
     for k in range(5):
         error = abs(decoded(base64.b64decode(page.of("hu")[k])) - view.hu[k])
         assert error.max() <= 8
-        found = cv2.imdecode(np.frombuffer(base64.b64decode(page.of("heat")[k]), np.uint8), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(found.reshape(6, 3, 4), heat[k])
+        heat_map = cv2.imdecode(np.frombuffer(base64.b64decode(page.of("heat")[k]), np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(heat_map.reshape(6, 3, 4), heat[k])
     data = page.data()
     assert data["ids"] == view.ids
     assert data["z"] == [0, 5, 10, 15, None]
@@ -174,9 +174,9 @@ def test_pixels_keep_their_proportions(tmp_path):
 )
 def test_the_scale_bar_fits_into_the_picture(tmp_path, field, length):
     write_scan_page(view_of(spacing=(1.0, field / 20)), tmp_path / "a.html")
-    found = re.findall(r'id="bar" style="width: ([\d.]+)%".*?(\d+) mm', (tmp_path / "a.html").read_text("utf-8"))
-    assert [int(mm) for _, mm in found] == ([] if length is None else [length])
-    for percent, mm in found:
+    bars = re.findall(r'id="bar" style="width: ([\d.]+)%".*?(\d+) mm', (tmp_path / "a.html").read_text("utf-8"))
+    assert [int(mm) for _, mm in bars] == ([] if length is None else [length])
+    for percent, mm in bars:
         assert float(percent) == pytest.approx(100 * int(mm) / field, rel=1e-3)
 
 
@@ -259,7 +259,7 @@ def test_one_slice_and_many(tmp_path, n):
         ({"spacing": (0.0, 0.5)}, "expected two lengths in mm"),
     ],
 )
-def test_arrays_that_do_not_fit_are_told(given, message):
+def test_arrays_that_do_not_fit_are_reported(given, message):
     with pytest.raises(IchError, match=message):
         view_of(**given)
 

@@ -47,7 +47,7 @@ def test_it_shows_labels_and_what_was_predicted_along_the_scan(tmp_path):
     assert without.get_suptitle().endswith("mm")
 
 
-def test_a_slice_that_could_not_be_read_is_black_and_told(tmp_path):
+def test_a_slice_that_could_not_be_read_is_black_and_reported(tmp_path):
     figure = viewer.slice_view(tmp_path, scan_of(tmp_path), THREE, 0)
     assert "no image: truncated" in figure.get_suptitle()
     assert [axes.get_title() for axes in figure.axes] == ["brain", "subdural", "bone"]
@@ -60,7 +60,7 @@ def test_all_slices_give_pictures_of_one_size(tmp_path):
     assert len({cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape for data in drawn}) == 1
 
 
-def test_what_is_no_place_of_one_scan_is_told(tmp_path):
+def test_what_is_no_place_of_one_scan_is_reported(tmp_path):
     scan = scan_of(tmp_path)
     for place in (-1, 3):
         with pytest.raises(IchError, match=rf"no place {place} in a scan of 3 slices"):

@@ -149,16 +149,16 @@ def test_what_comes_out_is_probabilities(case, method, by_label, calibration, an
 @few
 def test_the_order_of_slices_and_members_has_no_say(case, method, random):
     members, table = case
-    slices, turn = list(range(len(table))), list(range(len(members)))
+    slices, order = list(range(len(table))), list(range(len(members)))
     random.shuffle(slices)
-    random.shuffle(turn)
+    random.shuffle(order)
     blended = blend.nested(members, table, recipe(method))
-    turned = blend.nested(members[turn][:, slices], table.iloc[slices], recipe(method))
+    turned = blend.nested(members[order][:, slices], table.iloc[slices], recipe(method))
     np.testing.assert_allclose(turned, blended[slices], atol=1e-3)
 
 
 def slow_rank(value, reference):
-    return (sum(one < value for one in reference) + sum(one == value for one in reference) / 2 + 0.5) / (
+    return (sum(item < value for item in reference) + sum(item == value for item in reference) / 2 + 0.5) / (
         len(reference) + 1
     )
 
@@ -181,8 +181,8 @@ def test_the_rank_mean_does_not_see_monotone_transforms(case):
     members, table = case
     members = members.astype(np.float32).astype(np.float64)  # so that no two values become one
     bent = members / (3 - 2 * members)
-    expected, found = (blend.nested(m, table, recipe("rank_mean")) for m in (members, bent))
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    expected, actual = (blend.nested(m, table, recipe("rank_mean")) for m in (members, bent))
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
 def test_the_rank_mean_is_a_probability_again():

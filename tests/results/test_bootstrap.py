@@ -41,8 +41,8 @@ def test_the_order_of_slices_has_no_say(case, random):
     values, patients = case
     order = list(range(len(values)))
     random.shuffle(order)
-    one, other = (bootstrap.resampled_means(v, p, 5) for v, p in (case, (values[order], patients[order])))
-    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    first, second = (bootstrap.resampled_means(v, p, 5) for v, p in (case, (values[order], patients[order])))
+    np.testing.assert_allclose(first, second, rtol=1e-9, atol=1e-12)
 
 
 @given(cases())
@@ -55,20 +55,24 @@ def test_columns_are_drawn_together_and_calls_too(case):
 
 
 def test_a_constant_is_certain():
-    found = bootstrap.estimate(np.full(6, 0.25), np.array(list("aabbbc")))
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
-    assert found.standard_error == pytest.approx(0, abs=1e-12)
+    estimate = bootstrap.estimate(np.full(6, 0.25), np.array(list("aabbbc")))
+    assert (estimate.value, estimate.low, estimate.high) == (0.25, 0.25, 0.25)
+    assert estimate.standard_error == pytest.approx(0, abs=1e-12)
 
 
 def test_the_standard_error_is_that_of_patients_not_of_slices():
     """Ten equal slices a patient say no more than one: the textbook's deviation over the root of the patients."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=400)
-    found = bootstrap.estimate(np.repeat(values, 10), np.repeat(np.arange(400).astype(str), 10))
-    assert found.value == pytest.approx(values.mean())
-    assert found.standard_error == pytest.approx(values.std() / 20, rel=0.05)
-    assert found.low == pytest.approx(found.value - 1.96 * found.standard_error, abs=0.2 * found.standard_error)
-    assert found.high == pytest.approx(found.value + 1.96 * found.standard_error, abs=0.2 * found.standard_error)
+    estimate = bootstrap.estimate(np.repeat(values, 10), np.repeat(np.arange(400).astype(str), 10))
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.standard_error == pytest.approx(values.std() / 20, rel=0.05)
+    assert estimate.low == pytest.approx(
+        estimate.value - 1.96 * estimate.standard_error, abs=0.2 * estimate.standard_error
+    )
+    assert estimate.high == pytest.approx(
+        estimate.value + 1.96 * estimate.standard_error, abs=0.2 * estimate.standard_error
+    )
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -77,15 +81,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         sizes = rng.integers(5, 30, 80)
         values = np.repeat(rng.exponential(size=80), sizes) + rng.normal(size=sizes.sum())
-        found = bootstrap.estimate(values, np.repeat(np.arange(80), sizes), resamples=300, seed=seed)
-        covered.append(found.low <= 1.0 <= found.high)
+        estimate = bootstrap.estimate(values, np.repeat(np.arange(80), sizes), resamples=300, seed=seed)
+        covered.append(estimate.low <= 1.0 <= estimate.high)
     assert 0.87 <= np.mean(covered) <= 0.98
 
 
 def test_estimates_of_columns_are_arrays():
-    found = bootstrap.estimate(np.arange(12.0).reshape(4, 3), np.array(list("aabb")))
-    assert [part.shape for part in found] == [(3,)] * 4
-    np.testing.assert_allclose(found.value, [4.5, 5.5, 6.5])
+    estimate = bootstrap.estimate(np.arange(12.0).reshape(4, 3), np.array(list("aabb")))
+    assert [part.shape for part in estimate] == [(3,)] * 4
+    np.testing.assert_allclose(estimate.value, [4.5, 5.5, 6.5])
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,15 @@ def given(folder, stage, *argv, content=None, made_of=(), wrote=None):
 
 
 def lines(*folders):
-    return [one["command"].removeprefix("python scripts/") for one in commands.read(*folders)]
+    return [record["command"].removeprefix("python scripts/") for record in commands.read(*folders)]
 
 
 def test_a_command_that_did_something_is_written_down_as_it_was_given(tmp_path):
     given(tmp_path, "predict", "runs/my run", "--set", "predict.tta=[none, flip]", content="a")
     given(tmp_path, "predict", "runs/my run", content="a")
-    (one,) = commands.read(tmp_path)
-    assert one["command"] == "python scripts/predict.py 'runs/my run' --set 'predict.tta=[none, flip]'"
-    assert (one["stage"], one["time"][-6:]) == ("predict", "+00:00")
+    (record,) = commands.read(tmp_path)
+    assert record["command"] == "python scripts/predict.py 'runs/my run' --set 'predict.tta=[none, flip]'"
+    assert (record["stage"], record["time"][-6:]) == ("predict", "+00:00")
 
 
 def test_none_is_what_the_process_was_given(monkeypatch):
@@ -98,17 +98,21 @@ def test_of_several_files_of_folds_a_runs_own_counts_and_of_one_made_anew_the_la
     given(images, "make_folds", "a.yaml", wrote=images / "folds.csv")
     given(images, "make_folds", "a.yaml", "--set", "data.folds=ten.csv", wrote=Path("ten.csv"))
     given(images, "make_folds", "a.yaml", "--set", "folds.seed=1", wrote=images / "folds.csv")
-    of_run = [one["command"].partition("make_folds.py ")[2] for one in commands.of_images(images, Path("ten.csv"))]
+    of_run = [
+        record["command"].partition("make_folds.py ")[2] for record in commands.of_images(images, Path("ten.csv"))
+    ]
     assert of_run == ["", "a.yaml --set data.folds=ten.csv"]
-    of_run = [one["command"].partition("make_folds.py ")[2] for one in commands.of_images(images, images / "folds.csv")]
+    of_run = [
+        record["command"].partition("make_folds.py ")[2] for record in commands.of_images(images, images / "folds.csv")
+    ]
     assert of_run == ["", "a.yaml --set folds.seed=1"]
     monkeypatch.chdir(images)  # the record tells the same from any working directory
     own = commands.of_images(tmp_path / images, tmp_path / images / "folds.csv")
-    assert [one["command"].partition("make_folds.py ")[2] for one in own] == of_run
+    assert [record["command"].partition("make_folds.py ")[2] for record in own] == of_run
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"command": "a"}', '{"command": "a", "made_of": 3}'])
-def test_a_damaged_file_is_told(tmp_path, text):
+def test_a_damaged_file_is_reported(tmp_path, text):
     (tmp_path / commands.FILE).write_text(json.dumps({"command": "a", "made_of": []}) + f"\n{text}\n")
     with pytest.raises(
         IchError, match=r"commands.jsonl, which lists the commands that made a result, is damaged; restore it, or"

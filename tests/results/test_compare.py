@@ -79,12 +79,12 @@ RUNS = [Path("runs/a"), Path("runs/b"), Path("runs/c")]
 
 
 def test_predictions_come_in_the_order_of_the_folds(workdir):
-    found = compare.read_results(RUNS)
-    pd.testing.assert_frame_equal(found.table, fold_table(), check_like=True)
-    assert list(found.oof) == ["runs/a", "runs/b", "runs/c"]
-    for seed, values in enumerate(found.oof.values()):
+    results = compare.read_results(RUNS)
+    pd.testing.assert_frame_equal(results.table, fold_table(), check_like=True)
+    assert list(results.oof) == ["runs/a", "runs/b", "runs/c"]
+    for seed, values in enumerate(results.oof.values()):
         np.testing.assert_array_equal(values, some_predictions(seed).to_numpy())
-    assert found.data == {"sources": ["a.zip"], "images": "images", "folds": "images/folds.csv"}
+    assert results.data == {"sources": ["a.zip"], "images": "images", "folds": "images/folds.csv"}
 
 
 def test_test_predictions_come_in_the_order_of_the_first(workdir):
@@ -95,7 +95,7 @@ def test_test_predictions_come_in_the_order_of_the_first(workdir):
         np.testing.assert_array_equal(values, frame.loc[ids].to_numpy())
 
 
-def test_folds_elsewhere_can_be_named(workdir):
+def test_folds_in_another_place_can_be_named(workdir):
     Path("images/folds.csv").rename("moved.csv")
     with pytest.raises(
         IchError,
@@ -128,7 +128,7 @@ def test_a_run_named_twice_is_refused(workdir):
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", "no mapping", "\0"])
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
-def test_what_is_no_result_directory_is_told(workdir, name, content):
+def test_what_is_no_result_directory_is_reported(workdir, name, content):
     path = Path("runs/a") / name
     path.unlink() if content is None else path.write_text(content)
     message = rf"(?s)runs/a/{name}, which every result of train_kfold, .* and blend has, cannot be read .*; restore it"
@@ -180,16 +180,16 @@ def test_compare_tells_the_metric_and_paired_differences():
 
 
 def test_judge_takes_the_best_of_the_members(workdir):
-    found = compare.read_results(RUNS)
-    mean = np.mean(list(found.oof.values()), axis=0)
-    score = compare.judge(found, mean)
+    results = compare.read_results(RUNS)
+    mean = np.mean(list(results.oof.values()), axis=0)
+    score = compare.judge(results, mean)
     assert json.loads(json.dumps(score)) == score
     y = fold_table()[list(LABELS)].to_numpy()
-    assert score["runs"] == {name: metrics.weighted_log_loss(y, p) for name, p in found.oof.items()}
+    assert score["runs"] == {name: metrics.weighted_log_loss(y, p) for name, p in results.oof.items()}
     assert score["best_run"] == min(score["runs"], key=score["runs"].get)
     assert score["gain"] == pytest.approx(min(score["runs"].values()) - score["weighted_log_loss"])
     assert score["gain_interval"][0] < score["gain"] < score["gain_interval"][1]
-    none = compare.judge(found, found.oof[score["best_run"]])
+    none = compare.judge(results, results.oof[score["best_run"]])
     assert (none["gain"], none["gain_standard_error"]) == (0, 0)
 
 
@@ -197,8 +197,8 @@ def test_compare_runs_prints_and_writes_a_row_a_run(workdir, capsys):
     script("compare_runs", *RUNS, "--out", "out/table.csv")
     lines = capsys.readouterr().out.splitlines()
     written = pd.read_csv("out/table.csv", index_col="run")
-    found = compare.read_results(RUNS)
-    expected = compare.compare(found.table, found.oof, "runs/a")
+    results = compare.read_results(RUNS)
+    expected = compare.compare(results.table, results.oof, "runs/a")
     pd.testing.assert_frame_equal(written[expected.columns].loc[expected.index], expected)
     order = expected["weighted_log_loss"].sort_values()
     assert [line.split()[:2] for line in lines[2:5]] == [[name, f"{loss:.4f}"] for name, loss in order.items()]
@@ -264,9 +264,9 @@ def test_one_run_is_calibrated(workdir, capsys):
     score = json.loads(Path("runs/a-calibrated/score.json").read_text())
     assert list(score["calibration"]) == list(LABELS)
     said = capsys.readouterr().out
-    for label, told in score["calibration"].items():
-        assert told["kept"] == (told["gain"] > told["standard_error"])
-        assert f"calibration of {label}: gains {told['gain']:+.5f}" in said
+    for label, entry in score["calibration"].items():
+        assert entry["kept"] == (entry["gain"] > entry["standard_error"])
+        assert f"calibration of {label}: gains {entry['gain']:+.5f}" in said
     assert "any_at_least_max of any: gains" in said
     _, fitted = fitted_blend.read(Path("runs/a-calibrated"))
     test = read_predictions(Path("runs/a-calibrated/predictions_test.parquet"))
@@ -302,7 +302,7 @@ def test_what_is_worse_than_its_members_or_than_the_prevalence_is_said(workdir, 
     assert of_mean == warnings
     script("report", "runs/mean")
     head = Path("runs/mean/report.html").read_text().split("<nav")[0]
-    assert [html.unescape(one) for one in re.findall('<p class="alarm">W(.*)</p>', head)] == [w[1:] for w in warnings]
+    assert [html.unescape(text) for text in re.findall('<p class="alarm">W(.*)</p>', head)] == [w[1:] for w in warnings]
 
 
 def test_without_a_members_test_predictions_there_are_none(workdir, capsys):
@@ -310,10 +310,10 @@ def test_without_a_members_test_predictions_there_are_none(workdir, capsys):
     Path("runs/b/predictions_test.parquet").unlink()
     script("blend", *RUNS, "--out", "runs/blend")
     assert not Path("runs/blend/predictions_test.parquet").exists()  # those of the blend before are gone
-    told = (
+    message = (
         "no test predictions are blended, as runs/b has none:\nrun scripts/predict.py runs/b, then this command again"
     )
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     assert Path("runs/blend/score.json").exists()
 
 

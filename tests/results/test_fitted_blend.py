@@ -1,4 +1,4 @@
-"""A fitted blend that is read again; how it is fitted is told in test_blend.py."""
+"""A fitted blend that is read again; how it is fitted is tested in test_blend.py."""
 
 import json
 import re

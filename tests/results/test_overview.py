@@ -83,13 +83,13 @@ def runs():
 
 
 def test_results_that_share_their_folds_are_compared_the_best_first(runs):
-    found = overview.overview([*runs, Path("runs/missing")])
-    assert found.compared.index.tolist() == ["runs/b", "runs/c", "runs/a"]
-    assert found.compared["weighted_log_loss"].is_monotonic_increasing
+    summary = overview.overview([*runs, Path("runs/missing")])
+    assert summary.compared.index.tolist() == ["runs/b", "runs/c", "runs/a"]
+    assert summary.compared["weighted_log_loss"].is_monotonic_increasing
     results = compare.read_results([Path("runs/a"), Path("runs/b"), Path("runs/c")])
     expected = compare.compare(results.table, results.oof, "runs/a")
-    pd.testing.assert_frame_equal(found.compared[expected.columns].loc[expected.index], expected)
-    facts = found.compared[["model", "size", "epochs", "seconds"]].astype(object)
+    pd.testing.assert_frame_equal(summary.compared[expected.columns].loc[expected.index], expected)
+    facts = summary.compared[["model", "size", "epochs", "seconds"]].astype(object)
     assert facts.where(facts.notna(), None).values.tolist() == [
         ["second stage (blend)", None, 30, None],
         ["blend of 2", None, None, None],
@@ -115,9 +115,9 @@ def test_the_others_are_listed_with_the_reason(runs):
 
 
 def test_the_folds_can_be_named(runs):
-    found = overview.overview(runs, Path("other.csv"))
-    assert found.compared.index.tolist() == ["runs/elsewhere"]
-    assert found.others.loc["runs/a", "reason"].startswith("runs/a was made with other folds than other.csv, and")
+    summary = overview.overview(runs, Path("other.csv"))
+    assert summary.compared.index.tolist() == ["runs/elsewhere"]
+    assert summary.others.loc["runs/a", "reason"].startswith("runs/a was made with other folds than other.csv, and")
 
 
 def test_nothing_to_compare_and_a_result_named_twice_are_refused(runs):
@@ -167,17 +167,19 @@ def test_a_damaged_record_of_the_time_is_none(content):
 
 
 def test_the_best_has_the_lowest_score():
-    one, two, three = (write_result(name, score=score) for name, score in (("one", 0.3), ("two", 0.1), ("three", 0.2)))
-    assert overview.best([one, two, three]) == two
-    assert overview.best([three, one]) == three
-    assert overview.best([one]) == one
+    first, second, third = (
+        write_result(name, score=score) for name, score in (("one", 0.3), ("two", 0.1), ("three", 0.2))
+    )
+    assert overview.best([first, second, third]) == second
+    assert overview.best([third, first]) == third
+    assert overview.best([first]) == first
 
 
 def test_scores_of_other_folds_or_none_have_no_best():
-    one, none = write_result("one"), write_result("none", score=None)
+    scored, none = write_result("one"), write_result("none", score=None)
     with pytest.raises(IchError, match=r"runs/other was made with other folds than runs/one, .*compared"):
-        overview.best([one, write_result("other", folds_path="other.csv")])
+        overview.best([scored, write_result("other", folds_path="other.csv")])
     with pytest.raises(IchError, match=r"runs/none/score.json is missing; run scripts/predict.py runs/none"):
-        overview.best([one, none])
+        overview.best([scored, none])
     with pytest.raises(IchError, match="does not exist"):
-        overview.best([Path("runs/missing"), one])
+        overview.best([Path("runs/missing"), scored])

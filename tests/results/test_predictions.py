@@ -40,13 +40,13 @@ def test_predictions_with_other_columns(tmp_path):
 
 
 def test_how_they_were_made_comes_back_and_changes_nothing_else(tmp_path):
-    path, made = tmp_path / "p.parquet", {"tta": ["none", "flip"], "models": ["a"]}
-    write_predictions(some_predictions(), path, made)
-    assert read_provenance(path) == made
+    path, provenance = tmp_path / "p.parquet", {"tta": ["none", "flip"], "models": ["a"]}
+    write_predictions(some_predictions(), path, provenance)
+    assert read_provenance(path) == provenance
     pd.testing.assert_frame_equal(read_predictions(path), some_predictions())
     pd.testing.assert_frame_equal(pd.read_parquet(path), some_predictions())
     again = tmp_path / "again.parquet"
-    write_predictions(some_predictions(), again, made)
+    write_predictions(some_predictions(), again, provenance)
     assert again.read_bytes() == path.read_bytes()
 
 

@@ -63,7 +63,7 @@ def test_a_result_tells_where_it_comes_from(folder):
         ("oof.parquet", "junk", r"oof.parquet is damaged; restore a, which has no config.yaml, then restore b"),
     ],
 )
-def test_what_is_missing_or_damaged_is_told(folder, name, content, said):
+def test_what_is_missing_or_damaged_is_reported(folder, name, content, said):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)
@@ -98,7 +98,7 @@ def test_how_to_predict_begins_with_what_a_result_is_made_of(tmp_path, monkeypat
         result_directory.check_alike(Path("runs/blend"))
 
 
-def test_a_misspelt_result_is_told_those_that_are_there(tmp_path, monkeypatch):
+def test_for_a_misspelt_result_those_that_are_there_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo-sequence", "other"):
         write_result(Path("runs") / name)
@@ -176,10 +176,10 @@ def test_a_mixture_is_refused_with_the_difference(tmp_path):
         ({"weighted_log_loss": 0.901, "of_first_stage": 0.294}, ["prevalence baseline", "its first stage, 0.2940"]),
     ],
 )
-def test_a_score_worse_than_its_parts_or_than_none_is_told(score, said):
-    told = result_directory.shortcomings("x", {"weighted_log_loss": 0.1, "of_prevalence": 0.2} | score)
-    assert len(told) == len(said)
-    assert all(part in sentence for sentence, part in zip(told, said, strict=True))
+def test_a_score_worse_than_its_parts_or_than_none_is_reported(score, said):
+    sentences = result_directory.shortcomings("x", {"weighted_log_loss": 0.1, "of_prevalence": 0.2} | score)
+    assert len(sentences) == len(said)
+    assert all(part in sentence for sentence, part in zip(sentences, said, strict=True))
 
 
 def test_a_share_of_nothing_is_n_a():
@@ -194,13 +194,13 @@ def test_the_manifest_has_the_warnings(folder):
 
 
 @pytest.mark.parametrize("blend", [4, {}, {"runs": 4}])
-def test_a_blend_that_does_not_say_what_it_is_of_is_told(tmp_path, blend):
+def test_a_blend_that_does_not_say_what_it_is_of_is_reported(tmp_path, blend):
     write_result(tmp_path / "x", {"blend": blend})
     with pytest.raises(IchError, match=r"x/config.yaml lacks the members of the blend; restore it, or make the blend"):
         result_directory.members(tmp_path / "x")
 
 
-def test_a_file_without_keys_is_told(tmp_path):
+def test_a_file_without_keys_is_reported(tmp_path):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(IchError, match=r"cannot be read \(it holds list, expected keys with values\); restore it"):
         result_directory.read_mapping(tmp_path / "x.json")

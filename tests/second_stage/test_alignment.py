@@ -71,40 +71,40 @@ def train_on(run, overrides, name):
 def test_an_offset_brings_the_mean_probability_to_the_target():
     rng = np.random.default_rng(0)
     logits, target = rng.normal(-3, 3, (50, 6)), rng.uniform(0.01, 0.99, 6)
-    found = alignment.offset(logits, target)
-    np.testing.assert_allclose(expit(logits + found).mean(axis=0), target, atol=1e-9)
-    np.testing.assert_allclose(alignment.offset(logits - 2, target), found + 2, atol=1e-9)
+    offset = alignment.offset(logits, target)
+    np.testing.assert_allclose(expit(logits + offset).mean(axis=0), target, atol=1e-9)
+    np.testing.assert_allclose(alignment.offset(logits - 2, target), offset + 2, atol=1e-9)
 
 
 @pytest.mark.parametrize(("value", "target", "expected"), [(-80, 1, 30), (80, 0, -30), (np.float32(15), 1, 0)])
 def test_certain_models_have_an_offset_too(value, target, expected):
-    found = alignment.offset(np.full((3, 6), value), np.full(6, float(target)))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    offset = alignment.offset(np.full((3, 6), value), np.full(6, float(target)))
+    np.testing.assert_allclose(offset, expected, atol=1e-6)
 
 
 def test_models_that_differ_by_an_offset_are_aligned(uneven):
     """Nothing is left of what they differ by; their mean over the test set is that of the mean of both."""
-    found = alignment.offsets_of(uneven.path)
-    np.testing.assert_allclose(*(found + OFFSETS), atol=1e-5)
+    offsets = alignment.offsets_of(uneven.path)
+    np.testing.assert_allclose(*(offsets + OFFSETS), atol=1e-5)
     mean = read_predictions(uneven.predictions_path).to_numpy(np.float64).mean(axis=0)
     for k in (0, 1):
         logits = read_predictions(uneven.passes(k) / "test-none.parquet").to_numpy()
-        np.testing.assert_allclose(expit(logits + found[k]).mean(axis=0), mean, atol=1e-6)
+        np.testing.assert_allclose(expit(logits + offsets[k]).mean(axis=0), mean, atol=1e-6)
 
 
 def test_models_without_an_offset_stay(tmp_path):
-    found = alignment.offsets_of(predicted(tmp_path, np.zeros((2, 6))).path)
-    np.testing.assert_allclose(found, 0, atol=1e-5)
+    offsets = alignment.offsets_of(predicted(tmp_path, np.zeros((2, 6))).path)
+    np.testing.assert_allclose(offsets, 0, atol=1e-5)
 
 
 def test_passes_are_averaged_as_in_the_predictions(tmp_path):
     run = predicted(tmp_path, tta=("none", "flip"))
-    found = alignment.offsets_of(run.path)
+    offsets = alignment.offsets_of(run.path)
     mean = read_predictions(run.predictions_path).to_numpy(np.float64).mean(axis=0)
     for k in (0, 1):
         parts = [expit(read_predictions(run.passes(k) / f"test-{name}.parquet")) for name in ("none", "flip")]
         p = (parts[0] + parts[1]).to_numpy(np.float64) / 2
-        np.testing.assert_allclose(expit(np.log(p / (1 - p)) + found[k]).mean(axis=0), mean, atol=1e-6)
+        np.testing.assert_allclose(expit(np.log(p / (1 - p)) + offsets[k]).mean(axis=0), mean, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------- the training
@@ -160,7 +160,7 @@ ZEROS = dict.fromkeys(LABELS, 0.0)
 
 @pytest.mark.parametrize(
     "offsets",
-    [None, [], [{"any": 1}, {}], [ZEROS] * 3, *([ZEROS | {"any": one}] * 2 for one in ("x", None, float("nan")))],
+    [None, [], [{"any": 1}, {}], [ZEROS] * 3, *([ZEROS | {"any": value}] * 2 for value in ("x", None, float("nan")))],
 )
 def test_offsets_that_were_lost_are_not_made_anew(uneven, offsets):
     with pytest.raises(IchError, match=r"environment.json lacks the offsets that the folds were aligned by"):
@@ -169,9 +169,9 @@ def test_offsets_that_were_lost_are_not_made_anew(uneven, offsets):
 
 def test_of_several_runs_the_mean_of_the_offsets_counts(uneven, tmp_path):
     other = predicted(tmp_path, -3 * OFFSETS)
-    found = inputs._mean_offsets([uneven.path, other.path])
+    offsets = inputs._mean_offsets([uneven.path, other.path])
     np.testing.assert_allclose(
-        found, (alignment.offsets_of(uneven.path) + alignment.offsets_of(other.path)) / 2, atol=1e-12
+        offsets, (alignment.offsets_of(uneven.path) + alignment.offsets_of(other.path)) / 2, atol=1e-12
     )
 
 

@@ -47,7 +47,7 @@ def test_it_learns_every_label_and_knows_the_unseen():
 
 
 def test_the_kinds_learn_from_each_other():
-    """A rare label that looks like the others is told better than from its own examples alone."""
+    """A rare label that looks like the others is predicted better than from its own examples alone."""
     features, labels = some_slices()
     rare = np.random.default_rng(2).normal(-1.5, 1, len(features))
     features[:, 0, 1], labels[:, 0] = rare, rare > 0.8
@@ -55,7 +55,7 @@ def test_the_kinds_learn_from_each_other():
     predictions = fit(features, labels).predict(unseen)
     alone = np.repeat(labels[:, :1], 6, axis=1)
     by_itself = fit(np.repeat(features[:, :1], 6, axis=1), alone).predict(np.repeat(unseen[:, :1], 6, axis=1))
-    expected = [metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-one)))[0] for one in (predictions, by_itself)]
+    expected = [metrics.log_loss_by_label(truth, 1 / (1 + np.exp(-logits)))[0] for logits in (predictions, by_itself)]
     assert expected[0] < 0.9 * expected[1]
 
 

@@ -168,26 +168,26 @@ def test_logits_and_embeddings_are_the_models_own(trained, tmp_path, names, mean
     for k in range(2):
         for part, expected in members(run, k).items():
             logits, vectors = embeddings.read(run.features(k), part)
-            made = read_provenance(run.features(k) / f"{part}.parquet")
+            provenance = read_provenance(run.features(k) / f"{part}.parquet")
             assert set(logits.index) == expected
             assert (vectors.dtype, vectors.shape) == (np.float16, (len(expected), 256))
             assert isinstance(vectors, np.memmap)
-            assert (made["tta"], made["mean"]) == (names, mean)
+            assert (provenance["tta"], provenance["mean"]) == (names, mean)
             for place, id in list(enumerate(logits.index))[::5]:
-                told = [slow(run, k, id, name) for name in names]
-                own = np.array([one for one, _ in told], np.float64)
+                outputs = [slow(run, k, id, name) for name in names]
+                own = np.array([values for values, _ in outputs], np.float64)
                 own = logit(expit(own).mean(axis=0)) if mean == "probability" else own.mean(axis=0)
                 np.testing.assert_allclose(logits.loc[id], own, rtol=1e-3, atol=1e-4)
                 np.testing.assert_allclose(
-                    vectors[place], np.mean([one for _, one in told], axis=0), rtol=2e-3, atol=1e-3
+                    vectors[place], np.mean([values for _, values in outputs], axis=0), rtol=2e-3, atol=1e-3
                 )
     assert not list(run.path.rglob("*.parts"))
 
 
 def test_slices_lie_in_scan_order(extracted):
     table = slice_table.read_table(extracted.config.data.images / "slices.parquet").set_index("SOPInstanceUID")
-    found = [id for k in range(2) for id in read_predictions(extracted.features(k) / "oof.parquet").index]
-    first = [id for id in found if table.loc[id, "SeriesInstanceUID"] == "ID_s0"]
+    ids = [id for k in range(2) for id in read_predictions(extracted.features(k) / "oof.parquet").index]
+    first = [id for id in ids if table.loc[id, "SeriesInstanceUID"] == "ID_s0"]
     assert first == [TRAIN[3], TRAIN[1], TRAIN[2], TRAIN[0]]  # z falls as numbers rise, two are at one z
     for k in range(2):
         for part in ("oof", "seen", "test"):
@@ -232,9 +232,9 @@ def test_a_scan_of_four_hundred_slices_goes_through_both_stages(tmp_path):
         logits, vectors = embeddings.read(run.features(k), "test")
         assert [id for id in logits.index if "long" in id] == [f"ID_long{n:03}" for n in np.argsort(places)]
         assert len(vectors) == len(logits) == 400 + len(TEST)
-    overrides = [*(one for one in FAST if "rounds" not in one), "sequence.kind=recurrent"]
-    told, _ = train.train(inputs.inputs_from_runs([run.path], overrides=overrides), tmp_path / "runs")
-    predictions = read_predictions(told.predictions_path)
+    overrides = [*(override for override in FAST if "rounds" not in override), "sequence.kind=recurrent"]
+    second_run, _ = train.train(inputs.inputs_from_runs([run.path], overrides=overrides), tmp_path / "runs")
+    predictions = read_predictions(second_run.predictions_path)
     assert sorted(predictions.index) == sorted([*TEST, *(row["SOPInstanceUID"] for row in rows)])
     # A network that has hardly learned gives nearly what the first stage gave of the same slice.
     before = read_predictions(run.predictions_path).loc[predictions.index].filter(like="long", axis=0)
@@ -249,9 +249,9 @@ def test_logits_alone_are_those_of_the_predictions_and_cost_no_model(trained, tm
     for k in range(2):
         assert {path.name for path in run.features(k).iterdir()} == {"oof.parquet", "test.parquet"}
         for part in ("oof", "test"):
-            found = read_predictions(run.features(k) / f"{part}.parquet")
-            told = read_predictions(run.passes(k) / f"{part}-none.parquet")
-            pd.testing.assert_frame_equal(found.sort_index(), told.sort_index())
+            logits = read_predictions(run.features(k) / f"{part}.parquet")
+            predictions = read_predictions(run.passes(k) / f"{part}-none.parquet")
+            pd.testing.assert_frame_equal(logits.sort_index(), predictions.sort_index())
     with pytest.raises(IchError, match=r"oof.parquet is missing or has no embeddings; run scripts/extract_feat"):
         embeddings.read(run.features(0), "oof")
 
@@ -298,7 +298,7 @@ def test_without_a_test_set(trained, tmp_path):
     assert {path.name for path in run.features(0).glob("*.npy")} == {"oof.npy", "seen.npy"}
 
 
-def test_features_go_elsewhere(trained, tmp_path):
+def test_features_go_to_another_folder(trained, tmp_path):
     run = copy(trained, tmp_path)
     before = contents(run.path)
     results = with_results_in(run, tmp_path / "out")
@@ -370,22 +370,22 @@ def test_each_batch_goes_through_all_passes_and_parts_hold_what_they_made(tmp_pa
     monkeypatch.setattr(chunked_inference, "_PART_SECONDS", -1)
     monkeypatch.setattr(chunked_inference, "_KEPT", 1)  # a batch at once
     ids = [f"ID_{number:02}" for number in range(7)]
-    for number, one in enumerate(ids):
-        np.save(tmp_path / f"{one}.npy", np.full((4, 4, 1), number, np.uint8))
+    for number, id_ in enumerate(ids):
+        np.save(tmp_path / f"{id_}.npy", np.full((4, 4, 1), number, np.uint8))
     options = {"image_dir": tmp_path, "suffix": ".npy", "batch_size": 3}
     samples = chunked_inference.DataGenerator(ids, tta=[None, lambda image, rng: image + np.uint8(100)], **options)
     image = keras.Input((4, 4, 1))
     mean = keras.layers.GlobalAveragePooling2D()(image)
     model = keras.Model(image, [mean, 2 * mean])
 
-    def merge(told):
-        return np.concatenate([values for outputs in told for values in outputs], axis=1)
+    def merge(passes):
+        return np.concatenate([values for outputs in passes for values in outputs], axis=1)
 
     saved = chunked_inference.predict_parts(model, [samples.at_pass(k) for k in range(2)], tmp_path / "parts", merge)
     assert [path.name for path in saved] == ["000000000.npy", "000000003.npy", "000000006.npy"]
-    found = np.concatenate([read_part(path) for path in saved])
+    merged = np.concatenate([read_part(path) for path in saved])
     n = np.arange(7)
-    np.testing.assert_array_equal(found, np.stack([n, 2 * n, n + 100, 2 * n + 200], axis=1))
+    np.testing.assert_array_equal(merged, np.stack([n, 2 * n, n + 100, 2 * n + 200], axis=1))
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be
@@ -442,9 +442,9 @@ def test_features_of_a_model_that_may_have_seen_the_patients_are_refused(extract
 
 def test_features_of_the_other_fold_are_refused(extracted, tmp_path):
     run = copy(extracted, tmp_path)
-    one, other, aside = run.features(0), run.features(1), tmp_path / "aside"
-    one.rename(aside)
-    other.rename(one)
+    first, other, aside = run.features(0), run.features(1), tmp_path / "aside"
+    first.rename(aside)
+    other.rename(first)
     aside.rename(other)
     refused(run, "is by another model than")
 
@@ -456,10 +456,10 @@ def test_folds_drawn_anew_after_the_training_are_refused(extracted, tmp_path):
     folds.write_folds(run.config.data.folds_path, table.assign(fold=table["fold"].where(~moved, 1 - table["fold"])))
     config = run.config
     for k in range(2):  # as if predicted by these folds, which hides it from whoever looks at predictions alone
-        told = read_predictions(run.oof_path)
+        predictions = read_predictions(run.oof_path)
         now = table_of(run)["fold"]
         path = run.fold(k) / "oof.parquet"
-        write_predictions(told.loc[now.index[now == k]], path, read_provenance(path))
+        write_predictions(predictions.loc[now.index[now == k]], path, read_provenance(path))
     overrides = [*FAST, f"data.images={config.data.images}", f"data.folds={config.data.folds_path}"]
     with pytest.raises(IchError, match=r"was (made with|trained on) other folds than"):
         inputs.inputs_from_runs([run.path], overrides=overrides)
@@ -468,9 +468,11 @@ def test_folds_drawn_anew_after_the_training_are_refused(extracted, tmp_path):
 def test_features_of_other_slices_or_made_in_two_ways_are_refused(extracted, tmp_path):
     run = copy(extracted, tmp_path / "fewer")
     path = run.features(1) / "oof.parquet"
-    told = read_predictions(path)
-    write_predictions(told.iloc[1:], path, read_provenance(path))
-    refused(run, rf"oof.parquet is of other slices than it should be: {told.index[0]}; run scripts/extract_features")
+    predictions = read_predictions(path)
+    write_predictions(predictions.iloc[1:], path, read_provenance(path))
+    refused(
+        run, rf"oof.parquet is of other slices than it should be: {predictions.index[0]}; run scripts/extract_features"
+    )
 
     run = copy(extracted, tmp_path / "two")
     embeddings.extract(asking(run, tta="flip"), embeddings=True)
@@ -496,7 +498,7 @@ def test_each_network_learns_and_predicts_by_one_models_features_of_its_own_pati
 
     monkeypatch.setattr(train.rnn, "train", spy("train", bare_train))
     monkeypatch.setattr(train.rnn, "predict", spy("predict", bare_predict))
-    overrides = [*(one for one in FAST if "rounds" not in one), "sequence.kind=recurrent"]
+    overrides = [*(override for override in FAST if "rounds" not in override), "sequence.kind=recurrent"]
     train.train(inputs.inputs_from_runs([run.path], overrides=overrides), tmp_path / "runs")
     assert [call[0] for call in calls] == ["train", "predict"] * 2 + ["predict"] * 2
     for k in range(2):
@@ -530,7 +532,7 @@ def test_what_does_not_go_with_embeddings(extracted, tmp_path):
 
 
 def script(name, *arguments):
-    runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]([str(one) for one in arguments])
+    runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -540,7 +542,7 @@ def second(extracted, tmp_path_factory):
     run = copy(extracted, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        script("train_sequence", "runs/tiny", *(f"--set={one}" for one in FAST))
+        script("train_sequence", "runs/tiny", *(f"--set={override}" for override in FAST))
     return run, Run.open(folder / "runs/tiny-sequence")
 
 
@@ -555,8 +557,8 @@ def test_it_leaves_a_run_that_the_other_stages_take(second, tmp_path, monkeypatc
     script("blend", first.path, run.path, "--out", "runs/blend")
     for result in (run.path, "runs/blend"):
         script("make_submission", result, "--sample-submission", "sample.csv")
-    told = pd.read_csv("submissions/tiny-sequence.csv")["Label"].to_numpy().reshape(-1, 6)
-    np.testing.assert_allclose(told, read_predictions(run.predictions_path).loc[TEST], atol=1e-6)
+    submitted = pd.read_csv("submissions/tiny-sequence.csv")["Label"].to_numpy().reshape(-1, 6)
+    np.testing.assert_allclose(submitted, read_predictions(run.predictions_path).loc[TEST], atol=1e-6)
     assert Path("submissions/blend.csv").exists()
 
 
@@ -566,7 +568,7 @@ def test_trained_again_or_predicted_nothing_changes(second, monkeypatch):
     monkeypatch.setattr(train.rnn, "train", None)
     monkeypatch.setattr(train.rnn, "predict", None)
     monkeypatch.chdir(run.path.parents[1])
-    script("train_sequence", "runs/tiny", *(f"--set={one}" for one in FAST))
+    script("train_sequence", "runs/tiny", *(f"--set={override}" for override in FAST))
     script("predict", "runs/tiny-sequence")
     assert contents(run.path) == before
 
@@ -590,8 +592,8 @@ def test_a_test_set_that_comes_later_is_predicted_by_the_networks_that_are_there
             path.unlink()
     monkeypatch.setattr(train.rnn, "train", None)
     script("predict", "runs/tiny-sequence")
-    found = read_predictions(Path("runs/tiny-sequence/predictions_test.parquet"))
-    pd.testing.assert_frame_equal(found, expected)
+    actual = read_predictions(Path("runs/tiny-sequence/predictions_test.parquet"))
+    pd.testing.assert_frame_equal(actual, expected)
 
 
 def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monkeypatch):
@@ -611,8 +613,8 @@ def test_a_second_stage_predicts_only_what_its_first_has(second, tmp_path, monke
         match=r"the first stage of runs/tiny-sequence, has no test predictions; run scripts/predict.py runs/tiny$",
     ):
         script("predict", path)
-    told = (path / "environment.json").read_text()
+    text = (path / "environment.json").read_text()
     Path("scores.csv").touch()
-    (path / "environment.json").write_text(told.replace('"runs/tiny"', '"scores.csv"'))
+    (path / "environment.json").write_text(text.replace('"runs/tiny"', '"scores.csv"'))
     with pytest.raises(IchError, match=r"was trained on the table scores.csv, which has no test set"):
         script("predict", path)

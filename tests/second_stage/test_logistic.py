@@ -21,7 +21,7 @@ from ich.second_stage.scans import Scans
 def scans_of(*logits):
     """Scans of these logits, 5 mm apart."""
     starts = np.cumsum([0, *map(len, logits)])
-    z = np.concatenate([5 * np.arange(len(one)) for one in logits]).astype(np.float32)
+    z = np.concatenate([5 * np.arange(len(scan)) for scan in logits]).astype(np.float32)
     ids = pd.Index([f"ID_{number}" for number in range(starts[-1])])
     together = np.concatenate(logits).astype(np.float32)
     return Scans(ids, starts, z, together, np.zeros((len(ids), 0), np.float16))
@@ -31,7 +31,7 @@ def some_logits(n, seed=0):
     return np.random.default_rng(seed).normal(-2, 2.5, (n, len(LABELS))).astype(np.float32)
 
 
-def told_slowly(logits, t, k):
+def slow_features(logits, t, k):
     """The features of slice t and label k, number by number."""
     score = [[float(np.arcsinh(value / 0.3)) for value in row] for row in logits.astype(float)]
     p = [[float(expit(value)) for value in row] for row in logits.astype(float)]
@@ -46,7 +46,7 @@ def told_slowly(logits, t, k):
         return sum(w * v for w, v in zip(bell, values, strict=True)) / sum(bell)
 
     def row(j):
-        mine, blood = [one[j] for one in score], [one[5] for one in p]
+        mine, blood = [numbers[j] for numbers in score], [numbers[5] for numbers in p]
         weighted = [b * s for b, s in zip(blood, mine, strict=True)]
         return [
             mine[t],
@@ -55,7 +55,7 @@ def told_slowly(logits, t, k):
             mean(mine, 4.0),
             max(mine),
             sum(mine) / n,
-            np.log(sum(one[j] for one in p) + 0.1),
+            np.log(sum(numbers[j] for numbers in p) + 0.1),
             max(mean_at(i, mine, 0.8) for i in range(n)),
             sum(weighted) / (sum(blood) + 0.3),
             mean(weighted, 2.0) / (mean(blood, 2.0) + 0.05),
@@ -75,9 +75,9 @@ def told_slowly(logits, t, k):
 def test_the_features_are_those_of_a_slow_reading(n, seed, k, data):
     logits = some_logits(n, seed)
     t = data.draw(st.integers(0, n - 1))
-    found = logistic.features(scans_of(logits))
-    assert (found.shape, found.dtype) == ((n, 6, 46), np.float32)
-    np.testing.assert_allclose(found[t, k], told_slowly(logits, t, k), rtol=1e-4, atol=1e-4)
+    features = logistic.features(scans_of(logits))
+    assert (features.shape, features.dtype) == ((n, 6, 46), np.float32)
+    np.testing.assert_allclose(features[t, k], slow_features(logits, t, k), rtol=1e-4, atol=1e-4)
 
 
 def test_a_scan_is_read_alike_alone_and_in_company():
@@ -185,7 +185,10 @@ def test_what_is_read_again_predicts_the_same_to_the_last_bit(tmp_path):
         (lambda content: content.update(any=None), "TypeError"),
         (lambda content: content["any"].update(offset=10**400), "OverflowError"),
         (lambda content: content["any"].update(offset=float("nan")), "a weight is not finite"),
-        (lambda content: [one.update(weights=0) for one in content.values()], "the weights are no lists of numbers"),
+        (
+            lambda content: [entry.update(weights=0) for entry in content.values()],
+            "the weights are no lists of numbers",
+        ),
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, change, message):

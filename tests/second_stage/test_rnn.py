@@ -72,7 +72,7 @@ SCALE = np.arange(3.0), np.array([0.1, 1, 9])
         *[pytest.param(*more, marks=pytest.mark.slow) for more in ((0, 3, SCALE), (4, 0, None), (4, 3, None))],
     ],
 )
-def test_a_scan_is_told_the_same_alone_and_in_any_batch(units, embedding, scale):
+def test_a_scan_is_predicted_the_same_alone_and_in_any_batch(units, embedding, scale):
     """The longest in one batch with the shortest, each alone, and behind more padding than its batch needs."""
     several, _ = some_scans((7, 1, 40, 400, 2, 16), embedding=embedding)
     model = woken(rnn.build(features(several), TINY.model_copy(update={"units": units}), scale))
@@ -96,7 +96,7 @@ def test_what_lies_in_the_padding_is_not_read():
 
 
 @pytest.mark.parametrize("embedding", [0, 3])
-def test_a_scan_read_backwards_is_told_the_same(embedding):
+def test_a_scan_read_backwards_is_predicted_the_same(embedding):
     several, _ = some_scans((9, 30), embedding=embedding)
     scale = (np.arange(3.0), np.ones(3)) if embedding else None
     model = woken(rnn.build(features(several), TINY, scale))
@@ -126,13 +126,13 @@ def test_a_scan_of_one_slice_without_a_place():
 def test_scans_of_any_length_trace_a_network_a_few_times_at_most():
     network = rnn.build(42, CONVOLUTIONS)
     for length in (1, 5, 12, 20, 40, 70, 33):
-        one, _ = some_scans((length,))
-        assert rnn.predict(network, one, 16).shape == (length, 6)
+        scan, _ = some_scans((length,))
+        assert rnn.predict(network, scan, 16).shape == (length, 6)
     assert 1 <= network.predict_function.experimental_get_tracing_count() <= 2
 
 
 @pytest.mark.slow
-def test_embeddings_of_any_scale_are_told_alike():
+def test_embeddings_of_any_scale_are_treated_alike():
     factor = 64  # changes no digit
     several, labels = some_scans((16,) * 8, embedding=2)
     predictions = rnn.predict(rnn.train(several, labels, TINY, seed=0)[0], several, 4)
@@ -177,12 +177,12 @@ def test_what_is_drawn_depends_on_seed_epoch_and_scan_alone():
 
     def epochs(seed, order=(0, 1)):
         data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 2}), seed=seed)
-        found = []
+        drawn = []
         for _ in range(2):
             batches = {index: data[index][0]["slices"].tobytes() for index in order}
-            found.append((batches[0], batches[1]))
+            drawn.append((batches[0], batches[1]))
             data.on_epoch_end()
-        return found
+        return drawn
 
     first, second = epochs(0)
     again, _ = epochs(0, order=(1, 0))
@@ -218,8 +218,8 @@ def test_scans_of_like_length_share_a_batch_in_an_order_that_does_not_tell_it():
     several, labels = some_scans(np.random.default_rng(0).integers(1, 50, 400))
     data = rnn.ScanBatches(several, labels, TINY.model_copy(update={"batch_size": 8, "window": 40}), seed=0)
     real = [data[index][0]["real"] for index in range(1, len(data))]
-    assert np.mean([one.mean() for one in real]) > 0.8  # 0.55 if they were put together by chance
-    longest = np.array([one.sum(axis=1).max() for one in real[: rnn._POOL - 1]])
+    assert np.mean([mask.mean() for mask in real]) > 0.8  # 0.55 if they were put together by chance
+    longest = np.array([mask.sum(axis=1).max() for mask in real[: rnn._POOL - 1]])
     assert (np.diff(longest) > 0).sum() in range(4, 11)
     first = [batch.tolist() for batch in data.order]
     data.on_epoch_end()

@@ -26,11 +26,11 @@ def some_scans(lengths=(5, 1, 9, 400), seed=0, embedding=0):
 
 
 def test_places_of_a_scan():
-    found = scan_features.places(np.array([0, 5, 5, 7.5, 100], np.float32))
-    np.testing.assert_allclose(found[:, 0], [0, 1, 0, 0.5, 4])
-    np.testing.assert_allclose(found[:, 1], [1, 0, 0.5, 4, 0])
-    np.testing.assert_allclose(found[:, 2], [-0.8, -0.4, 0, 0.4, 0.8], atol=1e-6)
-    np.testing.assert_allclose(found[:, 3], np.log(5 / 32))
+    places = scan_features.places(np.array([0, 5, 5, 7.5, 100], np.float32))
+    np.testing.assert_allclose(places[:, 0], [0, 1, 0, 0.5, 4])
+    np.testing.assert_allclose(places[:, 1], [1, 0, 0.5, 4, 0])
+    np.testing.assert_allclose(places[:, 2], [-0.8, -0.4, 0, 0.4, 0.8], atol=1e-6)
+    np.testing.assert_allclose(places[:, 3], np.log(5 / 32))
 
 
 def test_a_slice_alone_has_a_place():
@@ -41,26 +41,26 @@ def test_a_slice_alone_has_a_place():
 
 
 def test_inputs_are_squashed_logits_places_and_embeddings_with_their_differences():
-    one = some_scans((5,), embedding=2)
-    found = scan_features.slice_inputs(one.logits, one.z, one.embeddings)
-    assert found.shape == (5, 42 + 6)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found[:, :6], np.tanh(one.logits / 6), rtol=1e-6)
-    np.testing.assert_allclose(found[:, 6:12], np.arcsinh(one.logits) / 2, rtol=1e-6)
-    np.testing.assert_allclose(found[1:, 12:24], np.diff(found[:, :12], axis=0), atol=1e-6)
-    np.testing.assert_allclose(found[:-1, 24:36], np.diff(found[:, :12], axis=0), atol=1e-6)
-    assert (found[0, 12:24] == 0).all()
-    assert (found[-1, 24:36] == 0).all()
-    assert found[:, 40].tolist() == [1, 0, 0, 0, 0]
-    assert found[:, 41].tolist() == [0, 0, 0, 0, 1]
-    np.testing.assert_array_equal(found[:, 42:44], one.embeddings)
-    np.testing.assert_array_equal(found[1:, 44:46], np.diff(one.embeddings.astype(np.float32), axis=0))
+    scan = some_scans((5,), embedding=2)
+    inputs = scan_features.slice_inputs(scan.logits, scan.z, scan.embeddings)
+    assert inputs.shape == (5, 42 + 6)
+    assert inputs.dtype == np.float32
+    np.testing.assert_allclose(inputs[:, :6], np.tanh(scan.logits / 6), rtol=1e-6)
+    np.testing.assert_allclose(inputs[:, 6:12], np.arcsinh(scan.logits) / 2, rtol=1e-6)
+    np.testing.assert_allclose(inputs[1:, 12:24], np.diff(inputs[:, :12], axis=0), atol=1e-6)
+    np.testing.assert_allclose(inputs[:-1, 24:36], np.diff(inputs[:, :12], axis=0), atol=1e-6)
+    assert (inputs[0, 12:24] == 0).all()
+    assert (inputs[-1, 24:36] == 0).all()
+    assert inputs[:, 40].tolist() == [1, 0, 0, 0, 0]
+    assert inputs[:, 41].tolist() == [0, 0, 0, 0, 1]
+    np.testing.assert_array_equal(inputs[:, 42:44], scan.embeddings)
+    np.testing.assert_array_equal(inputs[1:, 44:46], np.diff(scan.embeddings.astype(np.float32), axis=0))
 
 
 def test_a_scan_read_backwards_has_its_differences_swapped():
-    one = some_scans((7,))
-    forwards = scan_features.slice_inputs(one.logits, one.z, one.embeddings)
-    backwards = scan_features.slice_inputs(one.logits[::-1], one.z[::-1], one.embeddings[::-1])[::-1]
+    scan = some_scans((7,))
+    forwards = scan_features.slice_inputs(scan.logits, scan.z, scan.embeddings)
+    backwards = scan_features.slice_inputs(scan.logits[::-1], scan.z[::-1], scan.embeddings[::-1])[::-1]
     np.testing.assert_allclose(backwards[:, 12:24], -forwards[:, 24:36], atol=1e-6)
     np.testing.assert_allclose(backwards[:, 36:38], forwards[:, [37, 36]])
     np.testing.assert_allclose(backwards[:, 38], -forwards[:, 38], atol=1e-6)
@@ -104,12 +104,12 @@ def test_kinds_change_places_in_a_share_of_samples():
 
 def test_noise_has_errors_of_the_scan_the_label_and_the_slice():
     rng = np.random.default_rng(0)
-    told = np.stack([scan_features.noisy(np.zeros((50, 6), np.float32), 0.5, rng) for _ in range(400)])
-    assert told.dtype == np.float32
-    assert told.std() == pytest.approx(0.5 * 3**0.5, rel=0.05)
-    assert told.mean(axis=1).std() == pytest.approx(0.5 * 2**0.5, rel=0.05)
-    assert told.mean(axis=(1, 2)).std() == pytest.approx(0.5 * (1 + 1 / 6) ** 0.5, rel=0.1)
-    np.testing.assert_array_equal(scan_features.noisy(told[0], 0.0, rng), told[0])
+    noise = np.stack([scan_features.noisy(np.zeros((50, 6), np.float32), 0.5, rng) for _ in range(400)])
+    assert noise.dtype == np.float32
+    assert noise.std() == pytest.approx(0.5 * 3**0.5, rel=0.05)
+    assert noise.mean(axis=1).std() == pytest.approx(0.5 * 2**0.5, rel=0.05)
+    assert noise.mean(axis=(1, 2)).std() == pytest.approx(0.5 * (1 + 1 / 6) ** 0.5, rel=0.1)
+    np.testing.assert_array_equal(scan_features.noisy(noise[0], 0.0, rng), noise[0])
 
 
 # ----------------------------------------------------------------------------------------------- neighbours' scores
@@ -143,17 +143,19 @@ def oracle(logits, z, reach):
 @pytest.mark.parametrize("reach", [0, 1, 7])
 def test_neighbor_features_are_those_of_the_slow_way(reach):
     several = some_scans((5, 1, 9, 2))
-    found = scan_features.neighbor_features(several, reach)
+    features = scan_features.neighbor_features(several, reach)
     for a, b in zip(several.starts[:-1], several.starts[1:], strict=True):
-        np.testing.assert_allclose(found[a:b], oracle(several.logits[a:b], several.z[a:b], reach), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            features[a:b], oracle(several.logits[a:b], several.z[a:b], reach), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_neighbor_features_of_a_scan_are_the_same_alone_and_beside_others():
     several = some_scans()
-    found = scan_features.neighbor_features(several, 7)
+    features = scan_features.neighbor_features(several, 7)
     for k in range(len(several)):
         alone = scan_features.neighbor_features(several.take(np.array([k])), 7)
-        np.testing.assert_allclose(found[several.rows(k)], alone, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(features[several.rows(k)], alone, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- scale of embeddings

@@ -88,10 +88,10 @@ def test_what_does_not_fit_is_named():
 def test_a_choice_of_scans_is_what_taking_them_one_by_one_gives(series, data):
     table = slice_table([f"s{k}" for k in series], np.arange(len(series), dtype=float))
     arranged = scans.arrange(table, some_logits(table.index))
-    which = data.draw(st.lists(st.integers(0, len(arranged) - 1), max_size=6))
-    taken = arranged.take(np.array(which, int))
-    assert members(taken) == [members(arranged)[k] for k in which]
-    rows = [row for k in which for row in arranged.rows(k)]
+    chosen = data.draw(st.lists(st.integers(0, len(arranged) - 1), max_size=6))
+    taken = arranged.take(np.array(chosen, int))
+    assert members(taken) == [members(arranged)[k] for k in chosen]
+    rows = [row for k in chosen for row in arranged.rows(k)]
     np.testing.assert_array_equal(taken.logits, arranged.logits[rows])
 
 
@@ -99,10 +99,10 @@ def test_batches_hold_each_scan_once_and_like_lengths():
     series = [f"s{k}" for k in range(20) for _ in range(1 + k * 7 % 11)]
     table = slice_table(series, np.arange(len(series), dtype=float))
     arranged = scans.arrange(table, some_logits(table.index))
-    found = list(scans.batches(arranged, 6))
-    assert sorted(np.concatenate(found)) == list(range(20))
-    assert [len(which) for which in found] == [6, 6, 6, 2]
-    lengths = [arranged.lengths[which] for which in found]
+    batches = list(scans.batches(arranged, 6))
+    assert sorted(np.concatenate(batches)) == list(range(20))
+    assert [len(batch) for batch in batches] == [6, 6, 6, 2]
+    lengths = [arranged.lengths[batch] for batch in batches]
     assert all(a.max() <= b.min() for a, b in pairwise(lengths))
 
 
@@ -135,11 +135,11 @@ def score_table(n=4):
 def test_a_table_of_scores_is_read_from_csv_and_parquet(tmp_path, name):
     table = score_table()
     (table.to_parquet if name.endswith("parquet") else table.to_csv)(tmp_path / name)
-    found = scans.read_scores(tmp_path / name)
-    assert list(found.index) == list(table["SOPInstanceUID"])
-    assert (found.dtypes[list(LABELS)] == "int8").all()
-    assert found["score_any"].tolist() == [0, 0.5, 1, 1.5]
-    assert "StudyInstanceUID" not in found
+    scores = scans.read_scores(tmp_path / name)
+    assert list(scores.index) == list(table["SOPInstanceUID"])
+    assert (scores.dtypes[list(LABELS)] == "int8").all()
+    assert scores["score_any"].tolist() == [0, 0.5, 1, 1.5]
+    assert "StudyInstanceUID" not in scores
 
 
 def test_tables_that_are_none(tmp_path):
@@ -171,6 +171,6 @@ def test_tables_that_are_none(tmp_path):
 
 def test_ids_that_look_like_numbers_stay_as_they_are(tmp_path):
     score_table().assign(SOPInstanceUID=["01", "02", "3", "4"], PatientID="007").to_csv(tmp_path / "numbers.csv")
-    found = scans.read_scores(tmp_path / "numbers.csv")
-    assert list(found.index) == ["01", "02", "3", "4"]
-    assert set(found["PatientID"]) == {"007"}
+    scores = scans.read_scores(tmp_path / "numbers.csv")
+    assert list(scores.index) == ["01", "02", "3", "4"]
+    assert set(scores["PatientID"]) == {"007"}

@@ -58,9 +58,9 @@ def first_stage(folder, test=True):
     folds.write_folds(config.data.folds_path, folded)
     run = Run.begin(config, folder / "runs")
     run.claim("tensorflow", ["cpu:0"], RunData(run.config).digests)
-    told = probabilities(table)
+    predictions = probabilities(table)
     for k in (0, 1):
-        write_predictions(told[folded["fold"] == k], run.fold(k) / "oof.parquet")
+        write_predictions(predictions[folded["fold"] == k], run.fold(k) / "oof.parquet")
     score_run(run)
     if test:
         write_predictions(probabilities(unseen), run.predictions_path)
@@ -137,13 +137,13 @@ def test_the_weights_are_the_best_there_are():
     y = rng.integers(0, 2, (200, 6))
     truth = pd.DataFrame((2 * y - 1) * 2.0)
     parts = [truth + rng.normal(0, scale, truth.shape) for scale in (1.5, 2.0, 9.0)]
-    found = train._fit_weights(y, parts)
-    assert found.sum() == pytest.approx(1)
-    assert (found >= 0).all()
+    weights = train._fit_weights(y, parts)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
     tenths = [np.array([i, j, 10 - i - j]) / 10 for i in range(11) for j in range(11 - i)]
-    losses = [train._loss(y, train._mix(parts, one)) for one in tenths]
-    assert train._loss(y, train._mix(parts, found)) <= min(losses)
-    assert found[2] < 0.1
+    losses = [train._loss(y, train._mix(parts, candidate)) for candidate in tenths]
+    assert train._loss(y, train._mix(parts, weights)) <= min(losses)
+    assert weights[2] < 0.1
     np.testing.assert_array_equal(train._fit_weights(y, parts[:1]), [1])
 
 
@@ -386,10 +386,12 @@ def test_several_runs_are_averaged_as_logits(tmp_path):
         write_predictions(read_predictions(path) / 2, other / path.relative_to(first.path))
     for name in ("config.yaml", "environment.json"):
         shutil.copy(first.path / name, other)
-    one, two, both = (inputs.inputs_from_runs(paths) for paths in ([first.path], [other], [first.path, other]))
-    assert both.train.ids.equals(one.train.ids)
-    np.testing.assert_allclose(both.train.logits, (one.train.logits + two.train.logits) / 2, atol=1e-5)
-    np.testing.assert_allclose(both.test.logits, (one.test.logits + two.test.logits) / 2, atol=1e-5)
+    of_first, of_other, both = (
+        inputs.inputs_from_runs(paths) for paths in ([first.path], [other], [first.path, other])
+    )
+    assert both.train.ids.equals(of_first.train.ids)
+    np.testing.assert_allclose(both.train.logits, (of_first.train.logits + of_other.train.logits) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.test.logits, (of_first.test.logits + of_other.test.logits) / 2, atol=1e-5)
     short = read_predictions(other / "predictions_test.parquet").iloc[1:]
     write_predictions(short, other / "predictions_test.parquet")
     with pytest.raises(IchError, match=r"are of other slices: ID_1"):

@@ -24,7 +24,7 @@ def case():
 
 def slow_logits(of, rows):
     """Walk each tree for each row, a step at a time."""
-    told = []
+    logits = []
     for row in rows:
         total = of.base
         for root in of.roots:
@@ -34,8 +34,8 @@ def slow_logits(of, rows):
                 left = of.missing_left[node] if np.isnan(asked) else asked <= of.threshold[node]
                 node = of.children[node, 0 if left else 1]
             total += of.value[node]
-        told.append(total)
-    return told
+        logits.append(total)
+    return logits
 
 
 def test_its_logits_are_those_of_a_slow_walk_and_of_scikit_learn(case, monkeypatch):
@@ -70,8 +70,8 @@ def test_at_most_the_threshold_goes_left(missing_left):
         "value": np.array([0.0, 10.0, 20.0]),
     }
     asked = np.array([2.0, np.nextafter(np.float32(2), np.float32(3)), -np.inf, np.inf, np.nan], np.float32)
-    told = Trees.of_arrays(arrays, 2).logits(np.column_stack([np.zeros(5, np.float32), asked]))
-    assert told.tolist() == [10.5, 20.5, 10.5, 20.5, 10.5 if missing_left else 20.5]
+    logits = Trees.of_arrays(arrays, 2).logits(np.column_stack([np.zeros(5, np.float32), asked]))
+    assert logits.tolist() == [10.5, 20.5, 10.5, 20.5, 10.5 if missing_left else 20.5]
 
 
 def test_thresholds_are_rounded_down():
