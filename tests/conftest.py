@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import io
+import signal
 import struct
 import subprocess
 import sys
@@ -38,6 +39,10 @@ from ich.synthetic.head import Head
 # An example that takes long tells of the machine's load; `timeout` of pyproject.toml ends a test that hangs.
 settings.register_profile("any-load", deadline=None)
 settings.load_profile("any-load")
+
+# A shell starts what runs in the background (make test &) with Ctrl-C ignored, which the processes of tests inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):
