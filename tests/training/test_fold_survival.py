@@ -42,6 +42,7 @@ ALL_OF_IT = {
 
 
 OF_SCANS = {"augment": "heavy", "ema_momentum": 0.9, "mixup": 0.4}
+SCANS = {"scan": {"slices": 3, "kind": "gru", "units": 8}}
 ON_DEVICE = {"augment": "heavy", "augment_on": "device", "mixup": 0.4, "cutmix": 1.0, "head_epochs": 1}
 
 
@@ -102,7 +103,7 @@ def stop_after_an_epoch(patch):
         pytest.param(ALL_OF_IT, {}, id="all"),
         pytest.param({}, {}, id="plain"),
         pytest.param(ON_DEVICE, {}, id="augmented by the model"),
-        pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "gru", "units": 8}}, id="scans by a GRU"),
+        pytest.param(OF_SCANS, SCANS, id="scans by a GRU"),
         pytest.param(OF_SCANS, {"scan": {"slices": 3, "kind": "attention", "units": 8}}, id="scans by attention"),
     ],
 )
@@ -149,9 +150,18 @@ def test_killed_in_the_middle_of_an_epoch_the_same_command_continues(config, thr
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("options", [ALL_OF_IT, {}], ids=["all", "plain"])
-def test_killed_at_ten_random_moments_the_files_are_those_of_one_that_ran_through(data, tmp_path, options):
-    config = tiny_config(data, train={"epochs": 40, "batch_size": 5, **options}, machine={"workers": 2})
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [
+        pytest.param(ALL_OF_IT, {}, id="all"),
+        pytest.param({}, {}, id="plain"),
+        pytest.param(ON_DEVICE, {}, id="augmented by the model"),
+        pytest.param(OF_SCANS, SCANS, id="scans"),
+    ],
+)
+def test_killed_at_ten_random_moments_the_files_are_those_of_one_that_ran_through(data, tmp_path, options, model):
+    train_section = {"epochs": 40, "batch_size": 5, **options}
+    config = tiny_config(data, model=model, train=train_section, machine={"workers": 2})
     process, folder = started(config, tmp_path / "through")
     with process:
         began = wait_for(process, "slices to train on") and time.monotonic()
