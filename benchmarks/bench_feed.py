@@ -261,8 +261,8 @@ def main() -> None:
         rate = median(side)
         return None if rate is None else round(rate)
 
-    def ratio(numerator: str, other: str, name: str = "rate") -> float | None:
-        above, below = median(numerator, name), median(other, name)
+    def ratio(numerator: str, denominator: str, name: str = "rate") -> float | None:
+        above, below = median(numerator, name), median(denominator, name)
         return None if above is None or below is None else round(above / below, 3)
 
     print("\n| side | images a second, median (least, most) | ms of CPU an image |\n|---|---|---|")
